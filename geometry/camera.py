@@ -250,7 +250,9 @@ def unproject(
         (a, c), (b, d) = columns[0].unbind(-1), columns[1].unbind(-1)
         ex, ey = (value - target).unbind(-1)
         det = a * d - b * c
-        return xy - torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None], det
+        step = torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
+        # both eigenvalues positive: far out a folded lens may turn both, and the determinant does not show it
+        return xy - step, (det > 0) & (a + d > 0)
 
     xy = target
     if distortion.shape[-1] > 0:
@@ -260,8 +262,8 @@ def unproject(
             error = (distort(xy, distortion) - target).norm(dim=-1)
         good = (error <= tolerance) & torch.isfinite(xy).all(-1)
         # an invalid pixel must not poison the gradients of its neighbours
-        xy, det = newton(torch.where(good[..., None], xy, torch.zeros_like(xy)))
-        valid = good & (det > 0)
+        xy, unfolded = newton(torch.where(good[..., None], xy, torch.zeros_like(xy)))
+        valid = good & unfolded
     else:
         valid = torch.isfinite(xy).all(-1)
     rays = torch.cat([xy, torch.ones_like(xy[..., :1])], -1)

@@ -1,0 +1,34 @@
+# make run    run every experiment's preset; results go to results/
+# make test   lint, types and the fast tests (plain `.venv/bin/pytest` runs the slow ones as well)
+# make clean  remove the environment and every cache; results/ stays
+#
+# Both set up the environment at their first call. Options, as in `make run PYTHON=python3.12`:
+#   PYTHON       the interpreter, 3.10 or newer
+#   CUDA=1       torch's default build with CUDA (several gigabytes) instead of the CPU build, in .venv-cuda
+#   TORCH_INDEX  another index for torch, such as https://download.pytorch.org/whl/cu130 (make clean first)
+
+PYTHON      ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CUDA        ?=
+VENV        := $(if $(CUDA),.venv-cuda,.venv)
+export PYTHON TORCH_INDEX CUDA
+
+.PHONY: run test clean
+
+run: $(VENV)/ready-experiments
+	$(VENV)/bin/python run_all.py
+
+test: $(VENV)/ready-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not slow"
+
+# A stamp a set of extras: made anew when what it was made from changes.
+$(VENV)/ready-%: pyproject.toml constraints.txt .ci/setup
+	@sh .ci/setup $(VENV) $*
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-cuda *.egg-info build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

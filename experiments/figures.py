@@ -1,0 +1,183 @@
+"""Figures of the experiments: pure functions from arrays or tensors to a matplotlib Figure (no pyplot, no display)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+# Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6670"
+
+# Corner pairs of one frustum of `frusta`: the apex to the image corners, then around the image.
+FRUSTUM_EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
+
+
+def array(values: Any) -> np.ndarray:
+    """A tensor on any device, with or without a graph, or anything array-like, as a float64 array."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
+
+
+def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
+    """Apex and image corners of each camera in the world, (V,5,3), a tenth as deep as the points are far.
+
+    The image is taken to end at twice the principal point; without `K` it is 4:3 with 62 degrees across.
+    """
+    cameras, points = array(world_to_camera).reshape(-1, 4, 4), array(points)
+    R, t = cameras[:, :3, :3], cameras[:, :3, 3]
+    centres = -np.einsum("vji,vj->vi", R, t)
+    points = points[np.isfinite(points).all(1)]
+    scene = np.median(points if len(points) else centres, axis=0)
+    depth = 0.1 * float(np.median(np.linalg.norm(centres - scene, axis=-1)))
+    if K is None:
+        half = np.broadcast_to([0.6, 0.45], (len(cameras), 2))
+    else:
+        K = np.broadcast_to(array(K), (len(cameras), 3, 3))
+        half = np.stack([K[:, 0, 2] / K[:, 0, 0], K[:, 1, 2] / K[:, 1, 1]], axis=-1)
+    signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners = np.concatenate([half[:, None] * signs, np.ones((len(cameras), 4, 1))], axis=-1) * depth
+    corners = np.einsum("vji,vkj->vki", R, corners) + centres[:, None]
+    return np.concatenate([centres[:, None], corners], axis=1)
+
+
+def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
+    """Loss over iterations on a log axis; `threshold` is the loss below which the run counts as converged."""
+    losses = array(losses)
+    figure, axes = _axes(6.4, 3.6)
+    shown = np.where(np.isfinite(losses) & (losses > 0), losses, np.nan)  # a log axis has no place for the rest
+    axes.plot(shown, color=BLUE, linewidth=1.8)
+    axes.set_yscale("log")
+    if threshold is not None:
+        axes.axhline(threshold, color=ORANGE, linewidth=1.4, linestyle="--")
+        axes.annotate(
+            f"converged below {threshold:.3g}", (0, threshold), xycoords=("axes fraction", "data"),
+            xytext=(6, 4), textcoords="offset points", color=ORANGE, fontsize=9,
+        )  # fmt: skip
+    seen = np.flatnonzero(np.isfinite(shown))
+    if len(seen):
+        last = seen[-1]
+        axes.plot(last, shown[last], "o", color=BLUE, markersize=5)
+    axes.set(xlabel="iteration", ylabel="loss", title=f"loss, last {losses[-1]:.3g}" if len(losses) else "loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def keypoint_tracks(tracks: Any, target: Any, title: str) -> Figure:
+    """Paths of N image points over T iterations, `tracks` (T,N,2) px, towards `target` (N,2) px."""
+    tracks, target = array(tracks), array(target)
+    figure, axes = _axes(6.4, 5.2)
+    steps = np.broadcast_to(np.arange(len(tracks) - 1)[:, None], (len(tracks) - 1, tracks.shape[1]))
+    segments = np.stack([tracks[:-1], tracks[1:]], axis=2).reshape(-1, 2, 2)
+    paths = LineCollection(
+        list(segments), cmap="viridis", norm=Normalize(0, max(len(tracks) - 1, 1)), linewidths=1.3, alpha=0.9
+    )
+    paths.set_array(steps.ravel())
+    axes.add_collection(paths)
+    axes.plot(*target.T, "+", color=ORANGE, markersize=13, markeredgewidth=2, label="target")
+    axes.plot(*tracks[0].T, "o", color=GREY, markersize=6, markerfacecolor="white", label="start")
+    axes.plot(*tracks[-1].T, "o", color=BLUE, markersize=5, label="final")
+    axes.set(xlabel="u (px)", ylabel="v (px)", title=title)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.06)
+    axes.invert_yaxis()  # image rows count downwards
+    _legend(axes)
+    figure.colorbar(paths, ax=axes, label="iteration", shrink=0.8, pad=0.02)
+    return figure
+
+
+def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure:
+    """Each column of `values` (T,k) over iterations on an axis of its own, dashed where it should end."""
+    values = array(values)
+    columns = 1 if len(names) == 1 else 2
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.6 * columns, 0.5 + 2.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for axes, name, column in zip(grid, names, values.T, strict=False):
+        _tidy(axes)
+        axes.plot(column, color=BLUE, linewidth=1.8, label="estimate")
+        axes.set_title(f"{name}: {column[-1]:.6g}", fontsize=10, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.ticklabel_format(axis="y", useOffset=False)
+    if truth is not None:
+        for axes, name, value, column in zip(grid, names, array(truth), values.T, strict=False):
+            axes.axhline(value, color=ORANGE, linewidth=1.4, linestyle="--", label="truth")
+            axes.set_title(f"{name}: {column[-1]:.6g} (truth {value:.6g})", fontsize=10, loc="left")
+    for axes in grid[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[max(len(names) - columns, 0) : len(names)]:
+        axes.set_xlabel("iteration")
+        axes.tick_params(labelbottom=True)
+    if truth is not None:
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None) -> Figure:
+    """Points (N,3) with equal axes, OpenCV's y down; beside them the true points, `cameras` (V,4,4) world_to_camera
+    as frusta, and in colour the `error` (N,) of each point."""
+    points = array(points)
+    figure = Figure(figsize=(6.8, 5.0))
+    axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
+    extent = [points]
+    if cameras is not None:
+        corners = frusta(cameras, points, K)
+        extent.append(corners.reshape(-1, 3))
+        edges = corners[:, FRUSTUM_EDGES][..., [0, 2, 1]].reshape(-1, 2, 3)
+        axes.add_collection3d(Line3DCollection(edges, colors=ORANGE, linewidths=1.1, label="cameras"))
+    if truth is not None:
+        truth = array(truth)
+        extent.append(truth)
+        axes.scatter(*truth.T[[0, 2, 1]], s=30, facecolors="none", edgecolors=GREY, linewidths=0.7, label="truth")
+    colour: dict[str, Any] = {"color": BLUE} if error is None else {"c": array(error), "cmap": "viridis"}
+    drawn = axes.scatter(*points.T[[0, 2, 1]], s=12, linewidths=0, depthshade=False, label="points", **colour)
+    if error is not None:
+        figure.colorbar(drawn, cax=figure.add_axes((0.89, 0.28, 0.02, 0.5)), label="error")
+
+    seen = np.concatenate(extent)
+    seen = seen[np.isfinite(seen).all(1)]
+    if len(seen):
+        low, high = seen.min(0), seen.max(0)
+        middle = (low + high) / 2
+        # One unit is the same length on every axis, and a flat scene still gets a box with some height.
+        half = np.maximum((high - low) / 2, 0.2 * (high - low).max() or 1.0) * 1.05
+        axes.set(
+            xlim=(middle[0] - half[0], middle[0] + half[0]),
+            ylim=(middle[2] - half[2], middle[2] + half[2]),
+            zlim=(middle[1] + half[1], middle[1] - half[1]),
+        )
+        # mplot3d scales the box to a fixed volume's diagonal: a flat one leaves room to come closer.
+        axes.set_box_aspect(half[[0, 2, 1]], zoom=1.25 - 0.3 * half[1] / half.max())
+    for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "z"), (axes.zaxis, "y")):
+        axis.set_label_text(name)
+        axis.labelpad = 8
+    axes.view_init(elev=22, azim=-62)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.pane.set_facecolor("white")
+        axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
+    if truth is not None or cameras is not None:
+        figure.legend(loc="lower center", ncols=3, frameon=False)
+    figure.subplots_adjust(left=0, right=0.98 if error is None else 0.84, bottom=0.06, top=1)
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, _tidy(figure.add_subplot())
+
+
+def _tidy(axes: Axes) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E3E6EA", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _legend(axes: Axes) -> None:
+    """Put the legend below the axes, where it covers no point."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)

@@ -1,0 +1,89 @@
+"""Nested least squares: outer unknowns optimised while inner ones sit at their argmin.
+
+For a cost c(theta, x) with x*(theta) = argmin_x c, the reduced cost c(theta, x*(theta)) is minimised by
+Levenberg-Marquardt over theta alone: the gradient comes through the inner argmin (at the minimum the implicit term
+vanishes: the envelope theorem), and the Gauss-Newton matrix is the Schur complement of the inner unknowns, which is
+J^T J for J = d r(theta, x*(theta)) / d theta with d x*/d theta from the implicit function theorem. Known as variable
+projection (Golub and Pereyra 1973; Kaufman 1975, whose approximation this is; Ruhe and Wedin 1980, algorithm 2).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from geometry.optim import select
+
+__all__ = ["NestedProblem", "NestedState", "nested_levenberg_marquardt"]
+
+
+class NestedProblem(Protocol):
+    """S independent outer problems at once; dimension 0 of theta and of everything returned is S."""
+
+    def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cost (S,) at the inner argmin, and that argmin (S,…); `inner` is where to start it, None: nowhere.
+
+        A cost that is not finite says that an inner problem failed; the step is then refused.
+        """
+        ...
+
+    def step(self, theta: Tensor, inner: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """Damped Gauss-Newton step of theta (S,…) and the decrease of cost (S,) it predicts. damping (S,)."""
+        ...
+
+    def retract(self, theta: Tensor, step: Tensor) -> Tensor:
+        """Move theta by a step."""
+        ...
+
+
+class NestedState(NamedTuple):
+    """State after `steps` trials: outer and inner unknowns, cost, damping and whether each problem is done."""
+
+    theta: Tensor
+    inner: Tensor
+    cost: Tensor
+    damping: Tensor
+    done: Tensor
+    steps: int
+
+
+def nested_levenberg_marquardt(
+    problem: NestedProblem,
+    theta: Tensor,
+    *,
+    inner: Tensor | None = None,
+    tolerance: float = 1e-13,
+    floor: float = 0.0,
+) -> Iterator[NestedState]:
+    """Yield the state at the start and after every trial step, until all S problems are done.
+
+    A problem is done when the predicted decrease falls below `tolerance` of its cost, its cost below `floor`, or no
+    step helps any more. The caller ends the iteration earlier by leaving the loop.
+    """
+    cost, found = problem.evaluate(theta, inner)
+    damping = torch.full_like(cost, 1e-2)
+    growth = torch.full_like(cost, 2.0)
+    done = ~torch.isfinite(cost)
+    state = NestedState(theta, found, cost, damping, done, 0)
+    yield state
+    while not state.done.all():
+        step, predicted = problem.step(state.theta, state.inner, state.damping)
+        candidate = problem.retract(state.theta, step)
+        trial_cost, trial_inner = problem.evaluate(candidate, state.inner)
+        trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
+        accept = ~state.done & (trial_cost < state.cost)
+        ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
+        shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
+        cost = torch.where(accept, trial_cost, state.cost)
+        damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * growth)
+        growth = torch.where(accept, torch.full_like(growth, 2.0), 2 * growth)
+        state = NestedState(
+            select(accept, candidate, state.theta),  # type: ignore[arg-type]
+            select(accept, trial_inner, state.inner),  # type: ignore[arg-type]
+            cost,
+            damping,
+            state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8),
+            state.steps + 1,
+        )
+        yield state

@@ -1,0 +1,106 @@
+"""Structure from images alone: 3D points learned through PnP, no pose given.
+
+The outer unknowns are the points, the inner ones the poses: each trial structure gets the pose that suits each view
+best, by the global PnP of `geometry.pnp` if wished, and the points take a Gauss-Newton step of the reduced cost
+(`geometry.nested`). Because no pose is ever carried along, a view cannot be left behind in a wrong basin by a
+wrong start, and random points are a usable start.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geometry.camera import Model, projection_jacobian
+from geometry.pnp import pnp
+
+__all__ = ["StructureProblem", "mirror"]
+
+
+@dataclass(frozen=True)
+class StructureProblem:
+    """`NestedProblem` over S candidate structures theta (S,N,3) seen by the same V views; inner (S,V,4,4).
+
+    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`. global_poses: seek every pose's
+    global minimum at each step (the start of PnP is None) instead of following the last one. normalise: keep each
+    structure at zero mean and unit rms radius, which a reconstruction up to similarity is free to do.
+    """
+
+    points2d: Tensor
+    visible: Tensor
+    K: Tensor
+    distortion: Tensor
+    model: Model = "radtan"
+    global_poses: bool = True
+    normalise: bool = True
+
+    def _tiled(self, tensor: Tensor, S: int) -> Tensor:
+        return tensor.expand(S, *tensor.shape).flatten(0, 1)
+
+    def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+        S, (V, N) = len(theta), self.visible.shape
+        init = None if self.global_poses or inner is None else inner.flatten(0, 1)
+        solution = pnp(
+            self._tiled(self.points2d, S),
+            theta[:, None].expand(S, V, N, 3).flatten(0, 1),
+            self._tiled(self.K, S),
+            distortion=self._tiled(self.distortion, S),
+            mask=self._tiled(self.visible, S),
+            init=init,
+            model=self.model,
+        )
+        assert isinstance(solution.x, Tensor)
+        return solution.cost.unflatten(0, (S, V)).sum(1), solution.x.unflatten(0, (S, V)).detach()
+
+    def step(self, theta: Tensor, inner: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """One Gauss-Newton step with the poses eliminated: the Schur complement D - W H^-1 W^T of the points.
+
+        D is block diagonal (3 x 3 a point) and W H^-1 W^T has rank 6V, so the Woodbury identity leaves one dense
+        system of 6V unknowns, whatever N.
+        """
+        S, (V, N) = len(theta), self.visible.shape
+        rotated = theta[:, None] @ inner[..., :3, :3].mT
+        p = rotated + inner[..., None, :3, 3]
+        p = torch.where(self.visible[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
+        pixels, J = projection_jacobian(p, self.K, self.distortion, self.model)
+        r = (pixels - self.points2d) * self.visible[..., None]
+        J = J * self.visible[..., None, None]
+        J_point = J @ inner[..., None, :3, :3]
+        J_pose = torch.cat([torch.linalg.cross(rotated[..., None, :].expand_as(J), J), J], -1)
+        gradient = torch.einsum("svnki,svnk->sni", J_point, r)
+        D = torch.einsum("svnki,svnkj->snij", J_point, J_point)
+        diagonal = D.diagonal(dim1=-2, dim2=-1)
+        # a point that no view sees stays where it is
+        safe = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+        damped = damping[:, None, None] * safe
+        W = torch.einsum("svnki,svnkj->snivj", J_point, J_pose).flatten(-2)
+        H = torch.einsum("svnki,svnkj->svij", J_pose, J_pose)
+        H = (H[:, :, :, None, :] * torch.eye(V, dtype=H.dtype, device=H.device)[:, None, :, None]).reshape(S, 6 * V, 6 * V)
+        D_inverse = torch.linalg.inv(D + torch.diag_embed(damped))
+        DW = D_inverse @ W
+        reduced = H - torch.einsum("snip,sniq->spq", W, DW)
+        # the seven gauge directions are singular but for the damping of the points
+        scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
+        eye = torch.eye(6 * V, dtype=H.dtype, device=H.device)
+        reduced = reduced * scale[:, :, None] * scale[:, None, :] + 1e-10 * eye
+        descent = -(D_inverse @ gradient[..., None]).squeeze(-1)
+        right = torch.einsum("snip,sni->sp", W, descent) * scale
+        y = torch.linalg.solve(reduced, right[..., None]).squeeze(-1) * scale
+        step = descent + torch.einsum("snip,sp->sni", DW, y)
+        predicted = 0.5 * (step * (damped * step - gradient)).sum((1, 2))
+        return step, predicted
+
+    def retract(self, theta: Tensor, step: Tensor) -> Tensor:
+        moved = theta + step
+        if not self.normalise:
+            return moved
+        moved = moved - moved.mean(1, keepdim=True)
+        return moved / moved.square().sum(-1).mean(1).sqrt()[:, None, None]
+
+
+def mirror(theta: Tensor) -> Tensor:
+    """The structure reflected in depth: nearly as good a fit where perspective is weak (Necker reversal), so worth a look.
+
+    Any reflection does, since poses are sought anew. (S,N,3) -> (S,N,3).
+    """
+    return theta * theta.new_tensor([1.0, 1.0, -1.0])

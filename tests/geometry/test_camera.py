@@ -1,0 +1,282 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import hessian, jacrev, vmap
+
+from geometry import se3
+from geometry.camera import (
+    Model,
+    in_front,
+    intrinsics_from_matrix,
+    matrix_from_intrinsics,
+    project,
+    project_camera_frame,
+    projection_curvature,
+    projection_jacobian,
+    unproject,
+)
+
+K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)
+COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0007]
+FISHEYE = [0.06, -0.012, 0.004, -0.001]
+LENSES: list[tuple[Model, int]] = [
+    ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12), ("fisheye", 0), ("fisheye", 4),
+]  # fmt: skip
+
+
+def lens(model: Model, k: int) -> Tensor:
+    return torch.tensor((COEFFICIENTS if model == "radtan" else FISHEYE)[:k], dtype=torch.float64)
+
+
+def points_ahead(*shape: int, spread: float = 0.6, seed: int = 0) -> Tensor:
+    """Points in the camera frame, 2 to 6 units ahead, X/Z and Y/Z within +-spread. (…,3)"""
+    g = torch.Generator().manual_seed(seed)
+    xy = spread * (2 * torch.rand(*shape, 2, generator=g, dtype=torch.float64) - 1)
+    z = 2 + 4 * torch.rand(*shape, 1, generator=g, dtype=torch.float64)
+    return torch.cat([xy * z, z], -1)
+
+
+def some_pose() -> Tensor:
+    return se3.from_rotvec_t(torch.tensor([0.3, -0.5, 0.2, 0.1, -0.2, 0.4], dtype=torch.float64))
+
+
+def close(a: Tensor, b: Tensor, atol: float) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("k", [0, 4, 5, 8, 12])
+def test_radtan_is_opencv(k: int) -> None:
+    pose = some_pose()
+    points3d = se3.transform(se3.inverse(pose), points_ahead(30))
+    six = se3.rotvec_t(pose).numpy()
+    expected, _ = cv2.projectPoints(points3d.numpy(), six[:3], six[3:], K.numpy(), lens("radtan", k).numpy() if k else None)
+    close(project(points3d, pose, K, lens("radtan", k)), torch.from_numpy(expected[:, 0]), 1e-10)
+
+
+def test_fisheye_is_opencv() -> None:
+    pose = some_pose()
+    points3d = se3.transform(se3.inverse(pose), points_ahead(30, spread=3.0))  # up to 77 degrees off the axis
+    six = se3.rotvec_t(pose).numpy()
+    expected, _ = cv2.fisheye.projectPoints(points3d.numpy()[:, None], six[:3], six[3:], K.numpy(), np.array(FISHEYE))
+    close(project(points3d, pose, K, lens("fisheye", 4), model="fisheye"), torch.from_numpy(expected[:, 0]), 1e-9)
+
+
+def test_fisheye_beyond_90_degrees_follows_theta() -> None:
+    theta = torch.tensor([1e-9, 0.009, 0.0101, 1.0, math.pi / 2, 1.8, 2.5, 3.0], dtype=torch.float64)
+    phi = torch.linspace(0.0, 6.0, 8, dtype=torch.float64)
+    directions = torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], -1)
+    k1, k2, k3, k4 = FISHEYE
+    radius = theta * (1 + k1 * theta**2 + k2 * theta**4 + k3 * theta**6 + k4 * theta**8)
+    expected = torch.stack([radius * phi.cos() * 810 + 330, radius * phi.sin() * 790 + 235], -1)
+    distances = torch.linspace(0.1, 50, 8, dtype=torch.float64)[:, None]  # the radius has no say
+    found = project_camera_frame(distances * directions, K, lens("fisheye", 4), model="fisheye")
+    close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize(("model", "k"), LENSES)
+def test_none_and_zero_coefficients_are_the_plain_lens(model: Model, k: int) -> None:
+    p = points_ahead(10)
+    plain = project_camera_frame(p, K, None, model=model)
+    close(project_camera_frame(p, K, torch.zeros(k, dtype=torch.float64), model=model), plain, 1e-11)
+    if model == "radtan":
+        close(plain, p[:, :2] / p[:, 2:] * torch.tensor([810.0, 790.0]) + torch.tensor([330.0, 235.0]), 1e-11)
+
+
+def test_leading_dimensions_broadcast() -> None:
+    p, distortion = points_ahead(2, 3, 7), lens("radtan", 5)
+    poses = torch.stack([some_pose(), torch.eye(4, dtype=torch.float64)])[:, None]  # (2,1,4,4)
+    Ks = K * torch.tensor([1.0, 1.1, 1.2], dtype=torch.float64)[:, None, None]
+    Ks[:, 2, 2] = 1
+    found = project(p, poses, Ks, distortion.expand(3, 5))
+    for i in range(2):
+        for j in range(3):
+            close(found[i, j], project(p[i, j], poses[i, 0], Ks[j], distortion), 1e-11)
+    rays = unproject(found, Ks, distortion)
+    for j in range(3):
+        close(rays.directions[1, j], unproject(found[1, j], Ks[j], distortion).directions, 1e-12)
+
+
+@pytest.mark.parametrize(("model", "k"), LENSES)
+def test_gradients_of_project(model: Model, k: int) -> None:
+    pose, points3d = some_pose(), points_ahead(4)
+    rotvec_t = se3.rotvec_t(pose)
+
+    def f(p: Tensor, x: Tensor, intrinsics: Tensor, distortion: Tensor) -> Tensor:
+        return project(p, se3.from_rotvec_t(x), matrix_from_intrinsics(intrinsics), distortion, model=model)
+
+    inputs = [a.clone().requires_grad_() for a in (points3d, rotvec_t, intrinsics_from_matrix(K), lens(model, k))]
+    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradgradcheck(f, inputs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-9, 1e-5, 0.0099, 0.0101])
+def test_fisheye_gradient_near_the_axis(offset: float) -> None:
+    """theta / r is 0/0 on the axis; a series takes over below r/z = 0.01."""
+    p = torch.tensor([[offset, -0.5 * offset, 2.0]], dtype=torch.float64, requires_grad=True)
+    distortion = lens("fisheye", 4).requires_grad_()
+    f = lambda p, d: project_camera_frame(p, K, d, model="fisheye")
+    assert torch.autograd.gradcheck(f, (p, distortion))
+    jacobian = jacrev(f)(p.detach(), distortion.detach())[0, :, 0]
+    if offset < 1e-8:  # the equidistant lens is a pinhole to first order
+        close(jacobian, torch.tensor([[405.0, 0, 0], [0, 395, 0]], dtype=torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize(("model", "k"), LENSES)
+def test_projection_jacobian_and_curvature_are_the_derivatives(model: Model, k: int) -> None:
+    p = torch.cat([points_ahead(6), torch.tensor([[0.0, 0, 3]], dtype=torch.float64)])[None]
+    distortion = lens(model, k)[None]
+    skewed = K.clone()
+    skewed[0, 1] = 3.0
+    f = lambda q: project_camera_frame(q[None], skewed, distortion[0], model=model)[0]
+    pixels, jacobian = projection_jacobian(p, skewed[None], distortion, model)
+    close(pixels[0], vmap(f)(p[0]), 1e-11)
+    close(jacobian[0], vmap(jacrev(f))(p[0]), 1e-10)
+    covector = torch.randn(1, 7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = projection_curvature(p, skewed[None], distortion, model, covector)
+    expected = vmap(lambda q, c: hessian(lambda q: (c * f(q)).sum())(q))(p[0], covector[0])
+    close(found[0], expected, 1e-9)
+
+
+@pytest.mark.parametrize(("model", "k"), LENSES)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20), shape=st.sampled_from([(1,), (5,), (2, 3), (2, 0)]))
+def test_unproject_inverts_project(model: Model, k: int, seed: int, shape: tuple[int, ...]) -> None:
+    p = points_ahead(*shape, spread=0.6 if model == "radtan" else 3.0, seed=seed)
+    rays = unproject(project_camera_frame(p, K, lens(model, k), model=model), K, lens(model, k), model=model)
+    assert rays.valid.all()
+    close(rays.directions, p / p.norm(dim=-1, keepdim=True), 1e-12)
+
+
+def test_unproject_inverts_a_fisheye_of_more_than_a_half_sphere() -> None:
+    theta = torch.linspace(0, 2.9, 30, dtype=torch.float64)
+    directions = torch.stack([theta.sin() * 0.6, theta.sin() * 0.8, theta.cos()], -1)
+    distortion = torch.tensor([0.02, 0.001], dtype=torch.float64)
+    rays = unproject(project_camera_frame(directions, K, distortion, model="fisheye"), K, distortion, model="fisheye")
+    assert rays.valid.all()
+    close(rays.directions, directions, 1e-12)
+
+
+@pytest.mark.parametrize("k", [4, 5, 8, 12])
+def test_unproject_is_undistort_points(k: int) -> None:
+    pixels = project_camera_frame(points_ahead(30, spread=0.4), K, lens("radtan", k))
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-14)
+    expected = cv2.undistortPoints(pixels.numpy(), K.numpy(), lens("radtan", k).numpy(), criteria=criteria)
+    rays = unproject(pixels, K, lens("radtan", k)).directions
+    close(rays[:, :2] / rays[:, 2:], torch.from_numpy(expected[:, 0]), 1e-8)
+
+
+def test_unproject_is_fisheye_undistort_points() -> None:
+    pixels = project_camera_frame(points_ahead(30, spread=1.5), K, lens("fisheye", 4), model="fisheye")
+    expected = cv2.fisheye.undistortPoints(pixels.numpy()[:, None], K.numpy(), np.array(FISHEYE))
+    rays = unproject(pixels, K, lens("fisheye", 4), model="fisheye").directions
+    close(rays[:, :2] / rays[:, 2:], torch.from_numpy(expected[:, 0]), 1e-6)  # OpenCV stops at 1e-8 rad
+
+
+@pytest.mark.parametrize(("model", "k"), LENSES)
+def test_gradients_of_unproject(model: Model, k: int) -> None:
+    pixels = project_camera_frame(points_ahead(2), K, lens(model, k), model=model)
+    centre = torch.tensor([[330.0, 235.0]], dtype=torch.float64)  # the ray along the axis
+    pixels = torch.cat([pixels, centre])
+
+    def f(pixels: Tensor, intrinsics: Tensor, distortion: Tensor) -> Tensor:
+        return unproject(pixels, matrix_from_intrinsics(intrinsics), distortion, model=model, max_steps=8).directions
+
+    inputs = [a.clone().requires_grad_() for a in (pixels, intrinsics_from_matrix(K), lens(model, k))]
+    assert torch.autograd.gradcheck(f, inputs, eps=1e-5)
+
+
+def test_unproject_flags_the_folded_branch_and_unreachable_pixels() -> None:
+    """With k1 = -0.3 the radius r (1 - 0.3 r^2) turns back at r = 1.054, where it is 0.7027 focal lengths."""
+    distortion = torch.tensor([-0.3, 0.0], dtype=torch.float64)
+    r = torch.tensor([0.0, 0.5, 1.0, 1.05, 1.06, 1.3, 1.7], dtype=torch.float64)
+    normalised = torch.stack([0.6 * r, 0.8 * r], -1)
+    points = torch.cat([normalised, torch.ones(7, 1, dtype=torch.float64)], -1)
+    pixels = project_camera_frame(points, K, distortion)
+    rays = unproject(pixels, K, distortion)
+    # never a valid ray that is another one's: a pixel of the folded branch gives the ray of the first branch or none
+    again = project_camera_frame(rays.directions, K, distortion)
+    close(again[rays.valid], pixels[rays.valid], 1e-6)
+    assert rays.valid[:3].all()
+    inside = rays.directions[rays.valid]
+    assert (inside[:, :2].norm(dim=-1) / inside[:, 2] < 1 / math.sqrt(0.9)).all()
+    # Newton ends many of these at r < -1.8, where the image is turned by half a turn and the determinant is positive
+    radius = torch.linspace(0.705, 4, 300, dtype=torch.float64)
+    beyond = K[:2, 2] + torch.stack([0.6 * radius, 0.8 * radius], -1) * K.diagonal()[:2]
+    assert not unproject(beyond, K, distortion).valid.any()
+
+
+def test_unproject_flags_unreachable_fisheye_pixels() -> None:
+    distortion = torch.tensor([-0.1], dtype=torch.float64)  # theta (1 - 0.1 theta^2) reaches 1.217 at 1.826 rad
+    radii = torch.tensor([0.0, 0.5, 1.2, 1.22, 2.0, 9.0], dtype=torch.float64)
+    pixels = K[:2, 2] + radii[:, None] * torch.tensor([0.6, -0.8], dtype=torch.float64) * K.diagonal()[:2]
+    rays = unproject(pixels, K, distortion, model="fisheye")
+    assert rays.valid.tolist() == [True, True, True, False, False, False]
+    theta = torch.acos(rays.directions[:3, 2])
+    close(theta * (1 - 0.1 * theta**2), radii[:3], 1e-10)
+    # the equidistant lens ends before the pole, at radius pi
+    ends = K[:2, 2] + torch.tensor([[3.0, 0], [3.13, 0], [3.2, 0]], dtype=torch.float64) * K.diagonal()[:2]
+    assert unproject(ends, K, None, model="fisheye").valid.tolist() == [True, False, False]
+
+
+def test_an_invalid_pixel_leaves_its_neighbours_and_their_gradients_alone() -> None:
+    distortion = torch.tensor([-0.3, 0.0], dtype=torch.float64)
+    good = project_camera_frame(points_ahead(3), K, distortion)
+    bad = torch.tensor([[9000.0, 9000], [330, -1500], [-1e6, 0]], dtype=torch.float64)
+    nothing = torch.tensor([[torch.inf, 0], [0, torch.nan]], dtype=torch.float64)
+    assert not unproject(nothing, K, distortion).valid.any()
+    assert not unproject(nothing, K).valid.any()
+    assert not unproject(nothing, K, model="fisheye").valid.any()
+    grads = []
+    for pixels in (good, torch.cat([good, bad])):
+        pixels = pixels.clone().requires_grad_()
+        d = distortion.clone().requires_grad_()
+        rays = unproject(pixels, K, d)
+        assert rays.valid.tolist() == [True] * 3 + [False] * (len(pixels) - 3)
+        rays.directions[:3].square().cumsum(0).sum().backward()
+        grads.append((pixels.grad[:3], d.grad))  # type: ignore[index]
+    close(grads[0][0], grads[1][0], 1e-15)
+    close(grads[0][1], grads[1][1], 1e-15)
+
+
+def test_in_front() -> None:
+    p = torch.tensor([[0.0, 0, 1], [5, 0, 1e-3], [0, 0, 0], [1, 0, 0], [1, 0, -1], [0, 0, -1], [1, 0, -8.0], [1, 0, -20]])
+    assert in_front(p).tolist() == [True, True, False, False, False, False, False, False]
+    assert in_front(p, model="fisheye").tolist() == [True, True, False, True, True, False, True, False]
+
+
+def test_intrinsics_and_matrix() -> None:
+    intrinsics = torch.tensor([[800.0, 780, 320, 240], [500, 510, 100, 90]])
+    matrix = matrix_from_intrinsics(intrinsics)
+    assert matrix[1].tolist() == [[500, 0, 100], [0, 510, 90], [0, 0, 1]]
+    assert torch.equal(intrinsics_from_matrix(matrix), intrinsics)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_follows_the_input(dtype: torch.dtype) -> None:
+    p = points_ahead(3).to(dtype)
+    for model, k in LENSES:
+        pixels = project_camera_frame(p, K.to(dtype), lens(model, k).to(dtype), model=model)
+        rays = unproject(pixels, K.to(dtype), lens(model, k).to(dtype), model=model)
+        assert pixels.dtype == rays.directions.dtype == dtype
+        assert rays.valid.all()
+        close(rays.directions, p / p.norm(dim=-1, keepdim=True), 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_errors_name_the_argument() -> None:
+    p = points_ahead(3)
+    with pytest.raises(ValueError, match=r"distortion must have .*\(3,\)"):
+        project(p, some_pose(), K, torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"distortion must have .*fisheye.*\(5,\)"):
+        project(p, some_pose(), K, torch.zeros(5, dtype=torch.float64), model="fisheye")
+    with pytest.raises(ValueError, match="model must be one of .*'pinhole'"):
+        project(p, some_pose(), K, model="pinhole")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"points2d must have shape .*got \(3, 3\)"):
+        unproject(p, K)
+    with pytest.raises(ValueError, match="distortion"):
+        unproject(p[:, :2], K, torch.zeros(1, dtype=torch.float64))
