@@ -17,7 +17,7 @@ EXIT_SKIPPED = 3
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` when the block ends well: a killed process leaves old or new, whole."""
+    """A file that becomes `path` when the block ends well: even a killed process leaves old or new, whole."""
     temporary = path.with_name(f".tmp-{path.name}")  # the suffix stays: open3d and matplotlib go by it
     try:
         yield temporary
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can say it: nan and inf become strings (float() reads them back), tensors numbers or lists."""
+    """`value` as JSON can say it: nan and inf as strings that float() reads back, tensors as lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

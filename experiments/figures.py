@@ -1,4 +1,7 @@
-"""Figures of the experiments: pure functions from arrays or tensors to a matplotlib Figure (no pyplot, no display)."""
+"""What the experiments show: pure functions from arrays or tensors to a matplotlib Figure or coloured points.
+
+No pyplot: nothing here needs a display or leaves a figure open.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F6670"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
 
 # Corner pairs of one frustum of `frusta`: the apex to the image corners, then around the image.
 FRUSTUM_EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
@@ -45,11 +48,30 @@ def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
     return np.concatenate([centres[:, None], corners], axis=1)
 
 
+def colored_points(
+    points: Any, colors: Any = None, cameras: Any = None, K: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N,3) and their colors (N,3) uint8, blue by default; behind them `cameras` as dotted frusta."""
+    points = array(points)
+    if colors is None:
+        colors = np.full((len(points), 3), _rgb(BLUE), np.uint8)
+    colors = np.asarray(colors.detach().cpu() if hasattr(colors, "detach") else colors)
+    if colors.dtype != np.uint8 or colors.shape != points.shape:
+        raise ValueError(f"colors must be {points.shape} uint8, not {colors.shape} {colors.dtype}")
+    if cameras is None:
+        return points, colors
+    ends = frusta(cameras, points, K)[:, FRUSTUM_EDGES]
+    along = np.linspace(0, 1, 16)[:, None]
+    dots = (ends[:, :, None, 0] * (1 - along) + ends[:, :, None, 1] * along).reshape(-1, 3)
+    orange = np.full((len(dots), 3), _rgb(ORANGE), np.uint8)
+    return np.concatenate([points, dots]), np.concatenate([colors, orange])
+
+
 def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
     """Loss over iterations on a log axis; `threshold` is the loss below which the run counts as converged."""
     losses = array(losses)
     figure, axes = _axes(6.4, 3.6)
-    shown = np.where(np.isfinite(losses) & (losses > 0), losses, np.nan)  # a log axis has no place for the rest
+    shown = np.where(np.isfinite(losses) & (losses > 0), losses, np.nan)  # all that a log axis can show
     axes.plot(shown, color=BLUE, linewidth=1.8)
     axes.set_yscale("log")
     if threshold is not None:
@@ -62,7 +84,8 @@ def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
     if len(seen):
         last = seen[-1]
         axes.plot(last, shown[last], "o", color=BLUE, markersize=5)
-    axes.set(xlabel="iteration", ylabel="loss", title=f"loss, last {losses[-1]:.3g}" if len(losses) else "loss")
+        axes.set_title(f"loss, last {losses[-1]:.3g}")
+    axes.set(xlabel="iteration", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -113,13 +136,18 @@ def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure
         axes.set_xlabel("iteration")
         axes.tick_params(labelbottom=True)
     if truth is not None:
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        entries = grid[0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None) -> Figure:
-    """Points (N,3) with equal axes, OpenCV's y down; beside them the true points, `cameras` (V,4,4) world_to_camera
-    as frusta, and in colour the `error` (N,) of each point."""
+def point_cloud(
+    points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None
+) -> Figure:
+    """Points (N,3) with equal axes and OpenCV's y down, in colour the `error` (N,) of each.
+
+    Beside them the true points, and `cameras` (V,4,4) world_to_camera as frusta.
+    """
     points = array(points)
     figure = Figure(figsize=(6.8, 5.0))
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
@@ -132,11 +160,14 @@ def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any 
     if truth is not None:
         truth = array(truth)
         extent.append(truth)
-        axes.scatter(*truth.T[[0, 2, 1]], s=30, facecolors="none", edgecolors=GREY, linewidths=0.7, label="truth")
+        rings: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 0.7}
+        axes.scatter(*truth.T[[0, 2, 1]], s=30, label="truth", **rings)
     colour: dict[str, Any] = {"color": BLUE} if error is None else {"c": array(error), "cmap": "viridis"}
     drawn = axes.scatter(*points.T[[0, 2, 1]], s=12, linewidths=0, depthshade=False, label="points", **colour)
     if error is not None:
-        figure.colorbar(drawn, cax=figure.add_axes((0.89, 0.28, 0.02, 0.5)), label="error")
+        bar = figure.add_axes((0.9, 0.25, 0.02, 0.5))
+        bar.set_title("error", fontsize=10)
+        figure.colorbar(drawn, cax=bar)
 
     seen = np.concatenate(extent)
     seen = seen[np.isfinite(seen).all(1)]
@@ -154,7 +185,7 @@ def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any 
         axes.set_box_aspect(half[[0, 2, 1]], zoom=1.25 - 0.3 * half[1] / half.max())
     for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "z"), (axes.zaxis, "y")):
         axis.set_label_text(name)
-        axis.labelpad = 8
+        axis.labelpad = 3 if name == "y" else 8
     axes.view_init(elev=22, azim=-62)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(5))
@@ -162,8 +193,12 @@ def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any 
         axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
     if truth is not None or cameras is not None:
         figure.legend(loc="lower center", ncols=3, frameon=False)
-    figure.subplots_adjust(left=0, right=0.98 if error is None else 0.84, bottom=0.06, top=1)
+    figure.subplots_adjust(left=0, right=0.98 if error is None else 0.82, bottom=0.06, top=1)
     return figure
+
+
+def _rgb(color: str) -> list[int]:
+    return [round(255 * channel) for channel in to_rgb(color)]
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

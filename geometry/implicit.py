@@ -93,6 +93,8 @@ def attach_gradient(
     x = map_state(lambda a: a.detach(), x)
     if not (torch.is_grad_enabled() and any(d.requires_grad for d in data)):
         return x
+    if len(data[0]) == 0:  # vmap cannot map over nothing; x still belongs to the graph
+        return map_state(lambda a: a + sum(d.sum() for d in data if d.requires_grad), x)
     with torch.no_grad():
         plain = tuple(d.detach() for d in data)
         if gradient == "exact":
@@ -125,12 +127,17 @@ def argmin(
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
-    if gradient == "unrolled":
+    if gradient == "unrolled" and len(solution.cost) > 0:
         batched = batch_data(x0, data)
         x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
+        # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
+        lin = linearize(problem, x, batched)
+        step, _ = solve_spd(lin.gauss_newton, -lin.gradient)
+        x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
         x = _stop_gradient_where(~solution.converged, x)
     else:
-        x = attach_gradient(problem, solution.x, *data, ok=solution.converged, gradient=gradient)
+        how: Literal["exact", "gauss_newton"] = "exact" if gradient == "unrolled" else gradient
+        x = attach_gradient(problem, solution.x, *data, ok=solution.converged, gradient=how)
     return Solution(x, solution.cost, solution.status, solution.steps)
 
 

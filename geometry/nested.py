@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geometry.optim import select
 
-__all__ = ["NestedProblem", "NestedState", "nested_levenberg_marquardt"]
+__all__ = ["NestedProblem", "NestedState", "nested_levenberg_marquardt", "nested_start"]
 
 
 class NestedProblem(Protocol):
@@ -38,52 +38,55 @@ class NestedProblem(Protocol):
 
 
 class NestedState(NamedTuple):
-    """State after `steps` trials: outer and inner unknowns, cost, damping and whether each problem is done."""
+    """Where S problems stand after `steps` trials; all there is to know, so that a stored state goes on exactly.
+
+    theta (S,…) and inner (S,…): the unknowns; cost, damping and its growth (S,); done (S,) bool.
+    """
 
     theta: Tensor
     inner: Tensor
     cost: Tensor
     damping: Tensor
+    growth: Tensor
     done: Tensor
     steps: int
 
 
+def nested_start(problem: NestedProblem, theta: Tensor, inner: Tensor | None = None) -> NestedState:
+    """The state at theta (S,…), the inner argmin sought from `inner`."""
+    cost, found = problem.evaluate(theta, inner)
+    cost = torch.where(torch.isfinite(cost), cost, torch.inf)
+    return NestedState(
+        theta, found, cost, torch.full_like(cost, 1e-2), torch.full_like(cost, 2.0), torch.isinf(cost), 0
+    )
+
+
 def nested_levenberg_marquardt(
-    problem: NestedProblem,
-    theta: Tensor,
-    *,
-    inner: Tensor | None = None,
-    tolerance: float = 1e-13,
-    floor: float = 0.0,
+    problem: NestedProblem, state: NestedState, *, tolerance: float = 1e-13, floor: float = 0.0
 ) -> Iterator[NestedState]:
-    """Yield the state at the start and after every trial step, until all S problems are done.
+    """Yield the state after every trial step from `state` on, until all S problems are done.
 
     A problem is done when the predicted decrease falls below `tolerance` of its cost, its cost below `floor`, or no
     step helps any more. The caller ends the iteration earlier by leaving the loop.
     """
-    cost, found = problem.evaluate(theta, inner)
-    damping = torch.full_like(cost, 1e-2)
-    growth = torch.full_like(cost, 2.0)
-    done = ~torch.isfinite(cost)
-    state = NestedState(theta, found, cost, damping, done, 0)
-    yield state
     while not state.done.all():
         step, predicted = problem.step(state.theta, state.inner, state.damping)
         candidate = problem.retract(state.theta, step)
         trial_cost, trial_inner = problem.evaluate(candidate, state.inner)
         trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
         accept = ~state.done & (trial_cost < state.cost)
-        ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
+        ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
         shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
         cost = torch.where(accept, trial_cost, state.cost)
-        damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * growth)
-        growth = torch.where(accept, torch.full_like(growth, 2.0), 2 * growth)
+        damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * state.growth)
+        done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
         state = NestedState(
             select(accept, candidate, state.theta),  # type: ignore[arg-type]
             select(accept, trial_inner, state.inner),  # type: ignore[arg-type]
             cost,
             damping,
-            state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8),
+            torch.where(accept, 2.0, 2 * state.growth),
+            done,
             state.steps + 1,
         )
         yield state

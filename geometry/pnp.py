@@ -175,6 +175,7 @@ def pnp(
     kernel: Kernel | None = None,
     gradient: Gradient = "exact",
     max_steps: int = 50,
+    solve_dtype: torch.dtype = torch.float64,
     throw: bool = False,
 ) -> Solution:
     """Camera pose from 2D-3D correspondences, differentiable in every input by the implicit function theorem.
@@ -183,6 +184,7 @@ def pnp(
     (`geometry.camera`); weights (B|1,N) or (B|1,N,2) multiply the residual (1/sigma; zero means absent);
     mask (B|1,N) bool, False means absent, in value and in gradient; kernel: a robust kernel over the weighted pixel
     error of a point. Returns Solution with x = world_to_camera (B,4,4), at the dtype and on the device of points2d.
+    solve_dtype: the precision inside; float32 cannot tell depth from rotation once the object is a few pixels wide.
 
     init (B|1,4,4): a pose to start from; the local minimum next to it is returned. With init=None the global
     minimum is sought: a quadratic form in R that bounds the object-space error is minimised on SO(3) from 58
@@ -195,20 +197,24 @@ def pnp(
     Raises ValueError naming the argument for wrong shapes, dtypes, devices, too few points or non-finite values;
     with throw=True, SolverError where a sample failed.
     """
-    data = _prepare(points2d, points3d, K, distortion, weights, mask, init, model)
+    *tensors, visible = _prepare(points2d, points3d, K, distortion, weights, mask, init, model)
+    data = (*(d.to(solve_dtype) for d in tensors), visible)
     B = points2d.shape[0]
-    enough = data[-1].sum(-1) >= (4 if init is None else 3)
+    enough = visible.sum(-1) >= (4 if init is None else 3)
     problem = pnp_problem(model, kernel)
     with torch.no_grad():
         if init is None:
             start = find_pose(problem, *(d.detach() for d in data), model=model)
         else:
-            start = init.detach().expand(B, 4, 4)
+            # a rotation that was rounded to float32, or came from a file, is made one again
+            R = se3.rotation_from_quat_wxyz(se3.quat_wxyz_from_rotation(init[..., :3, :3].to(solve_dtype)))
+            start = se3.make(R, init[..., :3, 3].to(solve_dtype)).expand(B, 4, 4)
     found = argmin(problem, start, *data, gradient=gradient, max_steps=max_steps)
     # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
     x = torch.where(enough[:, None, None], found.x, found.x.detach())  # type: ignore[union-attr]
     status = torch.where(enough, found.status, torch.full_like(found.status, Status.TOO_FEW))
-    solution = Solution(x, found.cost, status, found.steps)
+    dtype = points2d.dtype
+    solution = Solution(x.to(dtype), found.cost.to(dtype), status, found.steps)
     if throw:
         solution.raise_if_failed()
     return solution
