@@ -1,9 +1,9 @@
 """Pose estimation by backpropagating PnP (paper, section 4.1), and poses from real matches.
 
-A network predicts the 2D keypoints of a cube; PnP turns them into a pose; the error of the reprojected cube trains the
+A network predicts the 2D keypoints of a cube; PnP turns them into a pose; the error of the cube it reprojects trains the
 network through PnP. Presets: `paper` (VGG-11 and Adam, as published), `unregularised` (the same without the second
-term of the loss: the pose converges, the keypoints need not), `default` (free keypoints and L-BFGS), `real` (poses
-of a box in video frames from matches with outliers, the focal length unknown), `smoke`.
+term of the loss: the pose converges, the keypoints need not), `default` (the keypoints themselves, by Gauss-Newton
+through the layer), `real` (poses of a box in video frames from matches with outliers, focal length unknown), `smoke`.
 """
 
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from datasets import shared
@@ -25,228 +25,250 @@ from experiments.run import Run, RunConfig, cli, skip
 from geometry import se3
 from geometry.calibration import CalibrationProblem
 from geometry.camera import matrix_from_intrinsics, project
-from geometry.nested import NestedState, nested_levenberg_marquardt, nested_start
+from geometry.nested import NestedState, nested_start, nested_step
 from geometry.pnp import pnp, pnp_problem
 from geometry.ransac import ransac
 from geometry.robust import geman_mcclure
 
-PAPER = {"iterations": "293 to 312"}
-
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    keypoints: Literal["vgg11", "free"] = "free"
-    """What predicts the 16 numbers: the paper's network, or the numbers themselves."""
-    optimizer: Literal["adam", "lbfgs"] = "lbfgs"
-    """Adam at the learning rate below, or L-BFGS with a strong-Wolfe line search."""
+    method: Literal["vgg11_adam", "gauss_newton"] = "gauss_newton"
+    """The paper's network and optimiser, or the keypoints as free parameters and Gauss-Newton steps."""
     learning_rate: float = 4e-6
     """Of Adam."""
     regularise: bool = True
-    """Add mean|proj - x|^2 to the loss: keypoints are drawn to where the pose puts them."""
-    iterations: int = 100
+    """Add mean|proj - x|^2 to the loss, which draws the keypoints to where the pose puts them."""
+    iterations: int = 50
     """At the most."""
     threshold: float = 1e-3
     """Stop below this loss (px^2)."""
     matches: Path | None = None
-    """A file of 2D-3D matches, as in datasets/matches.py; the `real` preset takes the box of the shared data."""
+    """A file or folder of 2D-3D matches (datasets/matches.py); `box_pnp` is found in the shared data."""
     image_size: tuple[int, int] = (640, 480)
     """Width and height of the images of `matches`."""
     inlier: float = 4.0
     """Pixels within which a match counts as right."""
 
 
-PAPER_CONFIG = {"keypoints": "vgg11", "optimizer": "adam", "iterations": 2000, "dtype": "float32", "log_every": 100}
+PAPER = Config(preset="paper", method="vgg11_adam", iterations=2000, dtype="float32", log_every=100)
 PRESETS = {
-    "default": Config(preset="default", log_every=1),
-    "paper": Config(preset="paper", **PAPER_CONFIG),  # type: ignore[arg-type]
-    "unregularised": Config(preset="unregularised", regularise=False, **PAPER_CONFIG),  # type: ignore[arg-type]
-    "real": Config(preset="real", matches=Path("box_pnp"), log_every=1),
-    "smoke": Config(preset="smoke", iterations=3, log_every=1),
+    "default": Config(preset="default", log_every=5),
+    "paper": PAPER,
+    "unregularised": Config(**{**vars(PAPER), "preset": "unregularised", "regularise": False}),
+    "real": Config(preset="real", matches=Path("box_pnp"), log_every=5),
+    "smoke": Config(preset="smoke", log_every=5),
 }
 
 
-class FreeKeypoints(nn.Module):
-    """The keypoints themselves as parameters, started as the network starts: a few hundredths of a pixel around 0."""
+class Scene:
+    """The published cube, camera and pose, and the two terms of the paper's loss."""
 
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(0.06 * torch.randn(outputs))
+    def __init__(self, run: Run, config: Config) -> None:
+        like = {"dtype": run.dtype, "device": run.device}
+        self.points3d = CUBE.to(**like)
+        self.K = matrix_from_intrinsics(torch.tensor([300.0, 300.0, 128.0, 128.0], **like))  # type: ignore[arg-type]
+        self.pose = se3.from_rotvec_t(PUBLISHED_POSE.to(**like))
+        self.target = project(self.points3d, self.pose, self.K)
+        self.regularise = config.regularise
 
-    def forward(self) -> Tensor:
-        return self.values
+    def solve(self, x: Tensor, init: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pose (B,4,4) of keypoints x (B,8,2) by PnP, and the cube it projects (B,8,2)."""
+        pose = pnp(x, self.points3d, self.K, init=init).x
+        assert isinstance(pose, Tensor)
+        return pose, project(self.points3d, pose, self.K)
+
+    def residual(self, x: Tensor, projected: Tensor) -> Tensor:
+        """What the loss is the sum of squares of: (B,8,2) twice -> (B,16 or 32)."""
+        terms = [projected - self.target] + [projected - x] * self.regularise
+        return torch.cat([term.flatten(1) for term in terms], 1) / math.sqrt(self.target.numel())
+
+    def errors(self, x: Tensor, pose: Tensor) -> dict[str, float]:
+        rotation = se3.rotation_angle(pose[0, :3, :3] @ self.pose[:3, :3].mT)
+        return {
+            "rotation_deg": math.degrees(rotation.item()),
+            "translation": (pose[0, :3, 3] - self.pose[:3, 3]).norm().item(),
+            "keypoint_rms_px": (x[0] - self.target).square().sum(-1).mean().sqrt().item(),
+        }
 
 
-def synthetic(config: Config) -> dict:
-    """Learn the keypoints of the cube."""
+class KeypointProblem:
+    """`NestedProblem` over the keypoints theta (1,8,2), the pose being inner, sought globally each time."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+        pose, projected = self.scene.solve(theta)
+        return self.scene.residual(theta, projected).square().sum(1), pose
+
+    def step(self, theta: Tensor, inner: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        # One copy of the problem per residual: a single backward pass through the layer is the whole Jacobian.
+        rows = self.scene.residual(theta, self.scene.solve(theta, inner)[1]).shape[1]
+        copies = theta.expand(rows, *theta.shape[1:]).clone().requires_grad_()
+        r = self.scene.residual(copies, self.scene.solve(copies, inner)[1])
+        (J,) = torch.autograd.grad(r.diagonal().sum(), copies)
+        J, r = J.flatten(1), r[0].detach()
+        gradient, A = 2 * J.mT @ r, 2 * J.mT @ J
+        scale = A.diagonal() + 1e-9 * A.diagonal().amax()
+        step = torch.linalg.solve(A + damping * torch.diag(scale), -gradient)
+        predicted = 0.5 * (step * (damping * scale * step - gradient)).sum()
+        return step.view_as(theta), predicted[None]
+
+    def retract(self, theta: Tensor, step: Tensor) -> Tensor:
+        return theta + step
+
+
+def learn_keypoints(config: Config, run: Run, scene: Scene) -> tuple[Tensor, list[Tensor], list[float]]:
+    """Gauss-Newton through the layer: final keypoints (1,8,2), their track, and the losses."""
+    problem = KeypointProblem(scene)
+    # where an untrained network puts them: a few hundredths of a pixel around the origin
+    theta = 0.06 * torch.randn(1, *scene.target.shape, dtype=run.dtype).to(run.device)
+    tracks: list[Tensor] = []
+    losses: list[float] = []
+    if saved := run.restore():
+        state, tracks, losses = NestedState(*saved["state"]), saved["tracks"], saved["losses"]
+    else:
+        state = nested_start(problem, theta)
+    for step in run.iterations(config.iterations):
+        losses.append(state.cost.item())
+        tracks.append(state.theta[0])
+        run.log(step, loss=losses[-1], **scene.errors(state.theta, state.inner))
+        if losses[-1] < config.threshold or state.done.all():
+            break
+        state = nested_step(problem, state)
+        if run.due(step):
+            run.figure("keypoints", step, keypoint_tracks(torch.stack(tracks), scene.target, "predicted keypoints"))
+            run.checkpoint(step, state=tuple(state), tracks=tracks, losses=losses)
+    return state.theta, tracks, losses
+
+
+def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, list[Tensor], list[float]]:
+    """The paper's loop: final keypoints (1,8,2), their track, and the losses."""
+    model = ConstantVgg11(scene.target.numel()).to(run.device, run.dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    init: Tensor | None = None
+    tracks: list[Tensor] = []
+    losses: list[float] = []
+    if saved := run.restore():
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        init, tracks, losses = saved["init"], saved["tracks"], saved["losses"]
+    for step in run.iterations(config.iterations):
+        x = model().view(1, *scene.target.shape)
+        pose, projected = scene.solve(x, init)
+        loss = scene.residual(x, projected).square().sum()
+        losses.append(loss.item())
+        tracks.append(x[0].detach())
+        run.log(step, loss=loss, **scene.errors(x, pose))
+        if losses[-1] < config.threshold:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        init = pose.detach()  # the pose is followed, as in the published demo, from a global first start
+        if run.due(step):
+            run.figure("keypoints", step, keypoint_tracks(torch.stack(tracks), scene.target, "predicted keypoints"))
+            run.checkpoint(
+                step, model=model.state_dict(), optimizer=optimizer.state_dict(), init=init, tracks=tracks, losses=losses
+            )
+    return model().detach().view(1, *scene.target.shape), tracks, losses
+
+
+def cube(config: Config) -> dict:
+    """Learn the keypoints of the published cube."""
     with Run("pose_estimation", config) as run:
         if run.finished:
             return run.finished
-        like = {"dtype": run.dtype, "device": run.device}
-        points3d = CUBE.to(**like)
-        K = matrix_from_intrinsics(torch.tensor([300.0, 300.0, 128.0, 128.0], **like))  # type: ignore[arg-type]
-        pose_gt = se3.from_rotvec_t(PUBLISHED_POSE.to(**like))
-        target = project(points3d, pose_gt, K)
-
-        model = (ConstantVgg11 if config.keypoints == "vgg11" else FreeKeypoints)(2 * len(points3d)).to(**like)
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "adam":
-            optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-        else:
-            optimizer = torch.optim.LBFGS(
-                model.parameters(), max_iter=1, history_size=20, line_search_fn="strong_wolfe",
-                tolerance_grad=0, tolerance_change=0,
-            )  # fmt: skip
-        init: Tensor | None = None
-        tracks: list[Tensor] = []
-        projections: list[Tensor] = []
-        losses: list[float] = []
-        evaluations = 0
-        if saved := run.restore():
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            init, evaluations = saved["init"], saved["evaluations"]
-            tracks, projections, losses = saved["tracks"], saved["projections"], saved["losses"]
-
-        def evaluate() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            x = model().view(1, -1, 2)
-            pose = pnp(x, points3d, K, init=init).x
-            assert isinstance(pose, Tensor)
-            projected = project(points3d, pose, K)
-            loss = (projected - target).square().mean()
-            if config.regularise:
-                loss = loss + (projected - x).square().mean()
-            return loss, x, pose, projected
-
-        def closure() -> Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            optimizer.zero_grad()
-            loss = evaluate()[0]
-            loss.backward()
-            return loss
-
-        def measure(x: Tensor, pose: Tensor) -> dict[str, float]:
-            return {
-                "rotation_deg": math.degrees(se3.rotation_angle(pose[0, :3, :3] @ pose_gt[:3, :3].mT)),
-                "translation": (pose[0, :3, 3] - pose_gt[:3, 3]).norm().item(),
-                "keypoint_rms_px": (x[0] - target).square().sum(-1).mean().sqrt().item(),
-            }
-
-        for step in run.iterations(config.iterations):
-            loss, x, pose, projected = evaluate()
-            run.log(step, loss=loss, **measure(x, pose))
-            tracks.append(x[0].detach())
-            projections.append(projected[0].detach())
-            losses.append(loss.item())
-            if losses[-1] < config.threshold:
-                break
-            if config.optimizer == "lbfgs":
-                optimizer.step(closure)  # type: ignore[arg-type]
-            else:
-                evaluations += 1
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                init = pose.detach()  # follow the pose, as the published demo does after its first start
-            if run.due(step):
-                figure = keypoint_tracks(torch.stack(tracks), target, "predicted keypoints")
-                run.figure("keypoints", step, figure)
-                run.checkpoint(
-                    step, model=model.state_dict(), optimizer=optimizer.state_dict(), init=init,
-                    evaluations=evaluations, tracks=tracks, projections=projections, losses=losses,
-                )  # fmt: skip
-
+        scene = Scene(run, config)
+        learn = train_network if config.method == "vgg11_adam" else learn_keypoints
+        x, tracks, losses = learn(config, run, scene)
+        pose, projected = scene.solve(x)
+        loss = scene.residual(x, projected).square().sum().item()
+        run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
+        shown = torch.stack(tracks)
+        run.figure("keypoints", len(losses), keypoint_tracks(shown, scene.target, "predicted keypoints"), final=True)
         with torch.no_grad():
-            loss, x, pose, _ = evaluate()
-        step = len(losses)
-        run.figure("loss", step, loss_curve(losses, config.threshold), final=True)
-        for tag, track, title in (
-            ("keypoints", tracks, "predicted keypoints"),
-            ("reprojection", projections, "cube reprojected by the pose"),
-        ):
-            run.figure(tag, step, keypoint_tracks(torch.stack(track), target, title), final=True)
-        run.save_points("cube", points3d, cameras=pose, K=K[None])
+            shown = torch.cat([scene.solve(x[None])[1] for x in tracks[:: max(1, len(tracks) // 100)]])
+        run.figure("reprojection", len(losses), keypoint_tracks(shown, scene.target, "reprojected cube"), final=True)
+        run.save_points("cube", scene.points3d, cameras=pose, K=scene.K[None])
         return run.finish(
-            converged=loss.item() < config.threshold,
+            converged=loss < config.threshold,
             iterations=len(losses),
             loss=loss,
-            errors=measure(x, pose),
-            reference=PAPER,
-            note=f"{evaluations} gradient evaluations",
+            errors=scene.errors(x, pose),
+            reference={"iterations": "293 to 312"} if config.regularise else {"keypoint_rms_px": "about 26"},
         )
 
 
-def real(config: Config) -> dict:
-    """Poses of a known object in video frames from 2D-3D matches, a third to two thirds of them wrong, focal length unknown.
+def video(config: Config) -> dict:
+    """Poses of a known object in video frames from 2D-3D matches, many of them wrong, the focal length unknown.
 
-    RANSAC over PnP gives each frame's start at a guessed focal length (the image width); then the focal length is
-    learned through robust PnP of all frames at once, the poses being inner unknowns.
+    RANSAC over PnP gives each frame a start at a guessed focal length (the longer image side); then the focal length
+    is learned through robust PnP of all frames at once, the poses being inner unknowns.
     """
     assert config.matches is not None
     try:
-        path = config.matches if config.matches.exists() else shared.find(str(config.matches))
+        frames = read_box_matches(config.matches if config.matches.exists() else shared.find(str(config.matches)))
     except FileNotFoundError as error:
         skip(str(error))
-    frames = read_box_matches(path)
     with Run("pose_estimation", config) as run:
         if run.finished:
             return run.finished
-        pad = {"batch_first": True}
-        points2d = pad_sequence([f.points2d for f in frames], **pad).to(run.device, run.dtype)  # type: ignore[arg-type]
-        points3d = pad_sequence([f.points3d for f in frames], **pad).to(run.device, run.dtype)  # type: ignore[arg-type]
-        # Lowe's ratio, distance to the best over the second best match: the smaller the likelier right
-        likely = pad_sequence([(1 - f.ratio).clamp_min(0.02) ** 2 for f in frames], **pad).to(points2d)  # type: ignore[arg-type]
-        mask = likely > 0
+
+        def padded(tensors: list[Tensor]) -> Tensor:
+            return pad_sequence(tensors, batch_first=True).to(run.device, run.dtype)
+
+        points2d, points3d = padded([f.points2d for f in frames]), padded([f.points3d for f in frames])
+        # Lowe's ratio, best over second-best descriptor distance: the smaller, the likelier right
+        likely = padded([(1 - f.ratio).clamp_min(0.02) ** 2 for f in frames])
         width, height = config.image_size
 
         def camera(theta: Tensor) -> tuple[Tensor, Tensor]:
             centre = theta.new_tensor([(width - 1) / 2, (height - 1) / 2])
             return matrix_from_intrinsics(torch.cat([theta, theta, centre])), theta.new_zeros(0)
 
-        problem = CalibrationProblem(points2d, points3d, mask, camera, kernel=geman_mcclure(config.inlier))
-        theta = points2d.new_tensor([[max(width, height)]])
+        kernel = geman_mcclure(config.inlier)
+        problem = CalibrationProblem(points2d, points3d, likely > 0, camera, kernel=kernel)
+        history: list[Tensor] = []
         if saved := run.restore():
-            state = NestedState(*saved["state"])
-            history = saved["history"]
+            state, history = NestedState(*saved["state"]), saved["history"]
         else:
-            K = camera(theta[0])[0]
-            start = ransac_poses(points2d, points3d, K, likely, 3 * config.inlier)
-            state, history = nested_start(problem, theta, start[None]), []
-
-        steps = nested_levenberg_marquardt(problem, state)
-        for step in run.iterations(config.iterations):
+            theta = points2d.new_tensor([[max(width, height)]])
+            start = ransac_poses(points2d, points3d, camera(theta[0])[0], likely, 2 * config.inlier)
+            state = nested_start(problem, theta, start[None])
+            for step in run.iterations(config.iterations):
             share, median = inliers(problem, state, config.inlier)
-            run.log(step, loss=state.cost, focal_px=state.theta[0, 0], inlier_share=share.mean(), median_px=median.median())
+            run.log(step, loss=state.cost.item(), focal_px=state.theta.item(), inlier_share=share.mean())
             history.append(state.theta[0])
             if state.done.all():
                 break
-            state = next(steps)
+            state = nested_step(problem, state)
             if run.due(step):
-                run.figure("focal", step, trajectories(torch.stack(history), ["f (px)"]))
                 run.checkpoint(step, state=tuple(state), history=history)
 
         share, median = inliers(problem, state, config.inlier)
-        sd = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
+        deviation = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
         run.figure("focal", len(history), trajectories(torch.stack(history), ["f (px)"]), final=True)
-        run.save_points("object", points3d[mask], cameras=state.inner[0], K=camera(state.theta[0])[0])
-        write_json(
-            run.folder / "poses.json",
-            {f"{f.frame}": {"world_to_camera": T, "inlier_share": s, "median_px": m}
-             for f, T, s, m in zip(frames, state.inner[0], share, median, strict=True)},
-        )  # fmt: skip
+        run.save_points("object", points3d[likely > 0], cameras=state.inner[0], K=camera(state.theta[0])[0][None])
+        poses = [
+            {"frame": f.frame, "world_to_camera": T, "inlier_share": s.item(), "median_px": m.item()}
+            for f, T, s, m in zip(frames, state.inner[0], share, median, strict=True)
+        ]
+        write_json(run.folder / "poses.json", poses)
         return run.finish(
             converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
             iterations=state.steps,
-            loss=state.cost,
+            loss=state.cost.item(),
             errors={
-                "focal_px": state.theta[0, 0].item(),
-                "focal_sd_px": sd.item(),
+                "focal_px": state.theta.item(),
+                "focal_deviation_px": deviation.item(),
                 "inlier_share": share.mean().item(),
                 "lowest_inlier_share": share.min().item(),
                 "median_px": median.median().item(),
             },
-            reference={"focal_px": "703 to 705 (self-calibration with OpenCV; the truth is unknown)", "median_px": 1.20},
-            note=f"{len(frames)} frames; no ground truth: figures are fits, not errors",
+            reference={"focal_px": "703 to 705 (OpenCV self-calibration)", "inlier_share": 0.58, "median_px": 1.20},
+            note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
         )
 
 
@@ -256,16 +278,12 @@ def ransac_poses(points2d: Tensor, points3d: Tensor, K: Tensor, likely: Tensor, 
 
     def five_points(index: Tensor) -> Tensor:
         rows = torch.arange(V, device=index.device)[:, None, None]
-        x, X = points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1)
-        pose = pnp(x, X, K).x
+        pose = pnp(points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1), K).x
         assert isinstance(pose, Tensor)
         return pose.unflatten(0, (V, -1))
 
-    weights, mask = points2d.new_ones(V, N, 2), likely > 0
-    data = (points2d, points3d, K.expand(V, 3, 3), K.new_zeros(V, 0), weights, mask)
-    found = ransac(
-        pnp_problem(), five_points, *data, candidates=likely, size=5, threshold=threshold, hypotheses=128
-    )
+    data = (points2d, points3d, K[None], K.new_zeros(1, 0), points2d.new_ones(V, N, 2), likely > 0)
+    found = ransac(pnp_problem(), five_points, *data, candidates=likely, size=5, threshold=threshold, hypotheses=128)
     assert isinstance(found.x, Tensor)
     return found.x
 
@@ -273,15 +291,13 @@ def ransac_poses(points2d: Tensor, points3d: Tensor, K: Tensor, likely: Tensor, 
 def inliers(problem: CalibrationProblem, state: NestedState, threshold: float) -> tuple[Tensor, Tensor]:
     """Share of matches within `threshold` px, and the median error of those, per frame. (V,), (V,)."""
     K, distortion = problem.unpack(state.theta[0])
-    points3d = problem.points3d.expand(*problem.points2d.shape[:2], 3)
-    error = (project(points3d, state.inner[0], K, distortion) - problem.points2d).norm(dim=-1)
+    error = (project(problem.points3d, state.inner[0], K, distortion) - problem.points2d).norm(dim=-1)
     right = (error < threshold) & problem.mask
-    share = right.sum(1) / problem.mask.sum(1)
-    return share, torch.where(right, error, torch.nan).nanmedian(1).values
+    return right.sum(1) / problem.mask.sum(1), torch.where(right, error, torch.nan).nanmedian(1).values
 
 
 def main(config: Config) -> dict:
-    return real(config) if config.matches is not None else synthetic(config)
+    return cube(config) if config.matches is None else video(config)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ from tqdm import tqdm
 from experiments import EXIT_SKIPPED, plain, replacing, write_json
 from experiments.figures import FRUSTUM_EDGES, ORANGE, colored_points, frusta
 
-# What may differ between an interrupted run and the one that continues it; nothing here changes a number.
-FREE_ON_RESUME = {"resume", "out", "name", "log_every", "iterations"}
+# What may differ between an interrupted run and the one that continues it.
+FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class RunConfig:
     """Floating-point type of the computation."""
     device: str = "cpu"
     """Where to compute, as torch names it: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """CPU threads of torch: most steps here are too small to gain from a second one."""
     out: Path = Path("results")
     """Folder of all results; the run goes to OUT/<experiment>/NAME."""
     name: str = ""
@@ -137,6 +139,7 @@ class Run:
         self._prepare_folder()
         if self.finished:
             return self
+        torch.set_num_threads(self.config.threads)
         random.seed(self.config.seed)
         np.random.seed(self.config.seed)  # noqa: NPY002 - whatever draws from the global state
         torch.manual_seed(self.config.seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from geometry.camera import Model, matrix_from_intrinsics, project
-from geometry.nested import nested_levenberg_marquardt, nested_start
+from geometry.nested import nested_start, nested_step
 from geometry.optim import Solution, Status
 from geometry.pnp import pnp, pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
@@ -162,9 +162,8 @@ def calibrate(
     problem = CalibrationProblem(points2d, points3d, mask, free_intrinsics, model, kernel)
     theta = start_intrinsics(image_size, distortion, model, points2d)[None]
     state = nested_start(problem, theta)
-    for state in nested_levenberg_marquardt(problem, state):
-        if state.steps >= max_steps:
-            break
+    while not state.done.all() and state.steps < max_steps:
+        state = nested_step(problem, state)
     K, coefficients = free_intrinsics(state.theta[0])
     status = torch.where(state.done & torch.isfinite(state.cost), Status.CONVERGED, Status.STALLED)
     steps = torch.full_like(status, state.steps, dtype=torch.int32)

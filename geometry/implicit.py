@@ -128,7 +128,9 @@ def argmin(
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
     if gradient == "unrolled" and len(solution.cost) > 0:
-        batched = batch_data(x0, data)
+        # cut failed problems off the data: their steps may have derivatives that are not finite
+        batched = _stop_gradient_where(~solution.converged, batch_data(x0, data))
+        assert isinstance(batched, tuple)
         x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
         # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
         lin = linearize(problem, x, batched)

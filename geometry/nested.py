@@ -7,7 +7,6 @@ J^T J for J = d r(theta, x*(theta)) / d theta with d x*/d theta from the implici
 projection (Golub and Pereyra 1973; Kaufman 1975, whose approximation this is; Ruhe and Wedin 1980, algorithm 2).
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from geometry.optim import select
 
-__all__ = ["NestedProblem", "NestedState", "nested_levenberg_marquardt", "nested_start"]
+__all__ = ["NestedProblem", "NestedState", "nested_start", "nested_step"]
 
 
 class NestedProblem(Protocol):
@@ -61,32 +60,30 @@ def nested_start(problem: NestedProblem, theta: Tensor, inner: Tensor | None = N
     )
 
 
-def nested_levenberg_marquardt(
+def nested_step(
     problem: NestedProblem, state: NestedState, *, tolerance: float = 1e-13, floor: float = 0.0
-) -> Iterator[NestedState]:
-    """Yield the state after every trial step from `state` on, until all S problems are done.
+) -> NestedState:
+    """One Levenberg-Marquardt trial of the S problems, each accepted or refused by itself.
 
     A problem is done when the predicted decrease falls below `tolerance` of its cost, its cost below `floor`, or no
-    step helps any more. The caller ends the iteration earlier by leaving the loop.
+    step helps any more; it then stays as it is. Call it while not state.done.all().
     """
-    while not state.done.all():
-        step, predicted = problem.step(state.theta, state.inner, state.damping)
-        candidate = problem.retract(state.theta, step)
-        trial_cost, trial_inner = problem.evaluate(candidate, state.inner)
-        trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
-        accept = ~state.done & (trial_cost < state.cost)
-        ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
-        shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
-        cost = torch.where(accept, trial_cost, state.cost)
-        damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * state.growth)
-        done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
-        state = NestedState(
-            select(accept, candidate, state.theta),  # type: ignore[arg-type]
-            select(accept, trial_inner, state.inner),  # type: ignore[arg-type]
-            cost,
-            damping,
-            torch.where(accept, 2.0, 2 * state.growth),
-            done,
-            state.steps + 1,
-        )
-        yield state
+    step, predicted = problem.step(state.theta, state.inner, state.damping)
+    candidate = problem.retract(state.theta, step)
+    trial_cost, trial_inner = problem.evaluate(candidate, state.inner)
+    trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
+    accept = ~state.done & (trial_cost < state.cost)
+    ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
+    shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
+    cost = torch.where(accept, trial_cost, state.cost)
+    damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * state.growth)
+    done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
+    return NestedState(
+        select(accept, candidate, state.theta),  # type: ignore[arg-type]
+        select(accept, trial_inner, state.inner),  # type: ignore[arg-type]
+        cost,
+        damping,
+        torch.where(accept, 2.0, 2 * state.growth),
+        done,
+        state.steps + 1,
+    )

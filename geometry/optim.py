@@ -207,7 +207,8 @@ def _below_resolution(candidate: State, x: State) -> Tensor:
     """Whether a step moved no tensor of x by more than eps^0.7 of its size: quadratic convergence does the rest."""
 
     def small(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().flatten(1).amax(1) <= torch.finfo(b.dtype).eps ** 0.7 * b.abs().flatten(1).amax(1)
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # one number per problem has no dimension 1
+        return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** 0.7 * b.abs().amax(1)
 
     still = map_state(small, map_state(torch.Tensor.detach, candidate), map_state(torch.Tensor.detach, x))
     return still if isinstance(still, Tensor) else torch.stack(still).all(0)

@@ -6,15 +6,21 @@ best, by the global PnP of `geometry.pnp` if wished, and the points take a Gauss
 wrong start, and random points are a usable start.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from geometry.camera import Model, projection_jacobian
+from geometry import se3
+
+from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
+from geometry.nested import NestedState, nested_start, nested_step
+from geometry.optim import Problem, Solution, minimize
 from geometry.pnp import pnp
 
-__all__ = ["StructureProblem", "mirror"]
+__all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,81 @@ class StructureProblem:
 
 
 def mirror(theta: Tensor) -> Tensor:
-    """The structure reflected in depth: nearly as good a fit where perspective is weak (Necker reversal), so worth a look.
+    """The structure reflected: nearly as good a fit where perspective is weak (Necker reversal), so worth a look.
 
-    Any reflection does, since poses are sought anew. (S,N,3) -> (S,N,3).
+    Any plane does, since poses are sought anew. (S,N,3) -> (S,N,3).
     """
     return theta * theta.new_tensor([1.0, 1.0, -1.0])
+
+
+class Guess(NamedTuple):
+    """The best structure so far: points (N,3), poses (V,4,4), its cost, and whether the search is over."""
+
+    points: Tensor
+    poses: Tensor
+    cost: float
+    found: bool
+
+
+def find_structure(
+    problem: StructureProblem, good_enough: float, *, candidates: int = 8, steps: int = 15
+) -> Iterator[Guess]:
+    """Search a structure that nothing is known of, yielding after every step until one costs less than `good_enough`.
+
+    Random structures take `steps` Gauss-Newton steps side by side, all poses sought globally at each; then the better
+    half and their mirror images do, also where one is good enough already: the lower of the two minima is the
+    right one. Then come the next random ones. About one random start in four, mirror images counted, reaches the global
+    minimum of 12 views of a solid, so that 8 of them rarely fail. The caller ends a search that finds nothing;
+    torch's global generator draws the starts.
+    """
+    N = problem.points2d.shape[1]
+
+    def best(state: NestedState, found: bool) -> Guess:
+        i = int(state.cost.argmin())
+        return Guess(state.theta[i], state.inner[i], state.cost[i].item(), found)
+
+    while True:
+        noise = torch.randn(candidates, N, 3, dtype=problem.points2d.dtype).to(problem.points2d.device)
+        state = nested_start(problem, problem.retract(noise, torch.zeros_like(noise)))
+        while state.steps < steps and not state.done.all() and not (state.cost <= good_enough).any():
+            state = nested_step(problem, state, floor=good_enough)
+            yield best(state, False)
+        kept = state.theta[state.cost.argsort()[: max(1, candidates // 2)]]
+        state = nested_start(problem, torch.cat([kept, mirror(kept)]))
+        while state.steps < steps and not state.done.all() and not (state.cost <= 1e-6 * good_enough).any():
+            state = nested_step(problem, state, floor=1e-6 * good_enough)
+            yield best(state, False)
+        if (state.cost <= good_enough).any():
+            yield best(state, True)
+
+
+def triangulate(
+    points2d: Tensor,
+    visible: Tensor,
+    world_to_camera: Tensor,
+    K: Tensor,
+    distortion: Tensor,
+    *,
+    model: Model = "radtan",
+) -> Solution:
+    """Points from views of known cameras: N problems of three unknowns each.
+
+    points2d (V,N,2) px, visible (V,N), world_to_camera (V,4,4), K (V,3,3), distortion (V,k) -> Solution, x (N,3) in the
+    world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection error.
+    """
+
+    def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
+        p = se3.transform(pose, X.expand(len(pose), 1, 3))
+        p = torch.where(seen[:, None, None], p, p.new_tensor([0.0, 0.0, 1.0]))
+        r = project_camera_frame(p, K, distortion, model=model).squeeze(1) - pixels
+        r = torch.where(in_front(p, model=model), r, torch.inf)
+        return torch.where(seen[:, None], r, 0)
+
+    rays, valid = unproject(points2d, K, distortion, model=model)
+    R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
+    directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
+    eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
+    A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
+    start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
+    cameras = (world_to_camera[None], K[None], distortion[None])
+    return minimize(Problem(residual, dof=3), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras)
