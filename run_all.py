@@ -114,9 +114,7 @@ def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     good = sum(run["status"] == "converged" for run in group)
     summaries = [run["summary"] for run in group if run["summary"]]
     names = list(dict.fromkeys(name for summary in summaries for name in summary["errors"]))
-    errors = [
-        f"{name} {_spread(s['errors'][name] for s in summaries if name in s['errors'])}" for name in names
-    ]
+    errors = [f"{name} {_spread(s['errors'][name] for s in summaries if name in s['errors'])}" for name in names]
     paper = [f"{name} {value}" for name, value in (summaries[0]["reference"] if summaries else {}).items()]
     columns = [_spread(summary[key] for summary in summaries) for key in ("iterations", "seconds", "loss")]
     return [seeds, f"{good}/{len(group)}", *columns, "<br>".join(errors), "<br>".join(paper)]

@@ -72,9 +72,7 @@ def detect(
     for path in paths:
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is None:
-            raise ValueError(
-                f"{path}: an image wanted, found {path.stat().st_size} bytes that OpenCV cannot read"
-            )
+            raise ValueError(f"{path}: an image wanted, found {path.stat().st_size} bytes that OpenCV cannot read")
         size = (image.shape[1], image.shape[0])
         image_size = image_size or size
         if size != image_size:
@@ -133,9 +131,7 @@ def read_corners(
 def _board(corners: tuple[int, int], square: float) -> Tensor:
     """Inner corners in the board frame, row by row: (N,3), z = 0."""
     if len(corners) != 2 or min(corners) < 1:
-        raise ValueError(
-            f"corners: two positive integers (along a row, along a column) wanted, found {corners}"
-        )
+        raise ValueError(f"corners: two positive integers (along a row, along a column) wanted, found {corners}")
     if not 0 < square < math.inf:
         raise ValueError(f"square: a positive length wanted, found {square}")
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in corners[::-1]), indexing="ij")
@@ -151,16 +147,12 @@ def _image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
         return paths
     folder = Path(images)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder; give an existing folder of images, or a list of files"
-        )
+        raise FileNotFoundError(f"{folder}: no such folder; give an existing folder of images, or a list of files")
     paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
     if not paths:
         raise ValueError(f"{folder}: images ({', '.join(sorted(_IMAGE_SUFFIXES))}) wanted, found none")
     # re.split puts text at even and digits at odd places, so that only like is compared with like
-    return sorted(
-        paths, key=lambda p: [int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", p.name))]
-    )
+    return sorted(paths, key=lambda p: [int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", p.name))])
 
 
 def _load_yml(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], float, tuple[int, int]]:
@@ -192,9 +184,7 @@ def _load_yml(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], float
     except (cv2.error, SystemError) as error:
         # OpenCV's Python constructor reports a file that it cannot parse as a SystemError.
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(
-            f"{path}: a storage file of OpenCV wanted, found something else: {reason}"
-        ) from error
+        raise ValueError(f"{path}: a storage file of OpenCV wanted, found something else: {reason}") from error
     if stored is None or stored.ndim != 3 or len(stored) == 0:
         found = "none" if stored is None else f"shape {stored.shape}"
         wanted = f"(V, {corners[0] * corners[1]}, 2)"

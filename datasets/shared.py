@@ -67,9 +67,7 @@ def rows_to_tensor(array: np.ndarray, columns: int, where: str, rows: int | None
     shape = f"({'N' if rows is None else rows}, {columns})"
     fits = array.ndim == 2 and array.shape[1] == columns and len(array) > 0 and rows in (None, len(array))
     if not fits or array.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{where}: numbers of shape {shape} wanted, found {array.dtype} of shape {array.shape}"
-        )
+        raise ValueError(f"{where}: numbers of shape {shape} wanted, found {array.dtype} of shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array).all(-1))
     if bad.size:
         raise ValueError(f"{where}, row {bad[0]}: finite numbers wanted, found {array[bad[0]].tolist()}")

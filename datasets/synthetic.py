@@ -36,9 +36,7 @@ def duck(count: int, generator: torch.Generator) -> Tensor:
     draws = 4 * count
     area = (radii[:, 0] * radii[:, 1] + radii[:, 1] * radii[:, 2] + radii[:, 0] * radii[:, 2]) / 3
     part = torch.multinomial(area, draws, replacement=True, generator=generator)
-    direction = torch.nn.functional.normalize(
-        torch.randn(draws, 3, generator=generator, dtype=torch.float64), dim=-1
-    )
+    direction = torch.nn.functional.normalize(torch.randn(draws, 3, generator=generator, dtype=torch.float64), dim=-1)
     points = centres[part] + radii[part] * direction
     inside = (((points[:, None] - centres) / radii).square().sum(-1) < 1 - 1e-9).any(1)
     return points[~inside][:count]

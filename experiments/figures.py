@@ -141,9 +141,7 @@ def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure
     return figure
 
 
-def point_cloud(
-    points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None
-) -> Figure:
+def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None) -> Figure:
     """Points (N,3) with equal axes and OpenCV's y down, in colour the `error` (N,) of each.
 
     Beside them the true points, and `cameras` (V,4,4) world_to_camera as frusta.

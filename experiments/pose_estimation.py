@@ -170,7 +170,12 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, list[
         if run.due(step):
             run.figure("keypoints", step, keypoint_tracks(torch.stack(tracks), scene.target, "predicted keypoints"))
             run.checkpoint(
-                step, model=model.state_dict(), optimizer=optimizer.state_dict(), init=init, tracks=tracks, losses=losses
+                step,
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                init=init,
+                tracks=tracks,
+                losses=losses,
             )
     return model().detach().view(1, *scene.target.shape), tracks, losses
 
@@ -237,7 +242,7 @@ def video(config: Config) -> dict:
             theta = points2d.new_tensor([[max(width, height)]])
             start = ransac_poses(points2d, points3d, camera(theta[0])[0], likely, 2 * config.inlier)
             state = nested_start(problem, theta, start[None])
-            for step in run.iterations(config.iterations):
+        for step in run.iterations(config.iterations):
             share, median = inliers(problem, state, config.inlier)
             run.log(step, loss=state.cost.item(), focal_px=state.theta.item(), inlier_share=share.mean())
             history.append(state.theta[0])

@@ -231,9 +231,7 @@ class Run:
 
     # ---- what there is to look at ----
 
-    def cloud(
-        self, tag: str, step: int, points: Any, colors: Any = None, cameras: Any = None, K: Any = None
-    ) -> None:
+    def cloud(self, tag: str, step: int, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:
         """Points (N,3) with colors (N,3) uint8 as TensorBoard's mesh `tag`; `cameras` as dotted frusta.
 
         Dotted: the mesh plugin shows no lines beside points, and another tag would have its own slider.
@@ -257,9 +255,7 @@ class Run:
             with replacing(self.folder / f"{tag.replace('/', '_')}.png") as temporary:
                 figure.savefig(temporary, dpi=150)
 
-    def save_points(
-        self, name: str, points: Any, colors: Any = None, cameras: Any = None, K: Any = None
-    ) -> None:
+    def save_points(self, name: str, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:
         """<name>.ply with points (N,3), colors (N,3) uint8; `cameras` (V,4,4) in <name>_cameras.ply."""
         import open3d as o3d  # here: it is slow, and needs system libraries that not every machine has
 

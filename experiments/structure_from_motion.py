@@ -60,7 +60,13 @@ PAPER = {"loss": "1e-10, or stalled"}
 PRESETS = {
     "default": Config(preset="default"),
     "paper": Config(
-        preset="paper", method="vgg11_adam", iterations=1000, masked=False, look_again=10, dtype="float32", threads=2,
+        preset="paper",
+        method="vgg11_adam",
+        iterations=1000,
+        masked=False,
+        look_again=10,
+        dtype="float32",
+        threads=2,
         log_every=50,
     ),
     "real": Config(preset="real", scene="bal/problem-49-7776-pre.txt", iterations=30, log_every=5),
@@ -84,9 +90,7 @@ class Scene:
     def only(self, columns: Tensor) -> "Scene":
         """The scene of some of the points."""
         points_gt = None if self.points_gt is None else self.points_gt[columns]
-        return replace(
-            self, points2d=self.points2d[:, columns], visible=self.visible[:, columns], points_gt=points_gt
-        )
+        return replace(self, points2d=self.points2d[:, columns], visible=self.visible[:, columns], points_gt=points_gt)
 
     def problem(self, *, global_poses: bool) -> StructureProblem:
         """The learning problem."""
@@ -237,7 +241,12 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tenso
         if run.due(step):
             show(run, scene, step, points.detach(), poses)
             run.checkpoint(
-                step, model=model.state_dict(), optimizer=optimizer.state_dict(), poses=poses, losses=losses, stalls=stalls
+                step,
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                poses=poses,
+                losses=losses,
+                stalls=stalls,
             )
     assert poses is not None
     with torch.no_grad():

@@ -162,9 +162,7 @@ def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
     return z > torch.finfo(z.dtype).eps * length
 
 
-def projection_jacobian(
-    points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model
-) -> tuple[Tensor, Tensor]:
+def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model) -> tuple[Tensor, Tensor]:
     """Pixels (…,N,2) and their derivatives (…,N,2,3) with respect to the point in the camera frame.
 
     Closed form for the pinhole; three forward-mode passes for every other lens, so that a lens is one function.
@@ -199,9 +197,7 @@ def projection_curvature(
         xz, yz, zz = -a * iz2, -b * iz2, 2 * (a * x + b * y) * iz2 / z
         return torch.stack([zero, zero, xz, zero, zero, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
 
-    axes = [
-        axis.expand_as(p).contiguous() for axis in torch.eye(3, dtype=p.dtype, device=p.device)
-    ]
+    axes = [axis.expand_as(p).contiguous() for axis in torch.eye(3, dtype=p.dtype, device=p.device)]
 
     def slope(i: int, p: Tensor) -> Tensor:
         derivative = jvp(lambda q: project_camera_frame(q, K, distortion, model=model), (p,), (axes[i],))[1]

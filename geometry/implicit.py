@@ -38,9 +38,7 @@ class _TangentAtOptimum(torch.autograd.Function):
     """delta = 0 (B,P), whose gradient with respect to the data is the implicit one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, hessian: Tensor, ok: Tensor, parts: int, *x_and_data: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, problem: Problem, hessian: Tensor, ok: Tensor, parts: int, *x_and_data: Tensor) -> Tensor:
         ctx.problem, ctx.parts = problem, parts
         ctx.save_for_backward(hessian, ok, *x_and_data)
         return hessian.new_zeros(hessian.shape[:2])
@@ -55,9 +53,7 @@ class _TangentAtOptimum(torch.autograd.Function):
         ok = ok & definite
         problem: Problem = ctx.problem
         with torch.enable_grad():
-            data = [
-                d.detach().requires_grad_(want) for d, want in zip(rest[ctx.parts :], wanted, strict=True)
-            ]
+            data = [d.detach().requires_grad_(want) for d, want in zip(rest[ctx.parts :], wanted, strict=True)]
             step = zero_step(problem, x).requires_grad_()
             cost = problem.costs(vmap(problem.retract)(x, step), *data)
             (gradient,) = torch.autograd.grad(cost.sum(), step, create_graph=True)
@@ -68,9 +64,7 @@ class _TangentAtOptimum(torch.autograd.Function):
         for d, want in zip(data, wanted, strict=True):
             g = next(found) if want else None
             # a failed problem contributes exactly nothing, also where its derivatives are not finite
-            out.append(
-                None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g))
-            )
+            out.append(None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g)))
         return (None, None, None, None, *[None] * ctx.parts, *out)
 
 
@@ -144,9 +138,7 @@ def argmin(
 
 
 def _stop_gradient_where(condition: Tensor, x: State) -> State:
-    return map_state(
-        lambda a: torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a.detach(), a), x
-    )
+    return map_state(lambda a: torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a.detach(), a), x)
 
 
 def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = None) -> Tensor:

@@ -262,9 +262,7 @@ def levenberg_marquardt(
     return x, steps, feasible
 
 
-def _polish(
-    problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int
-) -> tuple[State, Tensor, Tensor, Tensor]:
+def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -> tuple[State, Tensor, Tensor, Tensor]:
     """Undamped Newton steps that shrink the gradient: accepting by cost alone stops at sqrt(eps) of the optimum.
 
     Returns x, cost (B,), whether stationary (B,), whether the Hessian there is positive definite (B,).

@@ -143,7 +143,9 @@ def _prepare(
         _check("init", init, f"({B}|1,4,4)", [(B, 4, 4), (1, 4, 4)])
     needed = 4 if init is None else 3
     if needed > N:
-        raise ValueError(f"points2d must hold at least {needed} points {'' if init is None else 'with init'}, got N={N}")
+        raise ValueError(
+            f"points2d must hold at least {needed} points {'' if init is None else 'with init'}, got N={N}"
+        )
 
     def per_point(value: Tensor, last: int) -> Tensor:
         return value.expand(B, N, last)
@@ -153,7 +155,14 @@ def _prepare(
     points2d = torch.where(mask[..., None], points2d, 0)
     points3d = torch.where(mask[..., None], per_point(points3d, 3), 0)
     weights = torch.where(mask[..., None], per_point(weights, 2), 0)
-    named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights, "init": init}
+    named = {
+        "points2d": points2d,
+        "points3d": points3d,
+        "K": K,
+        "distortion": distortion,
+        "weights": weights,
+        "init": init,
+    }
     for name, value in named.items():
         if value is not None and not torch.isfinite(value).all():
             raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")

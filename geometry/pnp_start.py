@@ -143,9 +143,7 @@ def find_pose(
         t = _push_ahead(R, t, X, mask)
     t = size[:, None, None] * t - (R @ centre[:, None].mT).squeeze(-1)
     start = se3.make(R, t).flatten(0, 1)
-    data = tuple(
-        d.repeat_interleave(_CANDIDATES, 0) for d in (points2d, points3d, K, distortion, weights, mask)
-    )
+    data = tuple(d.repeat_interleave(_CANDIDATES, 0) for d in (points2d, points3d, K, distortion, weights, mask))
     refined, _, _ = levenberg_marquardt(problem, start, data, _REFINE_STEPS)
     assert isinstance(refined, Tensor) and problem.linearize is not None
     cost = problem.linearize(refined, *data).cost.unflatten(0, (B, _CANDIDATES))

@@ -35,9 +35,7 @@ def ransac(
         raise ValueError(f"size must be at most the number of observations {N}, got {size}")
     with torch.no_grad():
         # The `size` largest of log(weight) + Gumbel noise are a weighted sample without replacement.
-        uniform = torch.rand(
-            B, hypotheses, N, generator=generator, dtype=candidates.dtype, device=candidates.device
-        )
+        uniform = torch.rand(B, hypotheses, N, generator=generator, dtype=candidates.dtype, device=candidates.device)
         index = (candidates.log()[:, None] - (-uniform.log()).log()).topk(size, dim=-1).indices
         x = minimal_solver(index)
 

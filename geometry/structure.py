@@ -81,7 +81,9 @@ class StructureProblem:
         damped = damping[:, None, None] * safe
         W = torch.einsum("svnki,svnkj->snivj", J_point, J_pose).flatten(-2)
         H = torch.einsum("svnki,svnkj->svij", J_pose, J_pose)
-        H = (H[:, :, :, None, :] * torch.eye(V, dtype=H.dtype, device=H.device)[:, None, :, None]).reshape(S, 6 * V, 6 * V)
+        H = (H[:, :, :, None, :] * torch.eye(V, dtype=H.dtype, device=H.device)[:, None, :, None]).reshape(
+            S, 6 * V, 6 * V
+        )
         D_inverse = torch.linalg.inv(D + torch.diag_embed(damped))
         DW = D_inverse @ W
         reduced = H - torch.einsum("snip,sniq->spq", W, DW)
