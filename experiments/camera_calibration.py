@@ -87,10 +87,9 @@ def cube(config: Config) -> dict:
     with Run("camera_calibration", config) as run:
         if run.finished:
             return run.finished
-        like = {"dtype": run.dtype, "device": run.device}
-        points3d = CUBE.to(**like)
-        truth = torch.tensor([800.0, 700.0, 400.0, 300.0], **like)  # type: ignore[arg-type]
-        pose_gt = se3.from_rotvec_t(PUBLISHED_POSE.to(**like))[None]
+        points3d = CUBE.to(run.device, run.dtype)
+        truth = points3d.new_tensor([800.0, 700.0, 400.0, 300.0])
+        pose_gt = se3.from_rotvec_t(PUBLISHED_POSE.to(run.device, run.dtype))[None]
         points2d = project(points3d, pose_gt, matrix_from_intrinsics(truth))
         learn = by_sgd if config.method == "sgd" else by_gauss_newton
         losses, history, pose = learn(config, run, points2d, points3d)
@@ -125,7 +124,6 @@ def by_sgd(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> tupl
         intrinsics = 1000 * theta.sigmoid()
         K = matrix_from_intrinsics(intrinsics)
         pose = pnp(points2d, points3d, K, init=init).x
-        assert isinstance(pose, Tensor)
         loss = (project(points3d, pose, K) - points2d).square().sum()
         losses.append(loss.item())
         history.append(intrinsics.detach())
@@ -277,7 +275,7 @@ def opencv_calibration(target: Target, views: Views) -> dict | None:
     criteria = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 1000, 1e-15)
     rms, K, distortion, *_ = cv2.calibrateCamera(
         [board] * len(corners), corners, views.image_size, None, None, flags=flags, criteria=criteria
-    )  # type: ignore[call-overload]
+    )
     return {
         "rms_px": rms,
         "intrinsics": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]],

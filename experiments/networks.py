@@ -26,7 +26,7 @@ class ConstantVgg11(nn.Module):
                 continue
             convolution = nn.Conv2d(channels, width, 3, padding=1)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(convolution.get_parameter("bias"))
             layers += [convolution, nn.ReLU(inplace=True)]
             channels = width
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(7), nn.Flatten())

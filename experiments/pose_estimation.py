@@ -1,7 +1,7 @@
 """Pose estimation by backpropagating PnP (paper, section 4.1), and poses from real matches.
 
-A network predicts the 2D keypoints of a cube; PnP turns them into a pose; the error of the cube it reprojects trains the
-network through PnP. Presets: `paper` (VGG-11 and Adam, as published), `unregularised` (the same without the second
+A network predicts the 2D keypoints of a cube; PnP turns them into a pose; the error of the cube it reprojects trains
+the network through PnP. Presets: `paper` (VGG-11 and Adam, as published), `unregularised` (the same without the second
 term of the loss: the pose converges, the keypoints need not), `default` (the keypoints themselves, by Gauss-Newton
 through the layer), `real` (poses of a box in video frames from matches with outliers, focal length unknown), `smoke`.
 """
@@ -65,17 +65,15 @@ class Scene:
     """The published cube, camera and pose, and the two terms of the paper's loss."""
 
     def __init__(self, run: Run, config: Config) -> None:
-        like = {"dtype": run.dtype, "device": run.device}
-        self.points3d = CUBE.to(**like)
-        self.K = matrix_from_intrinsics(torch.tensor([300.0, 300.0, 128.0, 128.0], **like))  # type: ignore[arg-type]
-        self.pose = se3.from_rotvec_t(PUBLISHED_POSE.to(**like))
+        self.points3d = CUBE.to(run.device, run.dtype)
+        self.K = matrix_from_intrinsics(self.points3d.new_tensor([300.0, 300.0, 128.0, 128.0]))
+        self.pose = se3.from_rotvec_t(PUBLISHED_POSE.to(run.device, run.dtype))
         self.target = project(self.points3d, self.pose, self.K)
         self.regularise = config.regularise
 
     def solve(self, x: Tensor, init: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pose (B,4,4) of keypoints x (B,8,2) by PnP, and the cube it projects (B,8,2)."""
         pose = pnp(x, self.points3d, self.K, init=init).x
-        assert isinstance(pose, Tensor)
         return pose, project(self.points3d, pose, self.K)
 
     def residual(self, x: Tensor, projected: Tensor) -> Tensor:
@@ -284,12 +282,10 @@ def ransac_poses(points2d: Tensor, points3d: Tensor, K: Tensor, likely: Tensor, 
     def five_points(index: Tensor) -> Tensor:
         rows = torch.arange(V, device=index.device)[:, None, None]
         pose = pnp(points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1), K).x
-        assert isinstance(pose, Tensor)
         return pose.unflatten(0, (V, -1))
 
     data = (points2d, points3d, K[None], K.new_zeros(1, 0), points2d.new_ones(V, N, 2), likely > 0)
     found = ransac(pnp_problem(), five_points, *data, candidates=likely, size=5, threshold=threshold, hypotheses=128)
-    assert isinstance(found.x, Tensor)
     return found.x
 
 

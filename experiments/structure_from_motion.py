@@ -18,7 +18,7 @@ from datasets.bpnp_demo import DUCK_UNIT, read_points, read_poses
 from datasets.synthetic import duck, half_visible, random_poses
 from experiments.figures import loss_curve, point_cloud
 from experiments.networks import ConstantVgg11
-from experiments.run import Run, RunConfig, cli, skip
+from experiments.run import Run, RunConfig, cli
 from geometry import se3
 from geometry.camera import in_front, matrix_from_intrinsics, project
 from geometry.nested import NestedState, nested_start, nested_step
@@ -104,7 +104,7 @@ class Scene:
         )
 
     def errors(self, theta: Tensor) -> dict[str, float]:
-        """After similarity alignment: rms over the object's size (its rms radius), and the share of points within 1 %."""
+        """After similarity alignment: rms over the object's rms radius, and the share of points within 1 %."""
         if self.points_gt is None:
             return {}
         error = (align_similarity(theta, self.points_gt).apply(theta) - self.points_gt).norm(dim=-1)
@@ -116,7 +116,7 @@ class Scene:
 
 
 def read_scene(config: Config, run: Run) -> Scene:
-    """The made or published scene (f = 0.0005, points about 0.37 across, half of them visible in each view), or tracks."""
+    """The made or published scene (f = 0.0005, points 0.37 across, half of them visible in each view), or tracks."""
     if config.scene not in ("duck", "published"):
         return read_tracks(locate(config.scene), run)
     if config.scene == "published":
@@ -150,10 +150,13 @@ def read_tracks(path: Path, run: Run) -> Scene:
     # A point behind one of its cameras has no reprojection error there; a track of one view is no track.
     visible &= in_front(se3.transform(world_to_camera, bal.points3d))
     visible &= visible.sum(0) >= 2
-    to = {"device": run.device, "dtype": run.dtype}
+
+    def like(tensor: Tensor) -> Tensor:
+        return tensor.to(run.device, run.dtype)
+
     return Scene(
-        dense.to(**to), visible.to(run.device), K.to(**to), distortion.to(**to),
-        points_start=bal.points3d.to(**to), poses_start=world_to_camera.to(**to),
+        like(dense), visible.to(run.device), like(K), like(distortion),
+        points_start=like(bal.points3d), poses_start=like(world_to_camera),
         note=f"{given - int(visible.sum())} of {given} observations left out: behind their camera, or of one view only",
     )  # fmt: skip
 
@@ -182,7 +185,6 @@ def learn_points(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor
             if guess.found:
                 cameras = (poses, scene.K, scene.distortion)
                 start = triangulate(scene.points2d, scene.visible, *cameras).x
-                assert isinstance(start, Tensor)
                 state = nested_start(problem, start[None], poses[None])
         else:
             # far below the threshold, so that what remains is the structure's error and not the optimiser's
@@ -202,7 +204,7 @@ def learn_points(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor
 
 def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor, list[float]]:
     """The paper's loop. Points (N,3), poses (V,4,4), losses."""
-    V, N = scene.visible.shape
+    N = scene.visible.shape[1]
     model = ConstantVgg11(3 * N).to(run.device, run.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     mask = scene.visible if config.masked else None
@@ -223,9 +225,8 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tenso
             better = ~found.converged | (again.converged & (again.cost < 0.999 * found.cost))
             switched = int(better.sum())
             if switched:
-                best = torch.where(better[:, None, None], again.x, found.x.detach())  # type: ignore[arg-type, union-attr]
+                best = torch.where(better[:, None, None], again.x, found.x.detach())
                 found = pnp(scene.points2d, points, scene.K, mask=mask, init=best)
-        assert isinstance(found.x, Tensor)
         error = (project(points, found.x, scene.K) - scene.points2d) * scene.visible[..., None]
         loss = error.square().sum()
         poses = found.x.detach()
@@ -275,8 +276,10 @@ def main(config: Config) -> dict:
         learn = train_network if config.method == "vgg11_adam" else learn_points
         points, poses, losses = learn(config, run, scene)
         complete = len(points) == scene.points2d.shape[1]
-        error = project(points, poses, scene.K, scene.distortion) - scene.points2d if complete else None
-        rms = (error.square().sum(-1)[scene.visible].mean().sqrt() if complete else torch.tensor(torch.nan)).item()  # type: ignore[union-attr]
+        rms = float("nan")
+        if complete:
+            error = project(points, poses, scene.K, scene.distortion) - scene.points2d
+            rms = error.square().sum(-1)[scene.visible].mean().sqrt().item()
         truth, distance = scene.points_gt, None
         if truth is not None and complete:
             alignment = align_similarity(points, truth)

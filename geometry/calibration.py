@@ -31,8 +31,8 @@ def free_intrinsics(theta: Tensor) -> tuple[Tensor, Tensor]:
 def start_intrinsics(image_size: tuple[int, int], distortion: int, model: Model, like: Tensor) -> Tensor:
     """theta (4+distortion,) that knows nothing but the image size (width, height) in pixels.
 
-    Principal point at the image centre, no distortion; the focal length is the longer side ("radtan": 53 degrees across),
-    or what maps half a turn to it ("fisheye"). dtype and device are those of `like`.
+    Principal point at the image centre, no distortion; the focal length is the longer side ("radtan": 53 degrees
+    across), or what maps half a turn to it ("fisheye"). dtype and device are those of `like`.
     """
     width, height = image_size
     f = max(width, height) / (torch.pi if model == "fisheye" else 1.0)
@@ -65,7 +65,6 @@ class CalibrationProblem:
         found = self.poses(K, distortion, init)
         if init is not None and (found.status == Status.INFEASIBLE).any():
             found = self.poses(K, distortion, None)
-        assert isinstance(found.x, Tensor)
         usable = (found.status != Status.INFEASIBLE) & (found.status != Status.TOO_FEW)
         cost = torch.where(usable, found.cost, torch.inf).sum()
         return cost.detach()[None], found.x.detach()[None]
@@ -107,7 +106,7 @@ class CalibrationProblem:
 
     def _pose_jacobian(self, points3d: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         """d pixels / d pose step (V,N,2,6), zero where masked."""
-        V, N = self.mask.shape
+        V = len(self.mask)
         problem = pnp_problem(self.model, None)
         weights = torch.ones_like(self.points2d)
 

@@ -11,13 +11,14 @@ documentation; Brown 1966 for radtan, Kannala and Brandt 2006 (TPAMI 28(8), eq. 
 dimensions broadcast; everything is differentiable in every tensor argument.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from geometry import se3
+from geometry.derivatives import directional
 
 __all__ = [
     "Model",
@@ -179,7 +180,7 @@ def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, mo
 
     columns = []
     for axis in torch.eye(3, dtype=points_camera.dtype, device=points_camera.device):
-        pixels, column = jvp(f, (points_camera,), (axis.expand_as(points_camera).contiguous(),))
+        pixels, column = directional(f, points_camera, axis)
         columns.append(column)
     return pixels, torch.stack(columns, -1)
 
@@ -197,17 +198,18 @@ def projection_curvature(
         xz, yz, zz = -a * iz2, -b * iz2, 2 * (a * x + b * y) * iz2 / z
         return torch.stack([zero, zero, xz, zero, zero, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
 
-    axes = [axis.expand_as(p).contiguous() for axis in torch.eye(3, dtype=p.dtype, device=p.device)]
+    def slope(axis: Tensor) -> Callable[[Tensor], Tensor]:
+        """<covector, d pixels / d axis> as a function of the point."""
 
-    def slope(i: int, p: Tensor) -> Tensor:
-        derivative = jvp(lambda q: project_camera_frame(q, K, distortion, model=model), (p,), (axes[i],))[1]
-        return (covector * derivative).sum(-1)
+        def f(p: Tensor) -> Tensor:
+            return (
+                covector * directional(lambda q: project_camera_frame(q, K, distortion, model=model), p, axis)[1]
+            ).sum(-1)
 
-    entry = {
-        (i, j): jvp(lambda q, i=i: slope(i, q), (p,), (axes[j],))[1]  # type: ignore[misc]
-        for i in range(3)
-        for j in range(i, 3)
-    }
+        return f
+
+    axes = torch.eye(3, dtype=p.dtype, device=p.device).unbind(0)
+    entry = {(i, j): directional(slope(axes[i]), p, axes[j])[1] for i in range(3) for j in range(i, 3)}
     rows = [entry[min(i, j), max(i, j)] for i in range(3) for j in range(3)]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
@@ -241,7 +243,7 @@ def unproject(
     def newton(xy: Tensor) -> tuple[Tensor, Tensor]:
         value, columns = xy, []
         for axis in torch.eye(2, dtype=xy.dtype, device=xy.device):
-            value, column = jvp(lambda q: distort(q, distortion), (xy,), (axis.expand_as(xy).contiguous(),))
+            value, column = directional(lambda q: distort(q, distortion), xy, axis)
             columns.append(column)
         (a, c), (b, d) = columns[0].unbind(-1), columns[1].unbind(-1)
         ex, ey = (value - target).unbind(-1)
@@ -272,7 +274,7 @@ def _unproject_fisheye(target: Tensor, distortion: Tensor, max_steps: int, toler
     radius = torch.where(at_centre, torch.ones_like(r2), r2).sqrt()
 
     def newton(theta: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = jvp(lambda a: _fisheye_radius(a, distortion), (theta,), (torch.ones_like(theta),))
+        value, slope = directional(lambda a: _fisheye_radius(a, distortion), theta, torch.ones_like(theta))
         return theta - (value - radius) / slope, slope
 
     with torch.no_grad():

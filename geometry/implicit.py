@@ -91,10 +91,7 @@ def attach_gradient(
         return map_state(lambda a: a + sum(d.sum() for d in data if d.requires_grad), x)
     with torch.no_grad():
         plain = tuple(d.detach() for d in data)
-        if gradient == "exact":
-            H = exact_hessian(problem, x, plain)
-        else:
-            H = linearize(problem, x, plain).gauss_newton
+        H = exact_hessian(problem, x, plain) if gradient == "exact" else linearize(problem, x, plain).gauss_newton
     if ok is None:
         ok = torch.ones(len(H), dtype=torch.bool, device=H.device)
     parts = (x,) if isinstance(x, Tensor) else x

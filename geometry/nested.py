@@ -79,8 +79,8 @@ def nested_step(
     damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * state.growth)
     done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
     return NestedState(
-        select(accept, candidate, state.theta),  # type: ignore[arg-type]
-        select(accept, trial_inner, state.inner),  # type: ignore[arg-type]
+        select(accept, candidate, state.theta),
+        select(accept, trial_inner, state.inner),
         cost,
         damping,
         torch.where(accept, 2.0, 2 * state.growth),

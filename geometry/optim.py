@@ -8,7 +8,7 @@ independently, and nothing is moved to the host but one "is anyone still running
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["Problem", "Solution", "SolverError", "State", "Status", "batch_data", "minimize"]
 
-State = Tensor | tuple[Tensor, ...]
-"""An unknown `x`: one tensor or a tuple of tensors."""
+State = Any
+"""An unknown `x`: one tensor or a tuple of tensors. Not a union, or every caller would have to say which."""
 
 
 class Status(IntEnum):
@@ -51,7 +51,6 @@ class SolverError(RuntimeError):
 
 
 def _add(x: State, step: Tensor) -> State:
-    assert isinstance(x, Tensor)
     return x + step
 
 
@@ -253,7 +252,7 @@ def levenberg_marquardt(
         shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
         done = (predicted <= tolerance * torch.minimum(cost, trial_cost)) | _below_resolution(candidate, x)
         x = select(accept, candidate, x)
-        lin = Linearization(*(select(accept, a, b) for a, b in zip(trial, lin, strict=True)))  # type: ignore[arg-type]
+        lin = Linearization(*(select(accept, a, b) for a, b in zip(trial, lin, strict=True)))
         cost = torch.where(accept, trial_cost, cost)
         damping = torch.where(accept, (damping * shrink).clamp_min(1e-14), damping * growth)
         growth = torch.where(accept, torch.full_like(growth, 2.0), 2 * growth)
@@ -281,7 +280,7 @@ def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -
         better = torch.isfinite(lin.cost) & (norm2 <= best_norm2) & (lin.cost <= 1.001 * best.cost + 1e3 * eps)
         if i > 0:
             best_x = select(better, candidate, best_x)
-            best = Linearization(*(select(better, a, b) for a, b in zip(lin, best, strict=True)))  # type: ignore[arg-type]
+            best = Linearization(*(select(better, a, b) for a, b in zip(lin, best, strict=True)))
         step, definite = solve_spd(exact_hessian(problem, best_x, data), -best.gradient)
         candidate = vmap(problem.retract)(best_x, step)
         # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the

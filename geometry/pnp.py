@@ -220,7 +220,7 @@ def pnp(
             start = se3.make(R, init[..., :3, 3].to(solve_dtype)).expand(B, 4, 4)
     found = argmin(problem, start, *data, gradient=gradient, max_steps=max_steps)
     # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
-    x = torch.where(enough[:, None, None], found.x, found.x.detach())  # type: ignore[union-attr]
+    x = torch.where(enough[:, None, None], found.x, found.x.detach())
     status = torch.where(enough, found.status, torch.full_like(found.status, Status.TOO_FEW))
     dtype = points2d.dtype
     solution = Solution(x.to(dtype), found.cost.to(dtype), status, found.steps)
@@ -236,6 +236,9 @@ class BPnP(nn.Module):
     vector=True returns the six-vector [rotvec, t] (B,6) of the published code instead. Tensors given here are
     buffers (they move with .to()); pass nn.Parameter objects per call, or register them on the parent, to learn them.
     """
+
+    points3d: Tensor | None
+    K: Tensor | None
 
     def __init__(
         self,
@@ -265,8 +268,8 @@ class BPnP(nn.Module):
         mask: Tensor | None = None,
         init: Tensor | None = None,
     ) -> Tensor:
-        points3d = self.points3d if points3d is None else points3d  # type: ignore[assignment]
-        K = self.K if K is None else K  # type: ignore[assignment]
+        points3d = self.points3d if points3d is None else points3d
+        K = self.K if K is None else K
         if points3d is None or K is None:
             raise ValueError(f"{'points3d' if points3d is None else 'K'} must be given to BPnP or to its call")
         pose = pnp(
@@ -282,5 +285,4 @@ class BPnP(nn.Module):
             gradient=self.gradient,
             max_steps=self.max_steps,
         ).x
-        assert isinstance(pose, Tensor)
         return se3.rotvec_t(pose) if self.vector else pose

@@ -100,10 +100,11 @@ def find_pose(
 ) -> Tensor:
     """Start of PnP near its global minimum. Batched data of `pnp_problem` -> world_to_camera (B,4,4), always finite.
 
-    1. descend r^T Omega r from rotations spread over SO(3); 2. keep the lowest minima, distinct by 0.1 rad, whose points
-    lie ahead of the camera; 3. refine them on the reprojection error (with the robust kernel, if any), keep the best.
+    1. descend r^T Omega r from rotations spread over SO(3); 2. keep the lowest minima, distinct by 0.1 rad, whose
+    points lie ahead of the camera; 3. refine them on the reprojection error (with the robust kernel, if any), keep
+    the best.
     """
-    B, N, _ = points2d.shape
+    B = len(points2d)
     rays, valid = unproject(points2d, K, distortion, model=model)
     w2 = weights.square().mean(-1) * (mask & valid)
     w2 = w2 / w2.sum(-1, keepdim=True).clamp_min(torch.finfo(w2.dtype).tiny)
@@ -145,7 +146,7 @@ def find_pose(
     start = se3.make(R, t).flatten(0, 1)
     data = tuple(d.repeat_interleave(_CANDIDATES, 0) for d in (points2d, points3d, K, distortion, weights, mask))
     refined, _, _ = levenberg_marquardt(problem, start, data, _REFINE_STEPS)
-    assert isinstance(refined, Tensor) and problem.linearize is not None
+    assert problem.linearize is not None
     cost = problem.linearize(refined, *data).cost.unflatten(0, (B, _CANDIDATES))
     cost = torch.where(torch.isfinite(cost), cost, torch.inf)
     index = cost.argmin(-1)[:, None, None, None].expand(B, 1, 4, 4)

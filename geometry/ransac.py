@@ -24,8 +24,8 @@ def ransac(
     """The hypothesis with the best MSAC score (Torr and Zisserman 2000) for each of B problems.
 
     candidates (B,N): the sampling weight of each observation, 0 for absent ones; uniform if they are all alike.
-    minimal_solver(index (B,H,size)) -> x with leading sizes (B,H), from the observations that index names; observation n
-    is row n of `problem.residual`. threshold: in the units of the residual row's norm. Returns x, the truncated cost
+    minimal_solver(index (B,H,size)) -> x with leading sizes (B,H), from the observations that index names; observation
+    n is row n of `problem.residual`. threshold: in the units of the residual row's norm. Returns x, the truncated cost
     (B,) = 1/2 sum min(|r|^2, threshold^2), and status CONVERGED, or TOO_FEW where fewer than `size` observations
     lie within the threshold. x carries no gradient. Refine it with a robust kernel.
     """
@@ -43,7 +43,7 @@ def ransac(
             r = problem.residual(x, *data)
             return r.square().sum(-1) if r.ndim == 2 else r.square()
 
-        over_hypotheses = vmap(squares, in_dims=(0, *[None] * len(data)))  # type: ignore[arg-type]
+        over_hypotheses = vmap(squares, in_dims=(0, *[None] * len(data)))
         s = vmap(over_hypotheses, chunk_size=8)(x, *data)
         s = torch.where(torch.isfinite(s), s, torch.inf)
         present = (candidates > 0)[:, None]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+
+from geometry.derivatives import directional
 
 __all__ = ["Kernel", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
 
@@ -44,8 +45,5 @@ def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor
         return s, torch.ones_like(s), torch.zeros_like(s)
     one = torch.ones_like(s)
 
-    def slope(a: Tensor) -> Tensor:
-        return jvp(kernel, (a,), (one,))[1]
-
-    first, second = jvp(slope, (s,), (one,))
+    first, second = directional(lambda a: directional(kernel, a, one)[1], s, one)
     return kernel(s), first, second

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
 from geometry.nested import NestedState, nested_start, nested_step
 from geometry.optim import Problem, Solution, minimize
@@ -55,7 +54,6 @@ class StructureProblem:
             init=init,
             model=self.model,
         )
-        assert isinstance(solution.x, Tensor)
         return solution.cost.unflatten(0, (S, V)).sum(1), solution.x.unflatten(0, (S, V)).detach()
 
     def step(self, theta: Tensor, inner: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +62,7 @@ class StructureProblem:
         D is block diagonal (3 x 3 a point) and W H^-1 W^T has rank 6V, so the Woodbury identity leaves one dense
         system of 6V unknowns, whatever N.
         """
-        S, (V, N) = len(theta), self.visible.shape
+        S, V = len(theta), len(self.visible)
         rotated = theta[:, None] @ inner[..., :3, :3].mT
         p = rotated + inner[..., None, :3, 3]
         p = torch.where(self.visible[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
