@@ -7,7 +7,7 @@ random ones, by Gauss-Newton with the poses eliminated), `real` (tracks of a BAL
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,8 +161,17 @@ def read_tracks(path: Path, run: Run) -> Scene:
     )  # fmt: skip
 
 
-def learn_points(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor, list[float]]:
-    """Gauss-Newton with the poses eliminated. Points (N,3), poses (V,4,4), losses.
+class Learned(NamedTuple):
+    """Points (N,3), poses (V,4,4), losses over iterations, and whether they are at their end."""
+
+    points: Tensor
+    poses: Tensor
+    losses: list[float]
+    converged: bool
+
+
+def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
+    """Gauss-Newton with the poses eliminated.
 
     Without a start, a structure of a few points is searched first; the poses it comes with triangulate all points.
     """
@@ -198,12 +207,13 @@ def learn_points(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor
         if state is not None and state.done.all():
             break
     if state is None:  # nothing was found in time: the best few points are all there is
-        return points, poses, losses
-    return state.theta[0], state.inner[0], losses
+        return Learned(points, poses, losses, converged=False)
+    done = bool(state.done.all()) if scene.points_gt is None else losses[-1] < config.threshold
+    return Learned(state.theta[0], state.inner[0], losses, done)
 
 
-def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tensor, list[float]]:
-    """The paper's loop. Points (N,3), poses (V,4,4), losses."""
+def train_network(config: Config, run: Run, scene: Scene) -> Learned:
+    """The paper's loop."""
     N = scene.visible.shape[1]
     model = ConstantVgg11(3 * N).to(run.device, run.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -251,7 +261,7 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, Tenso
             )
     assert poses is not None
     with torch.no_grad():
-        return model().view(N, 3), poses, losses
+        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold)
 
 
 def show(run: Run, scene: Scene, step: int, points: Tensor, poses: Tensor) -> None:
@@ -274,7 +284,7 @@ def main(config: Config) -> dict:
             return run.finished
         scene = read_scene(config, run)
         learn = train_network if config.method == "vgg11_adam" else learn_points
-        points, poses, losses = learn(config, run, scene)
+        points, poses, losses, converged = learn(config, run, scene)
         complete = len(points) == scene.points2d.shape[1]
         rms = float("nan")
         if complete:
@@ -289,7 +299,7 @@ def main(config: Config) -> dict:
         run.figure("structure", len(losses), point_cloud(points, truth, poses, distance), final=True)
         run.save_points("points", points, cameras=poses)
         return run.finish(
-            converged=complete and losses[-1] < config.threshold,
+            converged=converged,
             iterations=len(losses),
             loss=losses[-1],
             errors={"reprojection_rms": rms, **(scene.errors(points) if complete else {})},

@@ -8,6 +8,7 @@ wrong start, and random points are a usable start.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,14 @@ from geometry.optim import Problem, Solution, minimize
 from geometry.pnp import pnp
 
 __all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
+
+
+class _Observations(NamedTuple):
+    """The visible points of each view, packed to the left: which (V,M) of the points, seen (V,M), points2d (V,M,2)."""
+
+    which: Tensor
+    seen: Tensor
+    points2d: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,28 @@ class StructureProblem:
     global_poses: bool = True
     normalise: bool = True
 
-    def _tiled(self, tensor: Tensor, S: int) -> Tensor:
-        return tensor.expand(S, *tensor.shape).flatten(0, 1)
+    @cached_property
+    def _packed(self) -> _Observations:
+        # Tracks see a few points of many: work, and memory but for W below, go with the fullest view, not with N.
+        most = int(self.visible.sum(1).max())
+        index = self.visible.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        points2d = self.points2d.gather(1, index[..., None].expand(-1, -1, 2))
+        return _Observations(index, self.visible.gather(1, index), points2d)
 
     def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
-        S, (V, N) = len(theta), self.visible.shape
-        init = None if self.global_poses or inner is None else inner.flatten(0, 1)
+        S, V = len(theta), len(self.visible)
+        index, seen, points2d = self._packed
+
+        def each(tensor: Tensor) -> Tensor:
+            return tensor.expand(S, *tensor.shape).flatten(0, 1)
+
         solution = pnp(
-            self._tiled(self.points2d, S),
-            theta[:, None].expand(S, V, N, 3).flatten(0, 1),
-            self._tiled(self.K, S),
-            distortion=self._tiled(self.distortion, S),
-            mask=self._tiled(self.visible, S),
-            init=init,
+            each(points2d),
+            theta[:, index].flatten(0, 1),
+            each(self.K),
+            distortion=each(self.distortion),
+            mask=each(seen),
+            init=None if self.global_poses or inner is None else inner.flatten(0, 1),
             model=self.model,
         )
         return solution.cost.unflatten(0, (S, V)).sum(1), solution.x.unflatten(0, (S, V)).detach()
@@ -60,39 +78,45 @@ class StructureProblem:
         """One Gauss-Newton step with the poses eliminated: the Schur complement D - W H^-1 W^T of the points.
 
         D is block diagonal (3 x 3 a point) and W H^-1 W^T has rank 6V, so the Woodbury identity leaves one dense
-        system of 6V unknowns, whatever N.
+        system of 6V unknowns, whatever N. Memory: W holds N x 3 x 6V numbers.
         """
-        S, V = len(theta), len(self.visible)
-        rotated = theta[:, None] @ inner[..., :3, :3].mT
+        S, N, V = len(theta), theta.shape[1], len(self.visible)
+        index, seen, points2d = self._packed
+        rotated = theta[:, index] @ inner[..., :3, :3].mT
         p = rotated + inner[..., None, :3, 3]
-        p = torch.where(self.visible[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
+        p = torch.where(seen[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
         pixels, J = projection_jacobian(p, self.K, self.distortion, self.model)
-        r = (pixels - self.points2d) * self.visible[..., None]
-        J = J * self.visible[..., None, None]
+        r = (pixels - points2d) * seen[..., None]
+        J = J * seen[..., None, None]
         J_point = J @ inner[..., None, :3, :3]
         J_pose = torch.cat([torch.linalg.cross(rotated[..., None, :].expand_as(J), J), J], -1)
-        gradient = torch.einsum("svnki,svnk->sni", J_point, r)
-        D = torch.einsum("svnki,svnkj->snij", J_point, J_point)
+
+        def at_points(rows: Tensor, where: Tensor, size: int) -> Tensor:
+            """Sum rows (S,V,M,…) into (S,size,…) at where (V,M)."""
+            total = rows.new_zeros(S, size, *rows.shape[3:])
+            return total.index_add_(1, where.flatten(), rows.flatten(1, 2))
+
+        gradient = at_points((J_point * r[..., None]).sum(-2), index, N)
+        D = at_points(J_point.mT @ J_point, index, N)
+        view = torch.arange(V, device=index.device)[:, None]
+        W = at_points(J_point.mT @ J_pose, index * V + view, N * V).unflatten(1, (N, V))
+        W = W.transpose(2, 3).flatten(-2)
         diagonal = D.diagonal(dim1=-2, dim2=-1)
         # a point that no view sees stays where it is
-        safe = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
-        damped = damping[:, None, None] * safe
-        W = torch.einsum("svnki,svnkj->snivj", J_point, J_pose).flatten(-2)
-        H = torch.einsum("svnki,svnkj->svij", J_pose, J_pose)
-        H = (H[:, :, :, None, :] * torch.eye(V, dtype=H.dtype, device=H.device)[:, None, :, None]).reshape(
-            S, 6 * V, 6 * V
-        )
+        damped = damping[:, None, None] * torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+        H = (J_pose.mT @ J_pose).sum(2)
+        H = torch.stack([torch.block_diag(*views) for views in H])
         D_inverse = torch.linalg.inv(D + torch.diag_embed(damped))
         DW = D_inverse @ W
-        reduced = H - torch.einsum("snip,sniq->spq", W, DW)
+        reduced = H - W.flatten(1, 2).mT @ DW.flatten(1, 2)
         # the seven gauge directions are singular but for the damping of the points
         scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
         eye = torch.eye(6 * V, dtype=H.dtype, device=H.device)
         reduced = reduced * scale[:, :, None] * scale[:, None, :] + 1e-10 * eye
         descent = -(D_inverse @ gradient[..., None]).squeeze(-1)
-        right = torch.einsum("snip,sni->sp", W, descent) * scale
-        y = torch.linalg.solve(reduced, right[..., None]).squeeze(-1) * scale
-        step = descent + torch.einsum("snip,sp->sni", DW, y)
+        right = (W.flatten(1, 2).mT @ descent.flatten(1)[..., None]).squeeze(-1) * scale
+        y = torch.linalg.solve(reduced, right[..., None]) * scale[..., None]
+        step = descent + (DW.flatten(1, 2) @ y).view_as(descent)
         predicted = 0.5 * (step * (damped * step - gradient)).sum((1, 2))
         return step, predicted
 
