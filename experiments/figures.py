@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
@@ -141,57 +141,38 @@ def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure
     return figure
 
 
-def point_cloud(points: Any, truth: Any = None, cameras: Any = None, error: Any = None, K: Any = None) -> Figure:
-    """Points (N,3) with equal axes and OpenCV's y down, in colour the `error` (N,) of each.
+def value_colors(values: Any) -> np.ndarray:
+    """Colours (N,3) uint8 of values (N,), from their 1st percentile (dark blue) to their 99th (yellow)."""
+    values = array(values)
+    low, high = np.nanpercentile(values, [1, 99])
+    scale = Normalize(low, high, clip=True)
+    return colormaps["viridis"](scale(values), bytes=True)[:, :3]
 
-    Beside them the true points, and `cameras` (V,4,4) world_to_camera as frusta.
+
+def point_clouds(clouds: Sequence[Any], titles: Sequence[str], values: Sequence[Any]) -> Figure:
+    """Clouds (N,3) side by side, z up, equal axes, each point in the colour of its value (N,).
+
+    A panel shows the middle 98 % along each axis: one stray point must not shrink all others to a dot.
     """
-    points = array(points)
-    figure = Figure(figsize=(6.8, 5.0))
-    axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
-    extent = [points]
-    if cameras is not None:
-        corners = frusta(cameras, points, K)
-        extent.append(corners.reshape(-1, 3))
-        edges = corners[:, FRUSTUM_EDGES][..., [0, 2, 1]].reshape(-1, 2, 3)
-        axes.add_collection3d(Line3DCollection(edges, colors=ORANGE, linewidths=1.1, label="cameras"))
-    if truth is not None:
-        truth = array(truth)
-        extent.append(truth)
-        rings: dict[str, Any] = {"facecolors": "none", "edgecolors": GREY, "linewidths": 0.7}
-        axes.scatter(*truth.T[[0, 2, 1]], s=30, label="truth", **rings)
-    colour: dict[str, Any] = {"color": BLUE} if error is None else {"c": array(error), "cmap": "viridis"}
-    drawn = axes.scatter(*points.T[[0, 2, 1]], s=12, linewidths=0, depthshade=False, label="points", **colour)
-    if error is not None:
-        bar = figure.add_axes((0.9, 0.25, 0.02, 0.5))
-        bar.set_title("error", fontsize=10)
-        figure.colorbar(drawn, cax=bar)
-
-    seen = np.concatenate(extent)
-    seen = seen[np.isfinite(seen).all(1)]
-    if len(seen):
-        low, high = seen.min(0), seen.max(0)
-        middle = (low + high) / 2
-        # One unit is the same length on every axis, and a flat scene still gets a box with some height.
-        half = np.maximum((high - low) / 2, 0.2 * (high - low).max() or 1.0) * 1.05
-        axes.set(
-            xlim=(middle[0] - half[0], middle[0] + half[0]),
-            ylim=(middle[2] - half[2], middle[2] + half[2]),
-            zlim=(middle[1] + half[1], middle[1] - half[1]),
-        )
-        # mplot3d scales the box to a fixed volume's diagonal: a flat one leaves room to come closer.
-        axes.set_box_aspect(half[[0, 2, 1]], zoom=1.25 - 0.3 * half[1] / half.max())
-    for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "z"), (axes.zaxis, "y")):
-        axis.set_label_text(name)
-        axis.labelpad = 3 if name == "y" else 8
-    axes.view_init(elev=22, azim=-62)
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_major_locator(MaxNLocator(5))
-        axis.pane.set_facecolor("white")
-        axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
-    if truth is not None or cameras is not None:
-        figure.legend(loc="lower center", ncols=3, frameon=False)
-    figure.subplots_adjust(left=0, right=0.98 if error is None else 0.82, bottom=0.06, top=1)
+    count = len(clouds)
+    figure = Figure(figsize=(3.0 * count, 3.2), layout="constrained")
+    scale = Normalize(*np.nanpercentile(np.concatenate([array(v) for v in values]), [1, 99]))
+    for i, (cloud, title, value) in enumerate(zip(clouds, titles, values, strict=True)):
+        points, value = array(cloud), array(value)
+        axes: Any = figure.add_subplot(1, count, i + 1, projection="3d")
+        low, high = np.nanpercentile(points, [1, 99], axis=0)
+        middle, half = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
+        seen = (np.abs(points - middle) <= half).all(1)
+        points, value = points[seen], value[seen]
+        axes.scatter(*points.T, c=value, cmap="viridis", norm=scale, s=60 / len(points) ** 0.4, linewidths=0)
+        axes.set(**{f"{axis}lim": (m - half, m + half) for axis, m in zip("xyz", middle, strict=True)})
+        axes.set_box_aspect((1, 1, 1), zoom=1.25)
+        axes.set_title(title, fontsize=10)
+        axes.view_init(elev=18, azim=-70)
+        for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+            axis.set_ticklabels([])
+            axis.pane.set_facecolor("white")
+            axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
     return figure
 
 

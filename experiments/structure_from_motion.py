@@ -16,7 +16,7 @@ from datasets import shared
 from datasets.bal import read_bal, to_opencv
 from datasets.bpnp_demo import DUCK_UNIT, read_points, read_poses
 from datasets.synthetic import duck, half_visible, random_poses
-from experiments.figures import loss_curve, point_cloud
+from experiments.figures import loss_curve, point_clouds, value_colors
 from experiments.networks import ConstantVgg11
 from experiments.run import Run, RunConfig, cli
 from geometry import se3
@@ -161,13 +161,18 @@ def read_tracks(path: Path, run: Run) -> Scene:
     )  # fmt: skip
 
 
+Album = list[tuple[int, Tensor, Tensor]]
+"""Clouds on the way: iteration, points (n,3) laid onto the truth where there is one, a value (n,) to colour them by."""
+
+
 class Learned(NamedTuple):
-    """Points (N,3), poses (V,4,4), losses over iterations, and whether they are at their end."""
+    """Points (N,3), poses (V,4,4), losses over iterations, whether they are at their end, and clouds on the way."""
 
     points: Tensor
     poses: Tensor
     losses: list[float]
     converged: bool
+    album: Album
 
 
 def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
@@ -178,15 +183,18 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
     N = scene.points2d.shape[1]
     problem = scene.problem(global_poses=False)
     losses: list[float] = []
+    album: Album = []
     state: NestedState | None = None
     if saved := run.restore():
-        state, losses = NestedState(*saved["state"]), saved["losses"]
+        state, losses, album = NestedState(*saved["state"]), saved["losses"], saved["album"]
     elif scene.points_start is not None and scene.poses_start is not None:
         state = nested_start(problem, scene.points_start[None], scene.poses_start[None])
     few = torch.randperm(N)[: config.search_points].to(run.device)
     good_enough = 0.5 * config.threshold * len(few) / N
     search = find_structure(scene.only(few).problem(global_poses=True), good_enough, candidates=config.candidates)
     for step in run.iterations(config.iterations):
+        if state is not None and state.done.all():
+            break
         if state is None:
             guess = next(search)
             points, poses, losses = guess.points, guess.poses, [*losses, 2 * guess.cost * N / len(few)]
@@ -201,15 +209,13 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
             points, poses, losses = state.theta[0], state.inner[0], [*losses, 2 * state.cost.item()]
             shown = scene
         run.log(step, loss=losses[-1], points=len(points), **shown.errors(points))
-        show(run, shown, step, points, poses)
+        show(run, shown, album, step, points, poses)
         if state is not None and run.due(step):
-            run.checkpoint(step, state=tuple(state), losses=losses)
-        if state is not None and state.done.all():
-            break
+            run.checkpoint(step, state=tuple(state), losses=losses, album=album)
     if state is None:  # nothing was found in time: the best few points are all there is
-        return Learned(points, poses, losses, converged=False)
+        return Learned(points, poses, losses, converged=False, album=album)
     done = bool(state.done.all()) if scene.points_gt is None else losses[-1] < config.threshold
-    return Learned(state.theta[0], state.inner[0], losses, done)
+    return Learned(state.theta[0], state.inner[0], losses, done, album)
 
 
 def train_network(config: Config, run: Run, scene: Scene) -> Learned:
@@ -220,11 +226,12 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
     mask = scene.visible if config.masked else None
     poses: Tensor | None = None
     losses: list[float] = []
+    album: Album = []
     stalls = 0
     if saved := run.restore():
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        poses, losses, stalls = saved["poses"], saved["losses"], saved["stalls"]
+        poses, losses, album, stalls = (saved[key] for key in ("poses", "losses", "album", "stalls"))
     for step in run.iterations(config.iterations):
         points = model().view(N, 3)
         found = pnp(scene.points2d, points, scene.K, mask=mask, init=poses)
@@ -250,26 +257,30 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
         loss.backward()
         optimizer.step()
         if run.due(step):
-            show(run, scene, step, points.detach(), poses)
+            show(run, scene, album, step, points.detach(), poses)
             run.checkpoint(
                 step,
                 model=model.state_dict(),
                 optimizer=optimizer.state_dict(),
                 poses=poses,
                 losses=losses,
+                album=album,
                 stalls=stalls,
             )
     assert poses is not None
     with torch.no_grad():
-        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold)
+        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold, album)
 
 
-def show(run: Run, scene: Scene, step: int, points: Tensor, poses: Tensor) -> None:
-    """The cloud in TensorBoard, laid onto the truth where there is one, with its cameras."""
+def show(run: Run, scene: Scene, album: Album, step: int, points: Tensor, poses: Tensor) -> None:
+    """The cloud for TensorBoard, with its cameras, and for the album; a point keeps its colour as it moves."""
+    values = points[:, 2]
     if scene.points_gt is not None:
         alignment = align_similarity(points, scene.points_gt)
         points, poses = alignment.apply(points), moved_cameras(alignment, poses)
-    run.cloud("points", step, points, cameras=poses)
+        values = scene.points_gt[:, 0]
+    run.cloud("points", step, points, colors=value_colors(values), cameras=poses)
+    album.append((step, points.cpu(), values.cpu()))
 
 
 def moved_cameras(alignment: Similarity, poses: Tensor) -> Tensor:
@@ -284,20 +295,21 @@ def main(config: Config) -> dict:
             return run.finished
         scene = read_scene(config, run)
         learn = train_network if config.method == "vgg11_adam" else learn_points
-        points, poses, losses, converged = learn(config, run, scene)
+        points, poses, losses, converged, album = learn(config, run, scene)
         complete = len(points) == scene.points2d.shape[1]
         rms = float("nan")
         if complete:
             error = project(points, poses, scene.K, scene.distortion) - scene.points2d
             rms = error.square().sum(-1)[scene.visible].mean().sqrt().item()
-        truth, distance = scene.points_gt, None
+        truth = scene.points_gt
         if truth is not None and complete:
             alignment = align_similarity(points, truth)
             points, poses = alignment.apply(points), moved_cameras(alignment, poses)
-            distance = (points - truth).norm(dim=-1)
         run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
-        run.figure("structure", len(losses), point_cloud(points, truth, poses, distance), final=True)
-        run.save_points("points", points, cameras=poses)
+        steps, clouds, values = zip(*(album[round(i * (len(album) - 1) / 4)] for i in range(5)), strict=True)
+        titles = [f"iteration {step}" for step in steps]
+        run.figure("structure", len(losses), point_clouds(clouds, titles, values), final=True)
+        run.save_points("points", points, colors=value_colors(values[-1]) if complete else None, cameras=poses)
         return run.finish(
             converged=converged,
             iterations=len(losses),

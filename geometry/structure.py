@@ -148,7 +148,7 @@ class Guess(NamedTuple):
 def find_structure(
     problem: StructureProblem, good_enough: float, *, candidates: int = 8, steps: int = 15
 ) -> Iterator[Guess]:
-    """Search a structure that nothing is known of, yielding after every step until one costs less than `good_enough`.
+    """Search a structure that nothing is known of; yield the best at each step until it costs less than `good_enough`.
 
     Random structures take `steps` Gauss-Newton steps side by side, all poses sought globally at each; then the better
     half and their mirror images do, also where one is good enough already: the lower of the two minima is the
@@ -165,6 +165,7 @@ def find_structure(
     while True:
         noise = torch.randn(candidates, N, 3, dtype=problem.points2d.dtype).to(problem.points2d.device)
         state = nested_start(problem, problem.retract(noise, torch.zeros_like(noise)))
+        yield best(state, False)
         while state.steps < steps and not state.done.all() and not (state.cost <= good_enough).any():
             state = nested_step(problem, state, floor=good_enough)
             yield best(state, False)
