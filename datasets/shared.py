@@ -72,3 +72,9 @@ def rows_to_tensor(array: np.ndarray, columns: int, where: str, rows: int | None
     if bad.size:
         raise ValueError(f"{where}, row {bad[0]}: finite numbers wanted, found {array[bad[0]].tolist()}")
     return torch.from_numpy(array.astype(np.float64))
+
+
+def locate(name: str) -> Path:
+    """A file or folder as it is named, or else below the shared data. Raises FileNotFoundError as `find` does."""
+    path = Path(name)
+    return path if path.exists() else find(path.parts[0]).joinpath(*path.parts[1:])

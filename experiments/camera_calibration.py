@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets import shared
@@ -196,10 +197,18 @@ def chessboards(config: Config) -> dict:
             run.log(step, loss=rms, target=len(results), **intrinsics)
             if state.done.all() or state.steps >= config.iterations - 1:
                 results.append(describe(target, views, problem, state, rms, config.opencv))
-                name = f"{len(results)}-{Path(target.source).stem}-{target.distortion}"
+                name = results[-1]["name"]
                 K = free_intrinsics(state.theta[0])[0]
                 run.save_points(name, problem.points3d, cameras=state.inner[0], K=K[None])
                 write_json(run.folder / "calibrations.json", results)
+                folder = shared.locate(target.source)
+                if folder.is_dir() and target.model == "radtan":
+                    run.figure(
+                        f"{name}-undistorted",
+                        step,
+                        undistorted(folder / views.names[0], *free_intrinsics(state.theta[0])),
+                        final=True,
+                    )
                 state = None
             if run.due(step) or state is None:
                 run.checkpoint(step, results=results, state=state and tuple(state))
@@ -219,12 +228,28 @@ def chessboards(config: Config) -> dict:
 
 def read_views(target: Target) -> Views:
     """The target's corners, from images or a corner file, here or in the shared data."""
-    path = Path(target.source)
-    if not path.exists():
-        path = shared.find(path.parts[0]).joinpath(*path.parts[1:])
+    path = shared.locate(target.source)
     if path.is_dir():
         return detect(path, target.corners, target.square)
     return read_corners(path, target.corners, target.square, target.image_size)
+
+
+def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
+    """An image of the board before and after the fitted distortion is taken out: its lines must come out straight."""
+    import cv2
+    from kornia.geometry.calibration import undistort_image
+
+    pixels = cv2.imread(str(image))
+    assert pixels is not None
+    before = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).to(K).permute(2, 0, 1)[None] / 255
+    padded = torch.nn.functional.pad(distortion, (0, max(0, 5 - len(distortion))))
+    after = undistort_image(before, K[None], padded[None])
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, picture, title in zip(figure.subplots(1, 2), (before, after), ("as taken", "undistorted"), strict=True):
+        axes.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).cpu())
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    return figure
 
 
 def rms_px(state: NestedState, mask: Tensor) -> float:

@@ -212,7 +212,7 @@ def video(config: Config) -> dict:
     """
     assert config.matches is not None
     try:
-        frames = read_box_matches(config.matches if config.matches.exists() else shared.find(str(config.matches)))
+        frames = read_box_matches(shared.locate(str(config.matches)))
     except FileNotFoundError as error:
         skip(str(error))
     with Run("pose_estimation", config) as run:

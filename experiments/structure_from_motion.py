@@ -18,7 +18,7 @@ from datasets.bpnp_demo import DUCK_UNIT, read_points, read_poses
 from datasets.synthetic import duck, half_visible, random_poses
 from experiments.figures import loss_curve, point_clouds, value_colors
 from experiments.networks import ConstantVgg11
-from experiments.run import Run, RunConfig, cli
+from experiments.run import Run, RunConfig, cli, skip
 from geometry import se3
 from geometry.camera import in_front, matrix_from_intrinsics, project
 from geometry.nested import NestedState, nested_start, nested_step
@@ -87,6 +87,12 @@ class Scene:
     poses_start: Tensor | None = None
     note: str = ""
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Scene":
+        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(
+            self, **{k: v.to(device) if v.dtype == torch.bool else v.to(device, dtype) for k, v in tensors.items()}
+        )
+
     def only(self, columns: Tensor) -> "Scene":
         """The scene of some of the points."""
         points_gt = None if self.points_gt is None else self.points_gt[columns]
@@ -115,10 +121,10 @@ class Scene:
         }
 
 
-def read_scene(config: Config, run: Run) -> Scene:
+def read_scene(config: Config) -> Scene:
     """The made or published scene (f = 0.0005, points 0.37 across, half of them visible in each view), or tracks."""
     if config.scene not in ("duck", "published"):
-        return read_tracks(locate(config.scene), run)
+        return read_tracks(shared.locate(config.scene))
     if config.scene == "published":
         points, poses = DUCK_UNIT * read_points("duck")[:1000], se3.from_rotvec_t(read_poses()[: config.views])
     else:
@@ -126,18 +132,10 @@ def read_scene(config: Config, run: Run) -> Scene:
         points, poses = duck(config.points, generator), random_poses(config.views, generator)
     K = matrix_from_intrinsics(torch.tensor([0.0005, 0.0005, 0.0, 0.0], dtype=torch.float64)).expand(len(poses), 3, 3)
     points2d = project(points, poses, K)
-    visible = half_visible(points, len(poses)).to(run.device)
-    points, points2d, K = (a.to(run.device, run.dtype) for a in (points, points2d, K))
-    return Scene(points2d, visible, K, K.new_zeros(len(K), 0), points_gt=points)
+    return Scene(points2d, half_visible(points, len(poses)), K, K.new_zeros(len(K), 0), points_gt=points)
 
 
-def locate(name: str) -> Path:
-    """A path as it is, or below the shared data."""
-    path = Path(name)
-    return path if path.exists() else shared.find(path.parts[0]).joinpath(*path.parts[1:])
-
-
-def read_tracks(path: Path, run: Run) -> Scene:
+def read_tracks(path: Path) -> Scene:
     """A BAL file: its tracks and intrinsics are known, its points and poses are where learning starts."""
     bal = read_bal(path)
     world_to_camera, K, distortion, points2d = to_opencv(bal)
@@ -150,13 +148,8 @@ def read_tracks(path: Path, run: Run) -> Scene:
     # A point behind one of its cameras has no reprojection error there; a track of one view is no track.
     visible &= in_front(se3.transform(world_to_camera, bal.points3d))
     visible &= visible.sum(0) >= 2
-
-    def like(tensor: Tensor) -> Tensor:
-        return tensor.to(run.device, run.dtype)
-
     return Scene(
-        like(dense), visible.to(run.device), like(K), like(distortion),
-        points_start=like(bal.points3d), poses_start=like(world_to_camera),
+        dense, visible, K, distortion, points_start=bal.points3d, poses_start=world_to_camera,
         note=f"{given - int(visible.sum())} of {given} observations left out: behind their camera, or of one view only",
     )  # fmt: skip
 
@@ -290,10 +283,14 @@ def moved_cameras(alignment: Similarity, poses: Tensor) -> Tensor:
 
 
 def main(config: Config) -> dict:
+    try:
+        scene = read_scene(config)
+    except FileNotFoundError as error:
+        skip(str(error))
     with Run("structure_from_motion", config) as run:
         if run.finished:
             return run.finished
-        scene = read_scene(config, run)
+        scene = scene.to(run.device, run.dtype)
         learn = train_network if config.method == "vgg11_adam" else learn_points
         points, poses, losses, converged, album = learn(config, run, scene)
         complete = len(points) == scene.points2d.shape[1]

@@ -76,14 +76,15 @@ def nested_step(
     ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
     shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
     cost = torch.where(accept, trial_cost, state.cost)
-    damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), state.damping * state.growth)
+    raised = torch.where(state.done, state.damping, state.damping * state.growth)
+    damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), raised)
     done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
     return NestedState(
         select(accept, candidate, state.theta),
         select(accept, trial_inner, state.inner),
         cost,
         damping,
-        torch.where(accept, 2.0, 2 * state.growth),
+        torch.where(accept, 2.0, torch.where(state.done, state.growth, 2 * state.growth)),
         done,
         state.steps + 1,
     )

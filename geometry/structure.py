@@ -53,8 +53,9 @@ class StructureProblem:
         # Tracks see a few points of many: work, and memory but for W below, go with the fullest view, not with N.
         most = int(self.visible.sum(1).max())
         index = self.visible.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        seen = self.visible.gather(1, index)
         points2d = self.points2d.gather(1, index[..., None].expand(-1, -1, 2))
-        return _Observations(index, self.visible.gather(1, index), points2d)
+        return _Observations(index, seen, torch.where(seen[..., None], points2d, 0))
 
     def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
         S, V = len(theta), len(self.visible)
@@ -200,6 +201,7 @@ def triangulate(
         r = torch.where(in_front(p, model=model), r, torch.inf)
         return torch.where(seen[:, None], r, 0)
 
+    points2d = torch.where(visible[..., None], points2d, 0)
     rays, valid = unproject(points2d, K, distortion, model=model)
     R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)

@@ -1,0 +1,263 @@
+"""RANSAC: the inliers are found, the weights decide who is drawn, and the score is what it says."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import project
+from geometry.optim import Problem, Status, minimize
+from geometry.pnp import pnp, pnp_problem
+from geometry.ransac import ransac
+from geometry.robust import geman_mcclure
+
+torch.set_num_threads(1)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- PnP ----
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6])
+def test_a_pose_is_found_among_outliers(make_scene: Callable[..., Any], share: float) -> None:
+    B, N = 3, 50
+    scene = make_scene(B, N, 0.3, seed=1)
+    outlier = torch.stack([torch.randperm(N, generator=generator(b)) < share * N for b in range(B)])
+    wild = torch.rand(B, N, 2, generator=generator(9), dtype=torch.float64) * torch.tensor([640.0, 480.0])
+    points2d = torch.where(outlier[..., None], wild, scene.points2d)
+
+    def four_points(index: Tensor) -> Tensor:
+        rows = torch.arange(B)[:, None, None]
+        sampled = (points2d[rows, index].flatten(0, 1), scene.points3d[rows, index].flatten(0, 1))
+        return pnp(*sampled, scene.K).x.unflatten(0, (B, -1))
+
+    data = (points2d, scene.points3d, scene.K[None], scene.K.new_zeros(1, 0), torch.ones(1, N, 2).double())
+    mask = torch.ones(1, N, dtype=torch.bool)
+    found = ransac(
+        pnp_problem(),
+        four_points,
+        *data,
+        mask,
+        candidates=torch.ones(B, N, dtype=torch.float64),
+        size=4,
+        threshold=4.0,
+        hypotheses=300,
+        generator=generator(),
+    )
+    assert found.converged.all()
+    truth = scene.world_to_camera_gt
+    angle = se3.rotation_angle(found.x[:, :3, :3] @ truth[:, :3, :3].mT)  # type: ignore[index]
+    assert torch.rad2deg(angle).max() < 0.5
+    error = (project(scene.points3d, found.x, scene.K) - points2d).norm(dim=-1)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.cost, 0.5 * error.clamp(max=4.0).square().sum(1))
+    assert not (error[outlier & (wild - scene.points2d).norm(dim=-1).gt(30)] < 4).any()
+
+    # refined with a robust kernel it is the pose of the inliers alone, up to the pull that is left of the outliers
+    refined = minimize(pnp_problem(kernel=geman_mcclure(4.0)), found.x, *data, mask)
+    inliers_only = pnp(points2d, scene.points3d, scene.K, mask=~outlier).x
+    angle = se3.rotation_angle(refined.x[:, :3, :3] @ inliers_only[:, :3, :3].mT)  # type: ignore[index]
+    assert torch.rad2deg(angle).max() < 0.05
+
+
+# ---- a line, where everything can be counted by hand ----
+
+
+def residual(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return x[0] + x[1] * t - y
+
+
+LINE = Problem(residual, dof=2)
+
+
+class Lines:
+    """B lines through N noisy points, the first `wrong` of which are off; the drawn indices are kept."""
+
+    def __init__(self, B: int = 2, N: int = 40, wrong: int = 16) -> None:
+        g = generator(5)
+        self.t = torch.linspace(-1, 1, N, dtype=torch.float64)[torch.randperm(N, generator=g)].expand(B, N)
+        self.truth = torch.tensor([[1.0, -2.0], [0.3, 5.0]], dtype=torch.float64)[:B]
+        self.y = self.truth[:, :1] + self.truth[:, 1:] * self.t
+        self.y = self.y + 0.01 * torch.randn(B, N, generator=g, dtype=torch.float64)
+        self.y[:, :wrong] += 3 + torch.rand(B, wrong, generator=g, dtype=torch.float64)
+        self.drawn: list[Tensor] = []
+
+    def solver(self, index: Tensor) -> Tensor:
+        self.drawn.append(index)
+        rows = torch.arange(len(self.t))[:, None, None]
+        t, y = self.t[rows, index], self.y[rows, index]
+        slope = (y[..., 1] - y[..., 0]) / (t[..., 1] - t[..., 0])
+        return torch.stack([y[..., 0] - slope * t[..., 0], slope], -1)
+
+    def ransac(self, candidates: Tensor | None = None, seed: int | None = 0, **options: Any) -> Any:
+        candidates = torch.ones_like(self.t) if candidates is None else candidates
+        options = {"size": 2, "threshold": 0.05, "hypotheses": 64, **options}
+        g = None if seed is None else generator(seed)
+        return ransac(LINE, self.solver, self.t, self.y, candidates=candidates, generator=g, **options)
+
+
+def test_the_best_score_of_all_hypotheses_wins() -> None:
+    lines = Lines()
+    found = lines.ransac()
+    (index,) = lines.drawn
+    assert index.shape == (2, 64, 2)
+    for b in range(2):
+        t, y = lines.t[b].numpy(), lines.y[b].numpy()
+        scores = []
+        for i, j in index[b].tolist():
+            assert i != j
+            line = np.polyfit(t[[i, j]], y[[i, j]], 1)
+            scores.append(0.5 * np.minimum(np.square(np.polyval(line, t) - y), 0.05**2).sum())
+        assert found.cost[b].item() == pytest.approx(min(scores), rel=1e-9)
+        i, j = index[b, int(np.argmin(scores))].tolist()
+        np.testing.assert_allclose(found.x[b], np.polyfit(t[[i, j]], y[[i, j]], 1)[::-1], rtol=1e-9)
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, lines.truth, rtol=0, atol=0.05)
+
+
+def test_what_has_weight_zero_is_never_drawn_and_never_counts() -> None:
+    lines = Lines(wrong=16)
+    weights = torch.rand(lines.t.shape, generator=generator(1), dtype=torch.float64) + 0.1
+    weights[:, :16] = 0
+    weights[1, 30:] = 0
+    before = lines.ransac(weights, hypotheses=500)
+    (index,) = lines.drawn
+    assert (weights.gather(1, index.flatten(1)) > 0).all()
+    lines.y[:, :16] = torch.inf
+    lines.y[1, 30:] = torch.nan
+    after = lines.ransac(weights, hypotheses=500)
+    assert torch.equal(before.x, after.x)
+    assert torch.equal(before.cost, after.cost)
+
+
+def test_the_weights_are_the_odds() -> None:
+    lines = Lines(B=1, N=5, wrong=0)
+    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0]], dtype=torch.float64)
+    lines.ransac(weights, hypotheses=20000)
+    (index,) = lines.drawn
+    p = weights[0] / 10
+    for i in range(4):
+        for j in range(4):
+            if i != j:
+                # without replacement: first i, then j among the others
+                expected = (p[i] * p[j] / (1 - p[i])).item()
+                share = ((index[0, :, 0] == i) & (index[0, :, 1] == j)).double().mean().item()
+                assert share == pytest.approx(expected, abs=5 * math.sqrt(expected / 20000))
+
+
+def test_right_weights_find_what_uniform_ones_miss() -> None:
+    lines = Lines(wrong=36)
+    likely = torch.full_like(lines.t, 0.01)
+    likely[:, 36:] = 1
+    found = lines.ransac(likely, hypotheses=32)
+    torch.testing.assert_close(found.x, lines.truth, rtol=0, atol=0.05)
+    assert (lines.ransac(hypotheses=32).x - lines.truth).abs().max() > 0.5
+
+
+def test_too_few_inliers_are_reported() -> None:
+    lines = Lines()
+    lines.y[1] = torch.randn(40, generator=generator(2), dtype=torch.float64) * 1e6
+    weights = torch.ones_like(lines.t)
+    found = lines.ransac(weights, threshold=1e-12)
+    assert (found.status == Status.CONVERGED).all()  # the two of the sample themselves
+    weights[1, 1:] = 0
+    found = lines.ransac(weights)
+    assert found.status.tolist() == [Status.CONVERGED, Status.TOO_FEW]
+    weights[1] = 0
+    found = lines.ransac(weights)
+    assert found.status.tolist() == [Status.CONVERGED, Status.TOO_FEW]
+    torch.testing.assert_close(found.x[0], lines.truth[0], rtol=0, atol=0.05)
+
+
+def test_a_solver_that_gives_nothing_is_too_few() -> None:
+    lines = Lines()
+    found = ransac(
+        LINE,
+        lambda index: torch.full((*index.shape[:2], 2), 1e9, dtype=torch.float64),
+        lines.t,
+        lines.y,
+        candidates=torch.ones_like(lines.t),
+        size=2,
+        threshold=0.05,
+    )
+    assert (found.status == Status.TOO_FEW).all()
+    torch.testing.assert_close(found.cost, torch.full((2,), 0.5 * 40 * 0.05**2).double())
+
+
+def test_a_hypothesis_that_is_not_a_number_never_wins() -> None:
+    lines = Lines()
+
+    def mostly_broken(index: Tensor) -> Tensor:
+        x = lines.solver(index).clone()
+        x[:, 1::2] = torch.nan
+        x[:, 0::4] = torch.inf
+        return x
+
+    found = ransac(
+        LINE,
+        mostly_broken,
+        lines.t,
+        lines.y,
+        candidates=torch.ones_like(lines.t),
+        size=2,
+        threshold=0.05,
+        generator=generator(),
+    )
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, lines.truth, rtol=0, atol=0.05)
+
+
+def test_a_generator_makes_it_repeatable() -> None:
+    lines = Lines()
+    state = torch.get_rng_state()
+    one, again, other = lines.ransac(seed=0), lines.ransac(seed=0), lines.ransac(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.x, again.x)
+    assert torch.equal(one.cost, again.cost)
+    assert torch.equal(lines.drawn[0], lines.drawn[1])
+    assert not torch.equal(lines.drawn[0], lines.drawn[2])
+    assert not torch.equal(one.x, other.x)
+    torch.manual_seed(0)
+    first = lines.ransac(seed=None)
+    torch.manual_seed(0)
+    assert torch.equal(lines.ransac(seed=None).x, first.x)
+
+
+def test_the_result_carries_no_gradient() -> None:
+    lines = Lines()
+    lines.y = lines.y.requires_grad_()
+    found = lines.ransac()
+    assert not found.x.requires_grad
+    assert not found.cost.requires_grad
+
+
+def test_x_may_be_a_tuple_and_rows_may_be_vectors() -> None:
+    lines = Lines()
+    pairs = Problem(lambda x, t, y: torch.stack([residual(torch.stack(x), t, y), 0 * t], -1), dof=2)
+    found = ransac(
+        pairs,
+        lambda index: lines.solver(index).unbind(-1),
+        lines.t,
+        lines.y,
+        candidates=torch.ones_like(lines.t),
+        size=2,
+        threshold=0.05,
+        hypotheses=64,
+        generator=generator(),
+    )
+    torch.testing.assert_close(torch.stack(found.x, -1), lines.ransac().x)
+
+
+def test_a_sample_larger_than_the_data_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="number of observations 40, got 41"):
+        Lines().ransac(size=41)
+    lines = Lines()
+    with pytest.raises(ValueError, match="leading size"):
+        ransac(LINE, lines.solver, lines.t[:1].expand(3, -1), lines.y, candidates=torch.ones(2, 40), size=2, threshold=1)
