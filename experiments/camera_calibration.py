@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,11 +35,11 @@ NAMES = ["fx", "fy", "cx", "cy"]
 class Target:
     """Where views of a chessboard come from, and which lens to fit."""
 
-    source: str
-    """A folder of images, a corner file (.yml, .npz), or a folder of the shared data."""
-    corners: tuple[int, int]
+    source: str = ""
+    """A folder of images, or a corner file (.yml, .npz), here or in the shared data."""
+    corners: tuple[int, int] = (9, 6)
     """Inner corners along the board's rows and columns."""
-    square: float
+    square: float = 1.0
     """Side of a square, in the unit wanted for the poses."""
     distortion: int = 5
     """How many distortion coefficients to estimate."""
@@ -69,8 +70,10 @@ class Config(RunConfig):
     """At the most; for each target, where there are several."""
     threshold: float = 1e-3
     """Stop below this loss, the sum of squared pixel errors of the cube."""
-    targets: tuple[Target, ...] = ()
-    """Chessboards to calibrate from; none: the published cube."""
+    board: Target = Target()
+    """A chessboard of yours; its source left empty, the preset's."""
+    targets: tyro.conf.Suppress[tuple[Target, ...]] = ()
+    """What the preset calibrates from; nothing: the published cube."""
     opencv: bool = True
     """Calibrate the same corners with OpenCV, for comparison."""
 
@@ -168,7 +171,7 @@ def by_gauss_newton(
 def chessboards(config: Config) -> dict:
     """Calibrate the camera of each target through PnP alone, from nothing but the image size."""
     found: list[tuple[Target, Views]] = []
-    for target in config.targets:
+    for target in (config.board,) if config.board.source else config.targets:
         try:
             found.append((target, read_views(target)))
         except FileNotFoundError as error:
@@ -309,7 +312,7 @@ def opencv_calibration(target: Target, views: Views) -> dict | None:
 
 
 def main(config: Config) -> dict:
-    return chessboards(config) if config.targets else cube(config)
+    return chessboards(config) if config.targets or config.board.source else cube(config)
 
 
 if __name__ == "__main__":

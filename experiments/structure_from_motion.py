@@ -7,7 +7,7 @@ random ones, by Gauss-Newton with the poses eliminated), `real` (tracks of a BAL
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,10 +88,12 @@ class Scene:
     note: str = ""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Scene":
-        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(
-            self, **{k: v.to(device) if v.dtype == torch.bool else v.to(device, dtype) for k, v in tensors.items()}
-        )
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device) if value.dtype == torch.bool else value.to(device, dtype)
+
+        return Scene(**{name: move(value) for name, value in vars(self).items()})
 
     def only(self, columns: Tensor) -> "Scene":
         """The scene of some of the points."""
@@ -285,8 +287,8 @@ def moved_cameras(alignment: Similarity, poses: Tensor) -> Tensor:
 def main(config: Config) -> dict:
     try:
         scene = read_scene(config)
-    except FileNotFoundError as error:
-        skip(str(error))
+    except FileNotFoundError as absent:
+        skip(str(absent))
     with Run("structure_from_motion", config) as run:
         if run.finished:
             return run.finished
