@@ -270,8 +270,9 @@ def describe(
         theta = torch.tensor(peer["intrinsics"] + peer["distortion"], dtype=torch.float64)
         peer["largest_relative_difference"] = ((state.theta[0].cpu() - theta) / theta).abs().max().item()
     K, distortion = free_intrinsics(state.theta[0])
+    path = Path(target.source)
     return {
-        "name": f"{target.source.split('/')[0]}-{target.distortion}",
+        "name": f"{(path.parent.name or path.stem) if path.suffix else path.name}-{target.distortion}",
         "target": asdict(target),
         "converged": bool(state.done.all() and torch.isfinite(state.cost).all()),
         "iterations": state.steps,

@@ -196,8 +196,8 @@ def pnp(
     solve_dtype: the precision inside; float32 cannot tell depth from rotation once the object is a few pixels wide.
 
     init (B|1,4,4): a pose to start from; the local minimum next to it is returned. With init=None the global
-    minimum is sought: a quadratic form in R that bounds the object-space error is minimised on SO(3) from 58
-    rotations spread evenly, its distinct minima with the points in front of the camera are refined on the
+    minimum is sought: the object-space error, a quadratic form in R, is minimised on SO(3) from the 24
+    rotations of a cube, its distinct minima with the points in front of the camera are refined on the
     reprojection error, and the best is kept (`geometry.pnp_start`). At least 4 points, planar or not; 3 with init.
 
     gradient: "exact", "gauss_newton" or "unrolled" (`geometry.implicit.argmin`). status per sample: CONVERGED;
@@ -207,7 +207,11 @@ def pnp(
     with throw=True, SolverError where a sample failed.
     """
     *tensors, visible = _prepare(points2d, points3d, K, distortion, weights, mask, init, model)
-    data = (*(d.to(solve_dtype) for d in tensors), visible)
+    pixels, X, *rest = (d.to(solve_dtype) for d in tensors)
+    # Turn about the middle of the object: about a far origin, rotation and translation can hardly be told apart.
+    count = visible.sum(-1, keepdim=True).clamp_min(1)
+    centre = (X.detach() * visible[..., None]).sum(1) / count
+    data = (pixels, X - centre[:, None], *rest, visible)
     B = points2d.shape[0]
     enough = visible.sum(-1) >= (4 if init is None else 3)
     problem = pnp_problem(model, kernel)
@@ -217,13 +221,16 @@ def pnp(
         else:
             # a rotation that was rounded to float32, or came from a file, is made one again
             R = se3.rotation_from_quat_wxyz(se3.quat_wxyz_from_rotation(init[..., :3, :3].to(solve_dtype)))
-            start = se3.make(R, init[..., :3, 3].to(solve_dtype)).expand(B, 4, 4)
+            t = init[..., :3, 3].to(solve_dtype) + (R @ centre[..., None]).squeeze(-1)
+            start = se3.make(R.expand(B, 3, 3), t)
     found = argmin(problem, start, *data, gradient=gradient, max_steps=max_steps)
     # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
-    x = torch.where(enough[:, None, None], found.x, found.x.detach())
+    R = found.x[:, :3, :3]
+    pose = se3.make(R, found.x[:, :3, 3] - (R @ centre[..., None]).squeeze(-1))
+    pose = torch.where(enough[:, None, None], pose, pose.detach())
     status = torch.where(enough, found.status, torch.full_like(found.status, Status.TOO_FEW))
     dtype = points2d.dtype
-    solution = Solution(x.to(dtype), found.cost.to(dtype), status, found.steps)
+    solution = Solution(pose.to(dtype), found.cost.to(dtype), status, found.steps)
     if throw:
         solution.raise_if_failed()
     return solution

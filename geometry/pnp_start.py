@@ -8,6 +8,7 @@ ECCV 2020, eq. 8). Minimising it on SO(3) costs nothing per point, so it is done
 
 import math
 from functools import lru_cache
+from itertools import permutations, product
 
 import torch
 from torch import Tensor
@@ -18,22 +19,21 @@ from geometry.optim import Problem, levenberg_marquardt
 
 __all__ = ["find_pose"]
 
-_ROTATIONS = 48
-_DESCENT_STEPS = 16
-_CANDIDATES = 5
+_DESCENT_STEPS = 10
+_CANDIDATES = 7
 _DISTINCT = 0.1  # radians
 _REFINE_STEPS = 12
 
 
 @lru_cache(maxsize=8)
-def _spread_rotations(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rotations spread evenly over SO(3) by super-Fibonacci spirals (Alexa, CVPR 2022). (count,3,3)."""
-    s = torch.arange(count, dtype=torch.float64) + 0.5
-    psi = 1.533751168755204288118041  # positive root of psi^4 = psi + 4
-    inner, outer = (s / count).sqrt(), (1 - s / count).sqrt()
-    a, b = 2 * math.pi * s / math.sqrt(2), 2 * math.pi * s / psi
-    quat = torch.stack([inner * a.sin(), inner * a.cos(), outer * b.sin(), outer * b.cos()], -1)
-    return se3.rotation_from_quat_wxyz(quat).to(dtype=dtype, device=device)
+def _cube_rotations(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The 24 rotations that map a cube onto itself: no rotation is farther than 63 degrees from them. (24,3,3)."""
+    matrices = [
+        torch.eye(3, dtype=torch.float64)[list(order)] * torch.tensor(signs, dtype=torch.float64)
+        for order in permutations(range(3))
+        for signs in product((1, -1), repeat=3)
+    ]
+    return torch.stack([R for R in matrices if torch.linalg.det(R) > 0]).to(dtype=dtype, device=device)
 
 
 def _solve3(A: Tensor, b: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def find_pose(
 ) -> Tensor:
     """Start of PnP near its global minimum. Batched data of `pnp_problem` -> world_to_camera (B,4,4), always finite.
 
-    1. descend r^T Omega r from rotations spread over SO(3); 2. keep the lowest minima, distinct by 0.1 rad, whose
+    1. descend r^T Omega r from the 24 rotations of a cube; 2. keep the lowest minima, distinct by 0.1 rad, whose
     points lie ahead of the camera; 3. refine them on the reprojection error (with the robust kernel, if any), keep
     the best.
     """
@@ -119,7 +119,7 @@ def find_pose(
     omega = torch.where(torch.isfinite(omega), omega, torch.zeros_like(omega))
     T = torch.where(torch.isfinite(T), T, torch.zeros_like(T))
 
-    R = _spread_rotations(_ROTATIONS, X.dtype, X.device).expand(B, -1, 3, 3)
+    R = _cube_rotations(X.dtype, X.device).expand(B, -1, 3, 3)
     R, value = _descend(omega, R, _DESCENT_STEPS)
     t = (T[:, None] @ R.mT.flatten(-2)[..., None]).squeeze(-1)
     # mean of b . (R X + t): negative for the mirror images behind the camera

@@ -49,9 +49,7 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"cube\.mat: an array 'pts3d' wanted, found \['points'\]"):
         read_points("cube", tmp_path)
     savemat(tmp_path / "cube.mat", {"pts3d": np.zeros((3, 8))})
-    with pytest.raises(
-        ValueError, match=r"'pts3d': numbers of shape \(N, 3\) wanted, found float64 of shape \(3, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"'pts3d': numbers of shape \(N, 3\) wanted, found float64 of shape \(3, 8\)"):
         read_points("cube", tmp_path)
     savemat(tmp_path / "poses.mat", {"poses": np.array([[0, 0, 0, 0, 0, np.inf]])})
     with pytest.raises(ValueError, match=r"'poses', row 0: finite numbers wanted"):
@@ -60,9 +58,7 @@ def test_errors(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 50, 130, 200, 300])
 def test_a_truncated_file(tmp_path, size):
-    savemat(
-        tmp_path / "whole.mat", {"poses": np.random.default_rng(0).normal(size=(50, 6))}, do_compression=True
-    )
+    savemat(tmp_path / "whole.mat", {"poses": np.random.default_rng(0).normal(size=(50, 6))}, do_compression=True)
     (tmp_path / "poses.mat").write_bytes((tmp_path / "whole.mat").read_bytes()[:size])
     with pytest.raises(ValueError, match=r"poses\.mat: "):
         read_poses(tmp_path)

@@ -49,9 +49,7 @@ def test_a_window_that_reaches_the_neighbours_spoils_a_view(real_data):
 
 def test_sony_chess_images_give_the_stored_corners(real_data):
     folder = real_data("sony_chess")
-    stored = read_corners(
-        folder / "corners_6x4_opencv.npz", corners=(6, 4), square=30.0, image_size=(640, 480)
-    )
+    stored = read_corners(folder / "corners_6x4_opencv.npz", corners=(6, 4), square=30.0, image_size=(640, 480))
     found = detect(folder, corners=(6, 4), square=30.0)
     assert stored.points2d.shape == (13, 24, 2)
     assert stored.names == found.names
@@ -84,9 +82,7 @@ def fisheye_start(points3d, points2d):
     rays = np.concatenate([m / theta * np.sin(theta), np.cos(theta)], axis=-1)
     plane = np.column_stack([points3d[:, :2], np.ones(len(points3d))])
     cross = [np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) for x, y, z in rays]
-    H = np.linalg.svd(np.vstack([np.kron(c, p) for c, p in zip(cross, plane, strict=True)]))[2][-1].reshape(
-        3, 3
-    )
+    H = np.linalg.svd(np.vstack([np.kron(c, p) for c, p in zip(cross, plane, strict=True)]))[2][-1].reshape(3, 3)
     H *= np.sign(((plane @ H.T) * rays).sum()) / np.linalg.norm(H[:, 0])
     u, _, vt = np.linalg.svd(np.column_stack([H[:, 0], H[:, 1], np.cross(H[:, 0], H[:, 1])]))
     return np.concatenate([cv2.Rodrigues(u @ vt)[0].ravel(), H[:, 2]])
@@ -137,9 +133,7 @@ def test_fisheye_chess_with_opencv(real_data):
     """OpenCV's fisheye model ends at 90 degrees: without the two views beyond, its own fit agrees."""
     views = detect(real_data("fisheye_chess"), corners=(6, 4))
     within = [v for v, name in enumerate(views.names) if name not in ("4.jpg", "5.jpg")]
-    K = np.array(
-        [[190.0, 0, 320], [0, 190, 320], [0, 0, 1]]
-    )  # OpenCV's own start fails on this field of view
+    K = np.array([[190.0, 0, 320], [0, 190, 320], [0, 0, 1]])  # OpenCV's own start fails on this field of view
     flags = 0
     for name in ("RECOMPUTE_EXTRINSIC", "FIX_SKEW", "USE_INTRINSIC_GUESS"):
         # OpenCV 5 moved the constants out of cv2.fisheye, with other values

@@ -1,6 +1,7 @@
 """The paper's network against its definition."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def convolutions(model: ConstantVgg11) -> list[nn.Conv2d]:
 
 def test_parameters_are_counted_as_published(model: ConstantVgg11) -> None:
     shapes = [tuple(layer.weight.shape) for layer in convolutions(model)]
-    assert shapes == [(b, a, 3, 3) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)]
+    assert shapes == [(b, a, 3, 3) for a, b in pairwise(CHANNELS)]
     assert sum(p.numel() for p in model.features.parameters()) == 9_220_480
     assert sum(p.numel() for p in model.parameters()) == 9_220_480 + 16 * (25088 + 1)
 

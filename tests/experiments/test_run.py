@@ -67,9 +67,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(config: Config, uninterrupted:
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
 
 
-@pytest.mark.parametrize(
-    "step", [4, 30, 37, 49]
-)  # before the second checkpoint, at one, past one, at the last
+@pytest.mark.parametrize("step", [4, 30, 37, 49])  # before the second checkpoint, at one, past one, at the last
 def test_an_interrupted_run_keeps_every_row_and_resumes(
     config: Config, uninterrupted: tuple[dict, bytes], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -127,17 +125,13 @@ def test_resume_without_a_checkpoint_says_so(config: Config, capsys: pytest.Capt
     assert "no checkpoint: starting at iteration 0" in capsys.readouterr().err
 
 
-def test_resume_of_a_finished_run_returns_its_summary(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_of_a_finished_run_returns_its_summary(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = toy_driver.main(config)
     monkeypatch.setattr(Run, "iterations", lambda *_: pytest.fail("it was computed again"))
     assert toy_driver.main(replace(config, resume=True)) == summary
 
 
-def test_a_finished_run_can_be_given_more_iterations(
-    config: Config, uninterrupted: tuple[dict, bytes]
-) -> None:
+def test_a_finished_run_can_be_given_more_iterations(config: Config, uninterrupted: tuple[dict, bytes]) -> None:
     toy_driver.main(replace(config, iterations=20))
     assert same_apart_from_time(toy_driver.main(replace(config, resume=True)), uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
@@ -146,12 +140,8 @@ def test_a_finished_run_can_be_given_more_iterations(
     assert (folder(config) / "summary.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("rate", 0.2), ("dtype", "float32"), ("preset", "smoke"), ("seed", 1)]
-)
-def test_another_config_is_not_resumed(
-    config: Config, monkeypatch: pytest.MonkeyPatch, field: str, value: Any
-) -> None:
+@pytest.mark.parametrize(("field", "value"), [("rate", 0.2), ("dtype", "float32"), ("preset", "smoke"), ("seed", 1)])
+def test_another_config_is_not_resumed(config: Config, monkeypatch: pytest.MonkeyPatch, field: str, value: Any) -> None:
     config = replace(config, name="default-seed0")
     interrupt(config, monkeypatch, 15)
     changes: dict[str, Any] = {"resume": True, field: value}
@@ -176,9 +166,7 @@ def test_a_state_that_could_not_be_loaded_fails_when_it_is_saved(config: Config)
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize(
-    "marker", [None, "not json", "[]", "{}", '{"experiment": "another"}', '{"experiment": null}']
-)
+@pytest.mark.parametrize("marker", [None, "not json", "[]", "{}", '{"experiment": "another"}', '{"experiment": null}'])
 def test_a_foreign_folder_is_never_touched(config: Config, marker: str | None, resume: bool) -> None:
     folder(config).mkdir(parents=True)
     (folder(config) / "thesis.tex").write_text("years of work")
@@ -230,9 +218,7 @@ def test_tensorboard_reads_everything_back(config: Config, monkeypatch: pytest.M
     (vertices,) = {event.tensor_proto.tensor_shape.dim[1].size for event in events.Tensors("points_VERTEX")}
     assert vertices == 4 + 2 * 8 * 16  # two cameras, eight edges each, sixteen dots an edge
     assert [event.step for event in events.Tensors("points_COLOR")] == [0, 10, 20, 30, 40, 49]
-    data = HParamsPluginData.FromString(
-        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    )
+    data = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert data.session_start_info.hparams["rate"].number_value == 0.1
     assert data.session_start_info.hparams["preset"].string_value == "default"
 

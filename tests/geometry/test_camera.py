@@ -26,7 +26,8 @@ K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float6
 COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0007]
 FISHEYE = [0.06, -0.012, 0.004, -0.001]
 LENSES: list[tuple[Model, int]] = [
-    ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12), ("fisheye", 0), ("fisheye", 4),
+    ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12),
+    ("fisheye", 0), ("fisheye", 4),
 ]  # fmt: skip
 
 
@@ -55,7 +56,9 @@ def test_radtan_is_opencv(k: int) -> None:
     pose = some_pose()
     points3d = se3.transform(se3.inverse(pose), points_ahead(30))
     six = se3.rotvec_t(pose).numpy()
-    expected, _ = cv2.projectPoints(points3d.numpy(), six[:3], six[3:], K.numpy(), lens("radtan", k).numpy() if k else None)
+    expected, _ = cv2.projectPoints(
+        points3d.numpy(), six[:3], six[3:], K.numpy(), lens("radtan", k).numpy() if k else None
+    )
     close(project(points3d, pose, K, lens("radtan", k)), torch.from_numpy(expected[:, 0]), 1e-10)
 
 
@@ -245,7 +248,9 @@ def test_an_invalid_pixel_leaves_its_neighbours_and_their_gradients_alone() -> N
 
 
 def test_in_front() -> None:
-    p = torch.tensor([[0.0, 0, 1], [5, 0, 1e-3], [0, 0, 0], [1, 0, 0], [1, 0, -1], [0, 0, -1], [1, 0, -8.0], [1, 0, -20]])
+    p = torch.tensor(
+        [[0.0, 0, 1], [5, 0, 1e-3], [0, 0, 0], [1, 0, 0], [1, 0, -1], [0, 0, -1], [1, 0, -8.0], [1, 0, -20]]
+    )
     assert in_front(p).tolist() == [True, True, False, False, False, False, False, False]
     assert in_front(p, model="fisheye").tolist() == [True, True, False, True, True, False, True, False]
 
@@ -274,7 +279,7 @@ def test_errors_name_the_argument() -> None:
         project(p, some_pose(), K, torch.zeros(3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"distortion must have .*fisheye.*\(5,\)"):
         project(p, some_pose(), K, torch.zeros(5, dtype=torch.float64), model="fisheye")
-    with pytest.raises(ValueError, match="model must be one of .*'pinhole'"):
+    with pytest.raises(ValueError, match=r"model must be one of .*'pinhole'"):
         project(p, some_pose(), K, model="pinhole")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"points2d must have shape .*got \(3, 3\)"):
         unproject(p, K)

@@ -192,9 +192,9 @@ def test_an_empty_batch_belongs_to_the_graph(gradient: Any) -> None:
 
 def test_errors_name_the_argument() -> None:
     x0, time, value = decay_data()
-    with pytest.raises(ValueError, match="gradient must be .*'adjoint'"):
+    with pytest.raises(ValueError, match=r"gradient must be .*'adjoint'"):
         argmin(DECAY, x0, time, value, gradient="adjoint")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="gradient must be .*'unrolled'"):
+    with pytest.raises(ValueError, match=r"gradient must be .*'unrolled'"):
         attach_gradient(DECAY, x0, time, value, gradient="unrolled")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data\[1\] must have leading size"):
         attach_gradient(DECAY, x0, time, value[:2])
@@ -252,7 +252,8 @@ def test_covariance_against_opencv_s_jacobian(make_scene: Any) -> None:
     J = torch.from_numpy(cv2.projectPoints(*arrays)[1][:, :6])
     # OpenCV moves the rotation vector, we turn the camera: d omega / d rotvec
     turn = torch.autograd.functional.jacobian(
-        lambda v: se3.log(se3.exp(v) @ solution.x[0, :3, :3].mT), six[:3]  # type: ignore[index]
+        lambda v: se3.log(se3.exp(v) @ solution.x[0, :3, :3].mT),
+        six[:3],  # type: ignore[index]
     )
     J = torch.cat([J[:, :3] @ torch.linalg.inv(turn), J[:, 3:]], -1)
     ones, mask = torch.ones(1, 12, 2, **DOUBLE), torch.ones(1, 12, dtype=torch.bool)

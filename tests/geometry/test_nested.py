@@ -73,9 +73,8 @@ def test_the_minimum_is_that_of_the_joint_problem() -> None:
     assert (torch.stack(costs).diff(dim=0) <= 0).all()
     t = TIMES.numpy()
     for row, theta, inner, cost in zip(y.numpy(), state.theta, state.inner, state.cost, strict=True):
-        joint = least_squares(
-            lambda p, row=row: p[1] * np.exp(-p[0] * t) + p[2] - row, [0.9, row[0] - row[-1], row[-1]], xtol=1e-15, ftol=1e-15
-        )
+        start = [0.9, row[0] - row[-1], row[-1]]
+        joint = least_squares(lambda p, row=row: p[1] * np.exp(-p[0] * t) + p[2] - row, start, xtol=1e-15, ftol=1e-15)
         assert cost.item() == pytest.approx(joint.cost, rel=1e-12)
         np.testing.assert_allclose(torch.cat([theta, inner]), joint.x, rtol=1e-6)
 

@@ -74,7 +74,9 @@ def pnp_data(scene: Any) -> tuple[Tensor, ...]:
 def test_closed_derivatives_of_pnp_are_the_automatic_ones(
     make_scene: Any, model: Model, distorted: bool, kernel_name: str
 ) -> None:
-    kernel = {"none": None, "huber": huber(3.0), "cauchy": cauchy(3.0), "geman_mcclure": geman_mcclure(5.0)}[kernel_name]
+    kernel = {"none": None, "huber": huber(3.0), "cauchy": cauchy(3.0), "geman_mcclure": geman_mcclure(5.0)}[
+        kernel_name
+    ]
     fast = pnp_problem(model, kernel)
     plain = replace(fast, linearize=None, hessian=None)
     scene = make_scene(3, 10, 5.0, model=model, distorted=distorted, seed=2)
@@ -89,7 +91,9 @@ def test_closed_derivatives_of_pnp_are_the_automatic_ones(
     close(a / b.abs().max(), b / b.abs().max(), 1e-13)
     assert ((a - found.gauss_newton).abs().amax((1, 2)) > 1e-3 * b.abs().max()).all()  # the two do differ
     (by_autograd,) = torch.autograd.grad(
-        plain.costs(torch.func.vmap(se3.retract)(pose, (step := torch.zeros(3, 6, **DOUBLE).requires_grad_())), *data).sum(),
+        plain.costs(
+            torch.func.vmap(se3.retract)(pose, (step := torch.zeros(3, 6, **DOUBLE).requires_grad_())), *data
+        ).sum(),
         step,
     )
     close(by_autograd / b.abs().max(), found.gradient / b.abs().max(), 1e-13)

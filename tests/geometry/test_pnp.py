@@ -1,5 +1,3 @@
-import math
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -232,7 +230,9 @@ def test_shared_inputs_are_expanded_ones_with_the_summed_gradient(make_scene: An
     init = scene.world_to_camera_gt
     a, grad_a = solve_with_gradients({"points2d": pixels, "weights": weights, **shared}, init=init)
     expanded = {k: v.expand(4, *v.shape).clone() for k, v in shared.items()}
-    b, grad_b = solve_with_gradients({"points2d": pixels, "weights": weights.expand(4, 12).clone(), **expanded}, init=init)
+    b, grad_b = solve_with_gradients(
+        {"points2d": pixels, "weights": weights.expand(4, 12).clone(), **expanded}, init=init
+    )
     leading = {k: v[None].clone() for k, v in shared.items()}
     c, grad_c = solve_with_gradients({"points2d": pixels, "weights": weights, **leading}, init=init)
     for other, grad, unsqueezed in ((b, grad_b, False), (c, grad_c, True)):
@@ -468,7 +468,12 @@ def test_stalled_after_max_steps(make_scene: Any) -> None:
 @pytest.mark.parametrize("gradient", ["exact", "gauss_newton", "unrolled"])
 def test_an_empty_batch(make_scene: Any, start: str, gradient: str) -> None:
     scene = make_scene(1, 12, distorted=True)
-    inputs = {"points2d": scene.points2d[:0], "points3d": scene.points3d[:0], "K": scene.K, "distortion": scene.distortion}
+    inputs = {
+        "points2d": scene.points2d[:0],
+        "points3d": scene.points3d[:0],
+        "K": scene.K,
+        "distortion": scene.distortion,
+    }
     options = {"init": scene.world_to_camera_gt[:0]} if start == "init" else {}
     solution, grad = solve_with_gradients(inputs, gradient=gradient, **options)
     assert solution.x.shape == (0, 4, 4)
@@ -496,7 +501,9 @@ def test_module_is_the_function(make_scene: Any) -> None:
     assert six.shape == (3, 6)
     close(se3.from_rotvec_t(six), pose, 1e-14)
     # what a call is given wins over what the module was given
-    assert torch.equal(BPnP(scene.points3d + 1, scene.K, kernel=CAUCHY)(scene.points2d, scene.points3d, weights=weights), pose)
+    assert torch.equal(
+        BPnP(scene.points3d + 1, scene.K, kernel=CAUCHY)(scene.points2d, scene.points3d, weights=weights), pose
+    )
     assert {name for name, _ in layer.named_buffers()} == {"points3d", "K"}
     assert not layer.state_dict()
     assert layer.float().K.dtype == torch.float32

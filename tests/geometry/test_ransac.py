@@ -260,4 +260,6 @@ def test_a_sample_larger_than_the_data_is_a_mistake() -> None:
         Lines().ransac(size=41)
     lines = Lines()
     with pytest.raises(ValueError, match="leading size"):
-        ransac(LINE, lines.solver, lines.t[:1].expand(3, -1), lines.y, candidates=torch.ones(2, 40), size=2, threshold=1)
+        ransac(
+            LINE, lines.solver, lines.t[:1].expand(3, -1), lines.y, candidates=torch.ones(2, 40), size=2, threshold=1
+        )

@@ -92,7 +92,5 @@ def test_leading_dimensions_are_independent() -> None:
 def test_the_order_of_the_points_does_not_matter() -> None:
     source, target = normal(10, 3), normal(10, 3, seed=1)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
-    for a, b in zip(
-        align_similarity(source, target), align_similarity(source[order], target[order]), strict=True
-    ):
+    for a, b in zip(align_similarity(source, target), align_similarity(source[order], target[order]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -71,4 +71,6 @@ def test_a_kernel_of_the_user_is_any_function_of_tensors() -> None:
         return 1 - torch.exp(-s)
 
     rho, first, second = kernel_derivatives(welsch, torch.tensor([0.0, math.log(2.0)], dtype=torch.float64))
-    torch.testing.assert_close(torch.stack([rho, first, second]), torch.tensor([[0, 0.5], [1, 0.5], [-1, -0.5]]).double())
+    torch.testing.assert_close(
+        torch.stack([rho, first, second]), torch.tensor([[0, 0.5], [1, 0.5], [-1, -0.5]]).double()
+    )

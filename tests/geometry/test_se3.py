@@ -75,8 +75,7 @@ def test_exp_second_derivative(angle: float) -> None:
             gradient = vmap(jacrev(matrix_exp))
             steps = h * torch.eye(3, dtype=torch.float64)
             numeric = sum(
-                w * (gradient(v + k * steps) - gradient(v - k * steps))
-                for k, w in ((1, 45.0), (2, -9.0), (3, 1.0))
+                w * (gradient(v + k * steps) - gradient(v - k * steps)) for k, w in ((1, 45.0), (2, -9.0), (3, 1.0))
             ) / (60 * h)
             close(found, numeric.permute(1, 2, 3, 0), 1e-11)
 

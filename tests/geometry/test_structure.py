@@ -71,7 +71,7 @@ def test_the_step_is_that_of_the_dense_system(coefficients: tuple[float, ...]) -
     problem = scene.problem()
     theta = disturbed(scene)
     _, inner = problem.evaluate(theta, None)
-    damping = torch.tensor([0.3, 1e-3], dtype=torch.float64)
+    damping = torch.tensor([3.0, 0.1], dtype=torch.float64)  # well above the ridge of 1e-10
     step, predicted = problem.step(theta, inner, damping)
     assert torch.equal(step[:, 11], torch.zeros(2, 3, dtype=torch.float64))
 
@@ -110,16 +110,16 @@ def test_the_cost_is_that_of_each_view_alone() -> None:
 
 @pytest.mark.parametrize("value", [1e6, torch.nan])
 def test_masked_entries_may_hold_anything(value: float) -> None:
-    scene = make_scene(20, 4, noise=1.0, coefficients=RADTAN)
+    scene = make_scene(20, 4, noise=1.0)
     poisoned = scene._replace(points2d=torch.where(scene.visible[..., None], scene.points2d, value))
-    theta = disturbed(scene)
+    theta = disturbed(scene, S=1)
     for a, b in zip(
-        run(scene.problem(), nested_start(scene.problem(), theta), 3)[:-1],
-        run(poisoned.problem(), nested_start(poisoned.problem(), theta), 3)[:-1],
+        run(scene.problem(), nested_start(scene.problem(), theta), 2)[:-1],
+        run(poisoned.problem(), nested_start(poisoned.problem(), theta), 2)[:-1],
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    cameras = (scene.poses_gt, scene.K, scene.distortion)
+    cameras = (scene.poses_gt, scene.K, scene.K.new_tensor(RADTAN).expand(4, -1))
     torch.testing.assert_close(
         triangulate(poisoned.points2d, scene.visible, *cameras).x,
         triangulate(scene.points2d, scene.visible, *cameras).x,

@@ -1,0 +1,200 @@
+"""How wrong is the gradient of a PnP layer? Every way to differentiate the pose, against finite differences.
+
+On the published cube and poses, for every input of the layer, the error of a method on one problem is
+
+    |J - F| / |F| ,    J, F = d (omega, t) / d input by the method and by finite differences (6 x n, Frobenius norm),
+
+omega in radians, t in half sides of the cube. Methods: `exact`, `gauss_newton`, `unrolled` are those of
+`geometry.implicit`; `published formula` is the one of Chen et al.'s code (CVPR 2020), which differentiates the root of
+
+    f_j = sum_i < c_ij, S_i (x_i - proj_i) > ,    c_ij = -2 d proj_i / d pose_j ,    S_i the depth of point i,
+
+although its solver minimises the error in pixels, without S_i. Writes results/gradient_error/table.md and table.json.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+from torch.func import jacfwd, vmap
+
+from datasets.bpnp_demo import read_poses
+from datasets.synthetic import CUBE, random_poses
+from experiments import replacing, write_json
+from geometry import se3
+from geometry.camera import matrix_from_intrinsics, project
+from geometry.implicit import Gradient
+from geometry.pnp import pnp
+
+OURS: tuple[Gradient, ...] = ("exact", "gauss_newton", "unrolled")
+PUBLISHED = "published formula"
+# Finite differences: a part in 1e4 of what the input is made of, sixth order.
+STEPS = {"points2d": 0.02, "points3d": 3e-4, "K": 0.05, "distortion": 1e-3, "weights": 1e-3}
+STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))
+
+
+@dataclass(frozen=True)
+class Config:
+    noise: tuple[float, ...] = (0.0, 1.0, 10.0)
+    """Standard deviations of the pixels' noise; a column each."""
+    problems: int = 50
+    """How many poses: the published ones, as far as they go, then random ones."""
+    points: Literal[8, 12] = 8
+    """8: the corners of the cube; 12: four random points inside it as well."""
+    seed: int = 0
+    """Seed of the noise, the inner points and the random poses."""
+    out: Path = Path("results")
+    """Folder of all results; the table goes to OUT/gradient_error."""
+
+    def __post_init__(self) -> None:
+        if self.problems < 1 or not self.noise or min(self.noise) < 0:
+            raise ValueError(f"problems must be at least 1 and noise not negative, got {self.problems}, {self.noise}")
+
+
+def problems(config: Config, noise: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Every differentiable input of the layer, each flat (B,n), and the poses (B,4,4) behind the pixels."""
+    g = torch.Generator().manual_seed(config.seed)
+    B, N = config.problems, config.points
+    points3d = torch.cat([CUBE, 2 * torch.rand(4, 3, generator=g, dtype=torch.float64) - 1])[:N].expand(B, N, 3)
+    try:
+        poses = se3.from_rotvec_t(read_poses())[:B]
+    except FileNotFoundError:
+        poses = torch.empty(0, 4, 4, dtype=torch.float64)
+    poses = torch.cat([poses, random_poses(B - len(poses), g)])
+    intrinsics = torch.tensor([300.0, 300, 128, 128], dtype=torch.float64).expand(B, 4)  # the published camera
+    pixels = project(points3d, poses, matrix_from_intrinsics(intrinsics))
+    pixels = pixels + noise * torch.randn(pixels.shape, generator=g, dtype=torch.float64)
+    inputs = {
+        "points2d": pixels.flatten(1),
+        "points3d": points3d.flatten(1),
+        "K": intrinsics,
+        "distortion": torch.zeros(B, 5, dtype=torch.float64),
+        "weights": torch.ones(B, 2 * N, dtype=torch.float64),
+    }
+    return inputs, poses
+
+
+def solve(inputs: dict[str, Tensor], init: Tensor, gradient: Gradient = "exact") -> Tensor:
+    """Poses (B,4,4) of flat inputs."""
+    solution = pnp(
+        inputs["points2d"].unflatten(1, (-1, 2)),
+        inputs["points3d"].unflatten(1, (-1, 3)),
+        matrix_from_intrinsics(inputs["K"]),
+        distortion=inputs.get("distortion"),
+        weights=inputs["weights"].unflatten(1, (-1, 2)),
+        init=init,
+        gradient=gradient,
+        throw=True,
+    )
+    assert isinstance(solution.x, Tensor)
+    return solution.x
+
+
+def tangent(pose: Tensor, origin: Tensor) -> Tensor:
+    """(omega, t) (…,6) of a pose relative to a fixed one."""
+    rotvec = se3.log(pose[..., :3, :3] @ origin[..., :3, :3].mT)
+    return torch.cat([rotvec, pose[..., :3, 3] - origin[..., :3, 3]], -1)
+
+
+def numeric(inputs: dict[str, Tensor], optimum: Tensor) -> dict[str, Tensor]:
+    """d (omega, t) / d input (B,6,n) of every input by finite differences."""
+    found = {}
+    for name, value in inputs.items():
+        n = value.shape[1]
+        moves = STEPS[name] * torch.eye(n, dtype=value.dtype)[:, None]  # (n,1,n), broadcast over problems
+        offsets = torch.stack([k * moves for k, _ in STENCIL])
+        still = {other: v for other, v in inputs.items() if other not in (name, "distortion")}
+        batch = {other: v.expand(len(STENCIL), n, *v.shape).flatten(0, 2) for other, v in still.items()}
+        batch[name] = (value + offsets).flatten(0, 2)
+        start = optimum.expand(len(STENCIL), n, *optimum.shape)
+        six = tangent(solve(batch, start.flatten(0, 2)).view_as(start), optimum)
+        weights = torch.tensor([w for _, w in STENCIL], dtype=value.dtype) / (60 * STEPS[name])
+        found[name] = torch.einsum("s,snbp->bpn", weights, six)
+    return found
+
+
+def analytic(inputs: dict[str, Tensor], init: Tensor, gradient: Gradient) -> dict[str, Tensor]:
+    """The same by the layer's backward pass."""
+    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+    pose = solve(leaves, init, gradient)
+    six = tangent(pose, pose.detach())
+    rows = [torch.autograd.grad(six[:, j].sum(), list(leaves.values()), retain_graph=True) for j in range(6)]
+    return {name: torch.stack([row[i] for row in rows], 1) for i, name in enumerate(leaves)}
+
+
+def published(inputs: dict[str, Tensor], optimum: Tensor) -> dict[str, Tensor]:
+    """The same by the published formula, for the inputs that it has."""
+
+    def f(y: Tensor, points2d: Tensor, points3d: Tensor, intrinsics: Tensor) -> Tensor:
+        points2d, points3d = points2d.view(-1, 2), points3d.view(-1, 3)
+
+        def pixels(y: Tensor) -> Tensor:
+            return project(points3d, se3.from_rotvec_t(y), matrix_from_intrinsics(intrinsics))
+
+        depth = se3.transform(se3.from_rotvec_t(y), points3d)[:, 2:]
+        return torch.einsum("nkj,nk->j", -2 * jacfwd(pixels)(y), depth * (points2d - pixels(y)))
+
+    def single(pose: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        y = se3.rotvec_t(pose)
+        by_y, *by_inputs = jacfwd(f, argnums=(0, 1, 2, 3))(y, *inputs)
+        # the pose was a rotation vector there: turn its derivative into that of (omega, t)
+        chart = jacfwd(lambda y: tangent(se3.from_rotvec_t(y), pose))(y)
+        return tuple(-chart @ torch.linalg.solve(by_y, J) for J in by_inputs)
+
+    names = ("points2d", "points3d", "K")
+    return dict(zip(names, vmap(single)(optimum, *(inputs[name] for name in names)), strict=True))
+
+
+def measure(config: Config, noise: float) -> dict[str, dict[str, dict[str, float]]]:
+    """input -> method -> median and max of the error; none where the true gradient is zero."""
+    inputs, poses = problems(config, noise)
+    optimum = solve(inputs, poses)
+    # so far off that there is something to unroll
+    away = torch.tensor([0.1, -0.1, 0.05, 0.05, -0.05, 0.3], dtype=poses.dtype)
+    start = se3.retract(poses, away.expand(len(poses), 6))
+    found: dict[str, dict[str, Tensor]] = {method: analytic(inputs, start, method) for method in OURS}
+    found[PUBLISHED] = published(inputs, optimum)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name, true in numeric(inputs, optimum).items():
+        size = true.flatten(1).norm(dim=1)
+        table[name] = {}
+        for method, jacobians in found.items():
+            if name in jacobians and size.min() > 1e-9:
+                error = (jacobians[name] - true).flatten(1).norm(dim=1) / size
+                table[name][method] = {"median": error.median().item(), "max": error.max().item()}
+    return table
+
+
+def markdown(config: Config, columns: dict[float, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """The table, a row for each input and method."""
+    lines = [
+        f"Relative error of d pose / d input, median / max over {config.problems} problems of {config.points} points.",
+        "A dash: the method lacks the input, or the true gradient is zero (weights, where the residual vanishes).",
+        "",
+        "| input | method | " + " | ".join(f"{noise:g} px" for noise in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for name in STEPS:
+        for method in (*OURS, PUBLISHED):
+            cells = [column[name].get(method) for column in columns.values()]
+            shown = [f"{cell['median']:.1e} / {cell['max']:.1e}" if cell else "–" for cell in cells]
+            lines.append(f"| {name} | {method} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> dict[float, dict[str, dict[str, dict[str, float]]]]:
+    """Measure, print and save; noise -> input -> method -> median and max."""
+    columns = {noise: measure(config, noise) for noise in config.noise}
+    print(text := markdown(config, columns))
+    (folder := config.out / "gradient_error").mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(text)
+    write_json(folder / "table.json", {"config": vars(config), "errors": columns})
+    return columns
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
