@@ -1,5 +1,5 @@
 # make run    run every experiment's preset; results go to results/
-# make test   lint, types and the fast tests (plain `.venv/bin/pytest` runs the slow ones as well)
+# make test   lint, types and all tests, in a few minutes (`.venv/bin/pytest -m "not slow"` takes seconds)
 # make clean  remove the environment and every cache; results/ stays
 #
 # Both set up the environment at their first call. Options, as in `make run PYTHON=python3.12`:
@@ -22,7 +22,7 @@ test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
 
 # A stamp a set of extras: made anew when what it was made from changes.
 $(VENV)/ready-%: pyproject.toml constraints.txt .ci/setup
