@@ -24,7 +24,7 @@ from geometry.camera import in_front, matrix_from_intrinsics, project
 from geometry.nested import NestedState, nested_start, nested_step
 from geometry.pnp import pnp
 from geometry.registration import Similarity, align_similarity
-from geometry.structure import StructureProblem, find_structure, triangulate
+from geometry.structure import StructureProblem, find_structure, mirror, triangulate
 
 
 @dataclass(frozen=True)
@@ -305,6 +305,9 @@ def main(config: Config) -> dict:
             alignment = align_similarity(points, truth)
             points, poses = alignment.apply(points), moved_cameras(alignment, poses)
         run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
+        found = scene.errors(points) if complete else {}
+        if found:  # where perspective is weak, the mirror image fits nearly as well: say whether it is that
+            found["rms_share_of_mirror"] = scene.errors(mirror(points))["rms_share"]
         steps, clouds, values = zip(*(album[round(i * (len(album) - 1) / 4)] for i in range(5)), strict=True)
         titles = [f"iteration {step}" for step in steps]
         run.figure("structure", len(losses), point_clouds(clouds, titles, values), final=True)
@@ -313,7 +316,7 @@ def main(config: Config) -> dict:
             converged=converged,
             iterations=len(losses),
             loss=losses[-1],
-            errors={"reprojection_rms": rms, **(scene.errors(points) if complete else {})},
+            errors={"reprojection_rms": rms, **found},
             reference=PAPER if truth is not None else {},
             note=scene.note,
         )
