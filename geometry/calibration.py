@@ -161,8 +161,10 @@ def calibrate(
     problem = CalibrationProblem(points2d, points3d, mask, free_intrinsics, model, kernel)
     theta = start_intrinsics(image_size, distortion, model, points2d)[None]
     state = nested_start(problem, theta)
+    # perfect corners leave nothing but rounding: about 1e-14 of the image
+    floor = 0.5 * int(mask.sum()) * (1e-14 * max(image_size)) ** 2
     while not state.done.all() and state.steps < max_steps:
-        state = nested_step(problem, state)
+        state = nested_step(problem, state, floor=floor)
     K, coefficients = free_intrinsics(state.theta[0])
     status = torch.where(state.done & torch.isfinite(state.cost), Status.CONVERGED, Status.STALLED)
     steps = torch.full_like(status, state.steps, dtype=torch.int32)
