@@ -2,41 +2,75 @@
 
 A kernel is a function rho(s) of s = |r|^2 >= 0 with rho(s) ~ s near zero, applied element by element; the cost is
 half the sum of rho. Scales are in the units of the residual (pixels divided by sigma, for PnP). Any such function
-of tensors is a kernel: its derivatives are taken by forward-mode differentiation. Formulas: Barron 2019,
-arXiv 1701.03077, eqs. 8 to 12 up to Barron's factor 1/2.
+of tensors is a kernel: its derivatives are taken by forward-mode differentiation. Those made here are also known to
+the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs. 8 to 13, times 2 scale^2.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from geometry.derivatives import directional
 
-__all__ = ["Kernel", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
+__all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
 
 Kernel = Callable[[Tensor], Tensor]
 
 
-def huber(scale: float) -> Kernel:
+@dataclass(frozen=True)
+class RobustKernel:
+    """A kernel that is known by name; made by `huber`, `cauchy`, `geman_mcclure` or `barron`. Called as rho(s)."""
+
+    name: Literal["huber", "cauchy", "geman_mcclure", "barron"]
+    scale: float
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
+
+    def __call__(self, s: Tensor) -> Tensor:
+        square = self.scale * self.scale
+        if self.name == "huber":
+            outside = s > square
+            root = torch.where(outside, s, torch.ones_like(s)).sqrt()
+            return torch.where(outside, 2 * self.scale * root - square, s)
+        if self.name == "cauchy":
+            return square * torch.log1p(s / square)
+        if self.name == "geman_mcclure":
+            return s / (1 + s / square)
+        width = square * abs(self.alpha - 2)
+        return 2 * width / self.alpha * torch.expm1(0.5 * self.alpha * torch.log1p(s / width))
+
+
+def huber(scale: float) -> RobustKernel:
     """Quadratic up to `scale`, linear beyond."""
-
-    def rho(s: Tensor) -> Tensor:
-        outside = s > scale * scale
-        root = torch.where(outside, s, torch.ones_like(s)).sqrt()
-        return torch.where(outside, 2 * scale * root - scale * scale, s)
-
-    return rho
+    return RobustKernel("huber", scale)
 
 
-def cauchy(scale: float) -> Kernel:
+def cauchy(scale: float) -> RobustKernel:
     """scale^2 log(1 + s / scale^2)."""
-    return lambda s: scale * scale * torch.log1p(s / (scale * scale))
+    return RobustKernel("cauchy", scale)
 
 
-def geman_mcclure(scale: float) -> Kernel:
+def geman_mcclure(scale: float) -> RobustKernel:
     """s / (1 + s / scale^2): bounded by scale^2, so that a gross outlier has no pull at all."""
-    return lambda s: s / (1 + s / (scale * scale))
+    return RobustKernel("geman_mcclure", scale)
+
+
+def barron(alpha: float, scale: float) -> RobustKernel:
+    """Barron's general and adaptive loss: one shape parameter alpha < 2 from nearly quadratic to redescending.
+
+    alpha = 1 is pseudo-Huber, 0 Cauchy, -2 a Geman-McClure of twice the scale; the smaller, the less pull outliers
+    have. Raises ValueError for alpha >= 2 (that is least squares: kernel=None) or not finite.
+    """
+    if not (math.isfinite(alpha) and alpha < 2):
+        raise ValueError(f"alpha must be a number below 2, got {alpha}")
+    return RobustKernel("barron", scale, alpha) if alpha != 0 else cauchy(math.sqrt(2) * scale)
 
 
 def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
