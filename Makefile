@@ -16,9 +16,11 @@ export PYTHON TORCH_INDEX CUDA
 .PHONY: run test clean
 
 run: $(VENV)/ready-experiments
+	$(VENV)/bin/python -m geometry.compiled
 	$(VENV)/bin/python run_all.py
 
 test: $(VENV)/ready-dev
+	$(VENV)/bin/python -m geometry.compiled
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy

@@ -95,14 +95,14 @@ def find_pose(
     distortion: Tensor,
     weights: Tensor,
     mask: Tensor,
-    *,
     model: Model,
-) -> Tensor:
-    """Start of PnP near its global minimum. Batched data of `pnp_problem` -> world_to_camera (B,4,4), always finite.
+) -> tuple[Tensor, Tensor]:
+    """Start of PnP near its global minimum, and the best start elsewhere. Batched data of `pnp_problem` -> twice
+    world_to_camera (B,4,4), always finite.
 
     1. descend r^T Omega r from the 24 rotations of a cube; 2. keep the lowest minima, distinct by 0.1 rad, whose
     points lie ahead of the camera; 3. refine them on the reprojection error (with the robust kernel, if any), keep
-    the best.
+    the two best.
     """
     B = len(points2d)
     rays, valid = unproject(points2d, K, distortion, model=model)
@@ -149,8 +149,14 @@ def find_pose(
     assert problem.linearize is not None
     cost = problem.linearize(refined, *data).cost.unflatten(0, (B, _CANDIDATES))
     cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-    index = cost.argmin(-1)[:, None, None, None].expand(B, 1, 4, 4)
-    return refined.unflatten(0, (B, _CANDIDATES)).gather(1, index).squeeze(1)
+    poses = refined.unflatten(0, (B, _CANDIDATES))
+
+    def pick(cost: Tensor) -> Tensor:
+        return poses.gather(1, cost.argmin(-1)[:, None, None, None].expand(B, 1, 4, 4)).squeeze(1)
+
+    best = pick(cost)
+    cosine = ((poses[..., :3, :3] * best[:, None, :3, :3]).sum((-2, -1)) - 1) / 2
+    return best, pick(torch.where(cosine > math.cos(_DISTINCT), torch.inf, cost))
 
 
 def _push_ahead(R: Tensor, t: Tensor, X: Tensor, mask: Tensor) -> Tensor:

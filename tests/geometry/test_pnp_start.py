@@ -8,11 +8,19 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import in_front, project, unproject
 from geometry.optim import minimize
-from geometry.pnp import _prepare, pnp, pnp_problem
+from geometry.pnp import pnp, pnp_problem
 from geometry.pnp_start import _cube_rotations, _descend, _quadratic_form, find_pose
 from geometry.robust import cauchy, huber
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+
+
+def full_data(scene: Any) -> tuple[Tensor, ...]:
+    """The data of `pnp_problem`: nothing shared, nothing left out."""
+    B, N, _ = scene.points2d.shape
+    distortion = torch.zeros(1, 0, **DOUBLE) if scene.distortion is None else scene.distortion
+    shared = scene.K.expand(B, 3, 3), distortion.expand(B, distortion.shape[-1])
+    return scene.points2d, scene.points3d, *shared, torch.ones(B, N, 2, **DOUBLE), torch.ones(B, N, dtype=torch.bool)
 
 
 def tilted_scene(make_scene: Any, B: int, N: int, noise: float, distorted: bool = False) -> Any:
@@ -45,7 +53,7 @@ def lowest_of_many_starts(scene: Any, rotations: int = 100) -> Tensor:
     nearest = (rotated[..., 2] + t[..., 2:]).amin(-1)
     t = t + torch.tensor([0.0, 0, 1], **DOUBLE) * (0.1 - nearest).clamp(min=0)[..., None]
     starts = torch.cat([se3.make(R, t), scene.world_to_camera_gt[:, None]], 1)
-    data = _prepare(scene.points2d, scene.points3d, scene.K, scene.distortion, None, None, None, "radtan")
+    data = full_data(scene)
     many = [d.repeat_interleave(rotations + 1, 0) for d in data]
     found = minimize(pnp_problem(), starts.flatten(0, 1), *many, max_steps=60)
     cost = torch.where(torch.isfinite(found.cost), found.cost, torch.inf)
@@ -55,16 +63,20 @@ def lowest_of_many_starts(scene: Any, rotations: int = 100) -> Tensor:
     return torch.where(real, cost, torch.inf).view(B, -1).amin(1)
 
 
-@pytest.mark.parametrize("N", [4, 6, 10, 50])
+PATHS = {"compiled": None, "tensors": lambda s: s}
+"""Kernels that lead to the compiled start and to that of `geometry.pnp_start`: a kernel of the user is the latter's."""
+
+
+@pytest.mark.parametrize(("N", "path"), [*((N, "compiled") for N in (4, 6, 10, 50)), (6, "tensors")])
 @pytest.mark.parametrize("kind", ["general", "planar", "far plane", "tilted plane"])
-def test_no_search_finds_a_lower_minimum(make_scene: Any, kind: str, N: int) -> None:
+def test_no_search_finds_a_lower_minimum(make_scene: Any, kind: str, N: int, path: str) -> None:
     for noise in (0.0, 1.0, 5.0):
         B = 6 if N < 50 else 2
         if kind == "tilted plane":
             scene = tilted_scene(make_scene, B, N, noise)
         else:
             scene = make_scene(B, N, noise, planar="plan" in kind, depth=25.0 if kind == "far plane" else 6.0, seed=N)
-        solution = pnp(scene.points2d, scene.points3d, scene.K)
+        solution = pnp(scene.points2d, scene.points3d, scene.K, kernel=PATHS[path])
         assert solution.converged.all()
         assert (solution.cost <= lowest_of_many_starts(scene, 30) * (1 + 1e-6) + 1e-12).all()
         assert in_front(se3.transform(solution.x, scene.points3d)).all()  # type: ignore[arg-type]
@@ -159,8 +171,7 @@ def test_float32_inside(make_scene: Any) -> None:
 
 def test_no_start_is_worse_than_opencv_s_sqpnp(make_scene: Any) -> None:
     scene = make_scene(20, 6, 3.0, depth=3.0, seed=7)
-    data = _prepare(scene.points2d, scene.points3d, scene.K, None, None, None, None, "radtan")
-    start = find_pose(pnp_problem(), *data, model="radtan")
+    start, _ = find_pose(pnp_problem(), *full_data(scene), "radtan")
     for i in range(20):
         arrays = scene.points3d[i].numpy(), scene.points2d[i].numpy(), scene.K.numpy(), None
         _, rvec, tvec = cv2.solvePnP(*arrays, flags=cv2.SOLVEPNP_SQPNP)

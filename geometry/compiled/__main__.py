@@ -1,0 +1,27 @@
+"""Compile all kernels now, in half a minute, so that no first call has to: `python -m geometry.compiled`."""
+
+import importlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+KERNELS = ("start", "solve", "adjoint")
+
+
+def compile_kernel(name: str) -> None:
+    """Importing a kernel compiles it, or finds its code."""
+    importlib.import_module(f"geometry.compiled.{name}")
+
+
+def main() -> None:
+    folder = Path(__file__).parent
+    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
+    for cache in folder.glob("__pycache__/*.nb[ci]"):
+        # numba looks at a kernel's own file alone, not at those that it imports
+        if cache.stat().st_mtime < newest:
+            cache.unlink()
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(compile_kernel, KERNELS))
+
+
+if __name__ == "__main__":
+    main()
