@@ -60,7 +60,8 @@ def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | 
     else:
         if _pool is None or _pool._max_workers < threads - 1:
             _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="pnp")
-        bounds = [size * i // threads // 8 * 8 for i in range(threads)] + [size]
+        tile = 8 if size >= 8 * threads else 1  # whole tiles, unless that leaves a thread without work
+        bounds = [size * i // threads // tile * tile for i in range(threads)] + [size]
         others = [_pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, threads)]
         complaints = [work(0, bounds[1], 0), *(future.result() for future in others)]
     for complaint in complaints:
