@@ -145,7 +145,7 @@ def pnp(
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; it can be
     vmapped, differentiated twice, and stands in torch.compile'd code. Elsewhere, and for what the kernel does not know
     (model="fisheye", kernels of your own, gradient="unrolled"), the batched tensor operations of
-    `geometry.pnp_problem` do: the same poses and gradients, once differentiable, and some ten times slower.
+    `geometry.pnp_problem` do: the same poses and gradients, once differentiable, and on a CPU two hundred times slower.
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
