@@ -87,9 +87,7 @@ def _prepare(
     dtype, device = _precision(points2d), points2d.device
     named = (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights), ("init", init))
     for name, value in named:
-        if value is None or (value.dtype == dtype and value.device == device):
-            continue
-        if _precision(value) != dtype or value.device != device:
+        if value is not None and (_precision(value) != dtype or value.device != device):
             raise ValueError(
                 f"{name} must have the dtype and device of points2d ({points2d.dtype}, {device}), "
                 f"got {value.dtype}, {value.device}"

@@ -34,17 +34,12 @@ _DISTINCT = 1e-3
 
 _NAMESPACE = "learnable_geometry"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
-_pool: ThreadPoolExecutor | None = None
 
 
-def _forget_pool() -> None:
+@lru_cache(maxsize=4)
+def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     """Threads do not survive a fork: a data-loader worker starts its own, if it has more than one at all."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    return ThreadPoolExecutor(workers, thread_name_prefix="pnp")
 
 
 def _threads(problems: int, points: int) -> int:
@@ -54,15 +49,13 @@ def _threads(problems: int, points: int) -> int:
 
 def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | None]) -> None:
     """Call work(begin, end, slot) on `threads` parts of range(size); ValueError names the argument it complains of."""
-    global _pool
     if threads == 1:
         complaints = [work(0, size, 0)]
     else:
-        if _pool is None or _pool._max_workers < threads - 1:
-            _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="pnp")
+        pool = _pool(os.getpid(), torch.get_num_threads() - 1)
         tile = 8 if size >= 8 * threads else 1  # whole tiles, unless that leaves a thread without work
         bounds = [size * i // threads // tile * tile for i in range(threads)] + [size]
-        others = [_pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, threads)]
+        others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, threads)]
         complaints = [work(0, bounds[1], 0), *(future.result() for future in others)]
     for complaint in complaints:
         if complaint:
@@ -75,33 +68,11 @@ def _compiled(name: str) -> Any:
     return importlib.import_module("geometry.compiled." + name)
 
 
-def _kernel_inputs(
-    points2d: Tensor,
-    points3d: Tensor,
-    K: Tensor,
-    distortion: Tensor,
-    weights: Tensor,
-    mask: Tensor,
-    robust: str,
-    scale: float,
-    alpha: float,
-) -> tuple[Any, ...]:
-    """The arguments that all kernels begin with."""
-    data = (
-        points2d.contiguous().numpy(),
-        points3d.contiguous().numpy(),
-        K.contiguous().numpy(),
-        distortion.contiguous().numpy(),
-        weights.contiguous().numpy(),
-        mask.contiguous().view(torch.uint8).numpy(),
-    )
-    return (
-        data,
-        _compiled("equations").ROBUST[robust],
-        scale * scale,
-        alpha,
-        torch.finfo(points2d.dtype).eps,
-    )
+def _kernel_inputs(data: tuple[Tensor, ...], robust: str, scale: float, alpha: float) -> tuple[Any, ...]:
+    """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
+    *numbers, mask = (d.contiguous() for d in data)
+    arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
+    return arrays, _compiled("equations").ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
 
 
 def _spread(problems: int, points: int) -> bool:
@@ -146,7 +117,7 @@ def _solve(
     fewest: points below which the status is TOO_FEW; exact: which Hessian the gradient is to be taken with.
     """
     B, N, _ = points2d.shape
-    inputs = _kernel_inputs(points2d, points3d, K, distortion, weights, mask, robust, scale, alpha)
+    inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
     dtype = inputs[0][0].dtype
     out = np.empty((B, 4, 4), dtype), np.empty(B, dtype), np.empty(B, np.int8), np.empty(B, np.int32)
     start, spread, run = init.contiguous().numpy(), _spread(B, N), _compiled("solve").solve
@@ -181,7 +152,7 @@ def search(
     """The best minimum (B,4,4), the second best (B,4,4), and the ratio (B,) of their costs, of `PoseSolution`."""
     B, N, _ = points2d.shape
     data = points2d, points3d, K, distortion, weights, mask
-    inputs = _kernel_inputs(*data, robust, scale, alpha)
+    inputs = _kernel_inputs(data, robust, scale, alpha)
     starts = points2d.new_empty(2, B, 4, 4)
     first, second, run = starts[0].numpy(), starts[1].numpy(), _compiled("start").start
 
@@ -237,7 +208,7 @@ def _adjoint(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of <covectors, poses> by the first five arguments, in their shapes; empty where not wanted."""
     B, N, _ = points2d.shape
-    inputs = _kernel_inputs(points2d, points3d, K, distortion, weights, mask, robust, scale, alpha)
+    inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
     threads, spread, run = _threads(B, N), _spread(B, N), _compiled("adjoint").adjoint
     out = []
     for i, (d, want) in enumerate(zip(inputs[0], wanted, strict=False)):
@@ -346,16 +317,15 @@ def _fold(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], b
     return folded
 
 
-def _solve_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    tensors = _fold(info, in_dims[:7], inputs[:7], _batch_size(in_dims[0], inputs[0]))
-    out = _solve(*tensors, *inputs[7:])
-    return tuple(o.unflatten(0, (info.batch_size, -1)) for o in out), (0,) * len(out)
+def _vmap_rule(operator: Any, tensors: int) -> Callable[..., Any]:
+    """The rule of an operator whose first arguments are tensors and whose results have one row a problem."""
 
+    def rule(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        folded = _fold(info, in_dims[:tensors], inputs[:tensors], _batch_size(in_dims[0], inputs[0]))
+        out = operator(*folded, *inputs[tensors:])
+        return tuple(o.unflatten(0, (info.batch_size, -1)) for o in out), (0,) * len(out)
 
-def _search_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    tensors = _fold(info, in_dims[:6], inputs[:6], _batch_size(in_dims[0], inputs[0]))
-    out = search(*tensors, *inputs[6:])
-    return tuple(o.unflatten(0, (info.batch_size, -1)) for o in out), (0,) * len(out)
+    return rule
 
 
 def _adjoint_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -374,7 +344,7 @@ def _batch_size(dim: int | None, points2d: Tensor) -> int:
     return (points2d if dim is None else points2d.select(dim, 0)).shape[0]
 
 
-torch.library.register_vmap(f"{_NAMESPACE}::pnp_search", _search_vmap)
+torch.library.register_vmap(search.name(), _vmap_rule(search, 6))
 
 
 def _differentiable(operator: Any, save: Callable[..., None], backward: Callable[..., Any], vmap: Callable) -> Callable:
@@ -403,5 +373,5 @@ def _differentiable(operator: Any, save: Callable[..., None], backward: Callable
     return call
 
 
-solve = _differentiable(_solve, _save_solve, _solve_backward, _solve_vmap)
+solve = _differentiable(_solve, _save_solve, _solve_backward, _vmap_rule(_solve, 7))
 adjoint = _differentiable(_adjoint, _save_adjoint, _adjoint_backward, _adjoint_vmap)

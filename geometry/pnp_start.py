@@ -17,7 +17,7 @@ from geometry import se3
 from geometry.camera import Model, unproject
 from geometry.optim import Problem, levenberg_marquardt
 
-__all__ = ["find_pose"]
+__all__ = ["cube_rotations", "find_pose"]
 
 _DESCENT_STEPS = 10
 _CANDIDATES = 7
@@ -26,7 +26,7 @@ _REFINE_STEPS = 12
 
 
 @lru_cache(maxsize=8)
-def _cube_rotations(dtype: torch.dtype, device: torch.device) -> Tensor:
+def cube_rotations(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The 24 rotations that map a cube onto itself: no rotation is farther than 63 degrees from them. (24,3,3)."""
     matrices = [
         torch.eye(3, dtype=torch.float64)[list(order)] * torch.tensor(signs, dtype=torch.float64)
@@ -119,7 +119,7 @@ def find_pose(
     omega = torch.where(torch.isfinite(omega), omega, torch.zeros_like(omega))
     T = torch.where(torch.isfinite(T), T, torch.zeros_like(T))
 
-    R = _cube_rotations(X.dtype, X.device).expand(B, -1, 3, 3)
+    R = cube_rotations(X.dtype, X.device).expand(B, -1, 3, 3)
     R, value = _descend(omega, R, _DESCENT_STEPS)
     t = (T[:, None] @ R.mT.flatten(-2)[..., None]).squeeze(-1)
     # mean of b . (R X + t): negative for the mirror images behind the camera

@@ -91,10 +91,10 @@ def negated_gradient(sums: Any, out: Any) -> None:
 
 
 @jit
-def dot6(a: Any, place: Any, b: Any) -> Any:
-    s = load(a, place) * load(b, 0)
+def dot6(a: Any, b: Any) -> Any:
+    s = load(a, 0) * load(b, 0)
     for k in range(L, 6 * L, L):
-        s += load(a, place + k) * load(b, k)
+        s += load(a, k) * load(b, k)
     return s
 
 
@@ -119,11 +119,10 @@ def levenberg_marquardt(
         pivot = solve6(now, damping, rhs, work, step)
         for k in range(0, 6 * L, L):
             store(step, k, where_less(100.0 * eps, pivot, load(step, k), 0.0))
-        predicted = 0.5 * dot6(now, GRADIENT, step)
+        predicted = 0.5 * dot6(rhs, step)
         for i in range(6):
             a = load(now, HESSIAN + (i * (i + 3) // 2) * L)
-            predicted -= 0.5 * damping * a * load(step, i * L) * load(step, i * L)
-        predicted = -predicted
+            predicted += 0.5 * damping * a * load(step, i * L) * load(step, i * L)
         retract(pose, step, trial)
         trial_cost = evaluate(tile, rows, spread, trial, camera, model, False, new)
         accept = running * where_less(trial_cost, cost, splat(1.0, tile), 0.0)
@@ -162,7 +161,7 @@ def polish(
         negated_gradient(sums, rhs)
         pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
         new_definite = where_less(100.0 * eps, pivot, splat(1.0, tile), 0.0)
-        new_decrease = 0.5 * dot6(rhs, 0, step)
+        new_decrease = 0.5 * dot6(rhs, step)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
         better = where_less(new_cost, 1.001 * cost + 1e3 * eps, splat(1.0, tile), 0.0)
         better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))

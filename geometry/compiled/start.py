@@ -12,16 +12,17 @@ need of the points are the 60 products of these with 1, X, Y, Z, XX, XY, XZ, YY,
 """
 
 import math
-from itertools import permutations, product
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 
 from geometry.compiled.descent import blend, levenberg_marquardt, retract
 from geometry.compiled.equations import CAMERA, OPTIONS, POSE, ROW, L, distort, jit, store6
 from geometry.compiled.simd import get, highest, load, lowest, splat, store, total, where_less
-from geometry.compiled.tile import INPUTS, fill, rows_of, write_pose
+from geometry.compiled.tile import INPUTS, fill, finite, rows_of, write_pose
+from geometry.pnp_start import cube_rotations
 
 __all__ = ["start"]
 
@@ -39,14 +40,11 @@ _FORM = 60
 _WORK = 74 * L
 
 
-def _cube_rotations() -> np.ndarray:
-    """The 24 rotations that map a cube onto itself, as three poses of eight lanes each, t = 0."""
-    matrices = [np.eye(3)[list(p)] * signs for p in permutations(range(3)) for signs in product((1, -1), repeat=3)]
-    rotations = np.stack([R for R in matrices if np.linalg.det(R) > 0]).reshape(_ROTATIONS, L, 9)
-    return np.pad(rotations.transpose(0, 2, 1), ((0, 0), (0, 3), (0, 0))).reshape(-1)
-
-
-_CUBE = _cube_rotations()
+# The 24 rotations of `pnp_start` as three poses of eight lanes each, t = 0.
+_CUBE = np.pad(
+    cube_rotations(torch.float64, torch.device("cpu")).numpy().reshape(_ROTATIONS, L, 9).transpose(0, 2, 1),
+    ((0, 0), (0, 3), (0, 0)),
+).reshape(-1)
 
 
 @jit
@@ -140,7 +138,7 @@ def _quadratic_form(form: Any, eps: Any, omega: Any, T: Any) -> None:
     m = form[4] - l1 * form[2]
     l3 = m * d1
     d2 = 1.0 / (form[5] + 4.0 * eps - l2 * form[2] - l3 * m)
-    finite = 0.0
+    everything = 0.0
     for q in range(9):
         k, j = q // 3, q % 3
         a = form[6 + 6 * k + _SYMMETRIC[j]]
@@ -148,7 +146,7 @@ def _quadratic_form(form: Any, eps: Any, omega: Any, T: Any) -> None:
         c = (form[6 + 6 * k + _SYMMETRIC[6 + j]] - l2 * a - l3 * b) * d2
         b = b * d1 - l3 * c
         T[q], T[9 + q], T[18 + q] = l1 * b + l2 * c - a * d0, -b, -c
-        finite += T[q] + b + c
+        everything += T[q] + b + c
     for p in range(9):
         k, i = p // 3, p % 3
         o = 6 + 6 * k
@@ -156,8 +154,8 @@ def _quadratic_form(form: Any, eps: Any, omega: Any, T: Any) -> None:
         for q in range(9):
             value = form[24 + 6 * _SYMMETRIC[3 * k + q // 3] + _SYMMETRIC[3 * i + q % 3]]
             omega[9 * p + q] = value + a * T[q] + b * T[9 + q] + c * T[18 + q]
-            finite += omega[9 * p + q]
-    if not abs(finite) < np.inf:
+            everything += omega[9 * p + q]
+    if not finite(everything):
         omega[:], T[:] = 0.0, 0.0
 
 
@@ -401,7 +399,7 @@ def _refine_best(
 def _write(pose: Any, lane: Any, centre: Any, poses: Any, b: Any) -> None:
     """A lane as world_to_camera number b; the identity, one unit ahead, if that is not finite."""
     write_pose(pose, lane, centre, 0, poses, b)
-    if not abs(poses[b].sum()) < np.inf:
+    if not finite(poses[b].sum()):
         for i in range(3):
             for j in range(4):
                 poses[b, i, j] = 1.0 if i == j or (i, j) == (2, 3) else 0.0

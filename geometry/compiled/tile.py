@@ -196,7 +196,7 @@ def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) ->
 @jit
 def fill_covector(covectors: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any, rhs: Any) -> None:
     """The covector of a world_to_camera matrix as one of a step (omega, v) about the centre."""
-    omega = [0.0, 0.0, 0.0]
+    ox = oy = oz = 0.0
     for j in range(4):
         # a column moves by omega x column; t = t_centred - R centre moves by v - omega x (R centre)
         gx, gy, gz = covectors[b, 0, j], covectors[b, 1, j], covectors[b, 2, j]
@@ -209,10 +209,8 @@ def fill_covector(covectors: Any, b: Any, at: Any, centre: Any, lane: Any, pose:
                 y -= pose[(3 + k) * L + at] * centre[k * L + lane]
                 z -= pose[(6 + k) * L + at] * centre[k * L + lane]
             rhs[3 * L + at], rhs[4 * L + at], rhs[5 * L + at] = gx, gy, gz
-        omega[0] += y * gz - z * gy
-        omega[1] += z * gx - x * gz
-        omega[2] += x * gy - y * gx
-    rhs[at], rhs[L + at], rhs[2 * L + at] = omega[0], omega[1], omega[2]
+        ox, oy, oz = ox + y * gz - z * gy, oy + z * gx - x * gz, oz + x * gy - y * gx
+    rhs[at], rhs[L + at], rhs[2 * L + at] = ox, oy, oz
 
 
 @jit

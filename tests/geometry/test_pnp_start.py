@@ -9,7 +9,7 @@ from geometry import se3
 from geometry.camera import in_front, project, unproject
 from geometry.optim import minimize
 from geometry.pnp import pnp, pnp_problem
-from geometry.pnp_start import _cube_rotations, _descend, _quadratic_form, find_pose
+from geometry.pnp_start import _descend, _quadratic_form, cube_rotations, find_pose
 from geometry.robust import cauchy, huber
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -188,7 +188,7 @@ def test_the_quadratic_form_is_the_object_space_error(make_scene: Any) -> None:
     rays = unproject(scene.points2d, scene.K).directions
     w2 = torch.rand(3, 7, generator=torch.Generator().manual_seed(0), **DOUBLE)
     omega, T = _quadratic_form(rays, scene.points3d, w2)
-    R = _cube_rotations(torch.float64, torch.device("cpu"))[[1, 5, 20]]
+    R = cube_rotations(torch.float64, torch.device("cpu"))[[1, 5, 20]]
     r = R.mT.flatten(-2)
     t = (T @ r[..., None]).squeeze(-1)
     value = ((omega @ r[..., None]).squeeze(-1) * r).sum(-1)
@@ -208,7 +208,7 @@ def test_the_descent_ends_at_minima(make_scene: Any) -> None:
     scene = make_scene(4, 10, 2.0, seed=9)
     w2 = torch.full((4, 10), 0.1, **DOUBLE)
     omega, _ = _quadratic_form(unproject(scene.points2d, scene.K).directions, scene.points3d, w2)
-    R, value = _descend(omega, _cube_rotations(torch.float64, torch.device("cpu")).expand(4, 24, 3, 3), 100)
+    R, value = _descend(omega, cube_rotations(torch.float64, torch.device("cpu")).expand(4, 24, 3, 3), 100)
     step = torch.zeros(4, 24, 3, **DOUBLE, requires_grad=True)
     r = (se3.exp(step) @ R).mT.flatten(-2)
     again = (r * (r @ omega)).sum(-1)
@@ -219,7 +219,7 @@ def test_the_descent_ends_at_minima(make_scene: Any) -> None:
 
 def test_the_rotations_are_spread_evenly() -> None:
     """24 rotations, 90 degrees apart at the least, and none further than 63 degrees from all of them."""
-    R = _cube_rotations(torch.float64, torch.device("cpu"))
+    R = cube_rotations(torch.float64, torch.device("cpu"))
     assert R.shape == (24, 3, 3)
     torch.testing.assert_close(torch.linalg.det(R), torch.ones(24, **DOUBLE))
     g = torch.Generator().manual_seed(0)
