@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets import shared
-from datasets.bal import read_bal, to_opencv
+from datasets.bal import read_bal
 from datasets.bpnp_demo import DUCK_UNIT, read_points, read_poses
 from datasets.synthetic import duck, half_visible, random_poses
 from experiments.figures import loss_curve, point_clouds, value_colors
@@ -139,19 +139,18 @@ def read_scene(config: Config) -> Scene:
 
 def read_tracks(path: Path) -> Scene:
     """A BAL file: its tracks and intrinsics are known, its points and poses are where learning starts."""
-    bal = read_bal(path)
-    world_to_camera, K, distortion, points2d = to_opencv(bal)
-    V, N = len(world_to_camera), len(bal.points3d)
+    tracks = read_bal(path)
+    V, N = len(tracks.world_to_camera), len(tracks.points3d)
     dense = torch.zeros(V, N, 2, dtype=torch.float64)
     visible = torch.zeros(V, N, dtype=torch.bool)
-    dense[bal.camera_index, bal.point_index] = points2d
-    visible[bal.camera_index, bal.point_index] = True
+    dense[tracks.camera_index, tracks.point_index] = tracks.points2d
+    visible[tracks.camera_index, tracks.point_index] = True
     given = int(visible.sum())
     # A point behind one of its cameras has no reprojection error there; a track of one view is no track.
-    visible &= in_front(se3.transform(world_to_camera, bal.points3d))
+    visible &= in_front(se3.transform(tracks.world_to_camera, tracks.points3d))
     visible &= visible.sum(0) >= 2
     return Scene(
-        dense, visible, K, distortion, points_start=bal.points3d, poses_start=world_to_camera,
+        dense, visible, tracks.K, tracks.distortion, points_start=tracks.points3d, poses_start=tracks.world_to_camera,
         note=f"{given - int(visible.sum())} of {given} observations left out: behind their camera, or of one view only",
     )  # fmt: skip
 

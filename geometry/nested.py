@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from geometry.optim import select
+from geometry.optim import next_damping, select
 
 __all__ = ["NestedProblem", "NestedState", "nested_start", "nested_step"]
 
@@ -74,17 +74,16 @@ def nested_step(
     trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
     accept = ~state.done & (trial_cost < state.cost)
     ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
-    shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
     cost = torch.where(accept, trial_cost, state.cost)
-    raised = torch.where(state.done, state.damping, state.damping * state.growth)
-    damping = torch.where(accept, (state.damping * shrink).clamp_min(1e-12), raised)
+    damping, growth = next_damping(state.damping, state.growth, accept, ratio, least=1e-12)
+    damping, growth = torch.where(state.done, state.damping, damping), torch.where(state.done, state.growth, growth)
     done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
     return NestedState(
         select(accept, candidate, state.theta),
         select(accept, trial_inner, state.inner),
         cost,
         damping,
-        torch.where(accept, 2.0, torch.where(state.done, state.growth, 2 * state.growth)),
+        growth,
         done,
         state.steps + 1,
     )

@@ -217,6 +217,15 @@ def _infinite_where_nan(cost: Tensor) -> Tensor:
     return torch.where(torch.isfinite(cost), cost, torch.full_like(cost, torch.inf))
 
 
+def next_damping(
+    damping: Tensor, growth: Tensor, accept: Tensor, ratio: Tensor, least: float = 1e-14
+) -> tuple[Tensor, Tensor]:
+    """Damping and growth after a trial step, by the ratio of real to predicted decrease (Nielsen 1999, eq. 2.4)."""
+    shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
+    damping = torch.where(accept, (damping * shrink).clamp_min(least), damping * growth)
+    return damping, torch.where(accept, 2.0, 2 * growth)
+
+
 def levenberg_marquardt(
     problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int
 ) -> tuple[State, Tensor, Tensor]:
@@ -249,13 +258,11 @@ def levenberg_marquardt(
         trial_cost = _infinite_where_nan(trial.cost.detach())
         accept = running & (trial_cost < cost)
         ratio = (cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
-        shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
         done = (predicted <= tolerance * torch.minimum(cost, trial_cost)) | _below_resolution(candidate, x)
         x = select(accept, candidate, x)
         lin = Linearization(*(select(accept, a, b) for a, b in zip(trial, lin, strict=True)))
         cost = torch.where(accept, trial_cost, cost)
-        damping = torch.where(accept, (damping * shrink).clamp_min(1e-14), damping * growth)
-        growth = torch.where(accept, torch.full_like(growth, 2.0), 2 * growth)
+        damping, growth = next_damping(damping, growth, accept, ratio)
         steps = steps + accept.int()
         running = running & ~done & (damping < 1e12)
     return x, steps, feasible

@@ -7,9 +7,7 @@ vector-Jacobian product, whose own derivative (double backward) is left to autom
 
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +19,7 @@ from geometry import se3
 from geometry.optim import Status, solve_spd
 from geometry.pnp_problem import pnp_problem
 from geometry.robust import RobustKernel
+from geometry.threads import in_parallel
 
 __all__ = ["adjoint", "better", "search", "solve"]
 
@@ -36,12 +35,6 @@ _NAMESPACE = "learnable_geometry"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
-@lru_cache(maxsize=4)
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Threads do not survive a fork: a data-loader worker starts its own, if it has more than one at all."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="pnp")
-
-
 def _threads(problems: int, points: int) -> int:
     """How many of torch's threads to use (`torch.set_num_threads`; data-loader workers have one)."""
     return max(1, min(torch.get_num_threads(), problems, problems * points // _WORTH_A_THREAD))
@@ -49,14 +42,9 @@ def _threads(problems: int, points: int) -> int:
 
 def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | None]) -> None:
     """Call work(begin, end, slot) on `threads` parts of range(size); ValueError names the argument it complains of."""
-    if threads == 1:
-        complaints = [work(0, size, 0)]
-    else:
-        pool = _pool(os.getpid(), torch.get_num_threads() - 1)
-        tile = 8 if size >= 8 * threads else 1  # whole tiles, unless that leaves a thread without work
-        bounds = [size * i // threads // tile * tile for i in range(threads)] + [size]
-        others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, threads)]
-        complaints = [work(0, bounds[1], 0), *(future.result() for future in others)]
+    tile = 8 if size >= 8 * threads else 1  # whole tiles, unless that leaves a thread without work
+    bounds = [size * i // threads // tile * tile for i in range(threads)] + [size]
+    complaints = in_parallel(bounds, work)
     for complaint in complaints:
         if complaint:
             raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
