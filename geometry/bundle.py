@@ -9,7 +9,7 @@ parameters a camera and three a point never meet in one dense matrix; observatio
 a camera does not see costs nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -17,246 +17,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from geometry.bundle_problem import COEFFICIENTS, Bundle, BundleData, BundleProblem, Prior, State
-from geometry.camera import Model, check_distortion
-from geometry.gauge import Gauge, GaugeChoice, choose_rows, gauge_at
-from geometry.optim import Solution, Status, next_damping
+from geometry.bundle_layout import check_scene, determining, free_names, lay_out
+from geometry.bundle_problem import Bundle, BundleData, BundleProblem, Prior, State
+from geometry.bundle_solver import Solver, Task, solve
+from geometry.camera import Model
+from geometry.gauge import GaugeChoice, choose_rows
+from geometry.optim import Solution, Status
 from geometry.robust import Kernel
-from geometry.schur import NormalEquations, Schur, Tangent
-from geometry.schur_op import Layout
+from geometry.schur import Tangent
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]
-
-_Solver = Literal["auto", "dense", "iterative"]
-# Camera unknowns up to which S is built and factorised: 3,000 take 70 MB and half a second a step.
-_DENSE = 3000
-
-
-class Progress(NamedTuple):
-    """Where the descent stands after `trials` steps, of which `steps` were accepted."""
-
-    state: State
-    cost: Tensor
-    trials: int
-    steps: int
-    done: bool
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A problem with its data and the options of its solution."""
-
-    problem: BundleProblem
-    data: BundleData
-    gauge: GaugeChoice
-    rows: Tensor
-    iterative: bool
-    stiff: Tensor | None = None
-
-    def gauge_at(self, state: State) -> Gauge | None:
-        return gauge_at(self.problem, state, self.data, self.gauge, self.rows)
-
-    def factorise(
-        self, equations: NormalEquations, gauge: Gauge | None, damping: float = 0.0, accuracy: float = 1e-13
-    ) -> Schur:
-        unseen = None if gauge is None else gauge.motions.cameras
-        layout = self.problem.layout
-        return Schur(equations, layout, damping, unseen, self.stiff, iterative=self.iterative, accuracy=accuracy)
-
-
-def _descend(task: _Task, state: State, max_steps: int, tolerance: float) -> Iterator[Progress]:
-    """Levenberg-Marquardt with Marquardt's scaling; yields the start, and what stands after every trial."""
-    problem, data = task.problem, task.data
-    equations = problem.linearize(state, data)
-    cost = equations.cost
-    damping, growth = torch.full_like(cost, 1e-4), torch.full_like(cost, 2.0)
-    steps = 0
-    # pixels are known to a few digits less than they have: a perfect fit leaves that
-    rounding = (torch.finfo(cost.dtype).eps * data.weights * data.points2d).square().sum()
-    done = not bool(torch.isfinite(cost))
-    yield Progress(state, cost, 0, 0, done)
-    for trial in range(1, max_steps + 1):
-        gauge = task.gauge_at(state)
-        # far from the minimum a tenth of the accuracy moves as far
-        system = task.factorise(equations, gauge, float(damping), accuracy=0.1)
-        step = system.solve(equations.gradient.times(-1))
-        predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(equations.gradient))
-        if gauge is not None:
-            step = gauge.section(step)
-        candidate, trial_cost = problem.advance(state, step, data)
-        accept = system.ok & (trial_cost < cost)
-        ratio = (cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
-        damping, growth = next_damping(damping, growth, accept, torch.nan_to_num(ratio, -1.0))
-        small = tolerance * torch.minimum(cost, trial_cost) + rounding
-        done = bool(system.ok & ((predicted <= small) | (accept & (cost - trial_cost <= small))) | (damping > 1e12))
-        if accept:
-            state, steps = candidate, steps + 1
-            equations = problem.linearize(state, data)
-            cost = equations.cost
-        yield Progress(state, cost, trial, steps, done)
-        if done:
-            return
-
-
-def _endless(task: _Task, state: State) -> Tensor:
-    """Unit rays (N,3) of the points whose depth the data leave open, zero for all others.
-
-    At the end of the descent such a point would still more than double its distance, or shows no parallax at all.
-    """
-    equations = task.problem.linearize(state, task.data)
-    ray = task.problem.rays(state)
-    length = ray.norm(dim=-1)
-    ray = ray / length.clamp_min(torch.finfo(ray.dtype).tiny)[:, None]
-    stiffness = (ray * (equations.V @ ray[..., None]).squeeze(-1)).sum(-1)
-    push = -(ray * equations.gradient.points).sum(-1)
-    most = equations.V.diagonal(dim1=-2, dim2=-1).amax(-1)
-    open_end = (push > stiffness * length) | (stiffness <= 1e-12 * most)
-    return torch.where((open_end & (most > 0) & ~task.problem.layout.held)[:, None], ray, 0)
-
-
-def _polish(task: _Task, state: State, cost: Tensor, rounds: int) -> tuple[State, Tensor, Status]:
-    """Undamped Newton with the exact Hessian, until the next step would not matter; that one is still taken.
-
-    Accepting steps by cost alone stops at the square root of the resolution. Returns state, cost and status.
-    """
-    problem, data = task.problem, task.data
-    best, best_cost, decrease = state, cost, torch.full_like(cost, torch.inf)
-    status = Status.SINGULAR
-    eps = torch.finfo(cost.dtype).eps
-    rounding = (eps * data.weights * data.points2d).square().sum()
-    for _ in range(rounds):
-        equations = problem.linearize(state, data, exact=True)
-        gauge = task.gauge_at(state)
-        system = task.factorise(equations, gauge)
-        step = system.solve(equations.gradient.times(-1))
-        new_decrease = -0.5 * step.dot(equations.gradient)
-        # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        near = equations.cost <= 1.001 * best_cost + 1e3 * rounding
-        if not (system.ok & near & (new_decrease < decrease)):
-            break
-        best, best_cost, decrease = state, equations.cost, new_decrease
-        status = Status.STALLED
-        state = problem.retract(state, step if gauge is None else gauge.section(step))
-        if decrease <= 1e-13 * best_cost + rounding:
-            return state, best_cost, Status.CONVERGED
-    return best, best_cost, status
-
-
-def _solve(
-    task: _Task, state: State, max_steps: int, callback: Callable[[int, float], None] | None
-) -> tuple[State, Tensor, Status, int, Tensor]:
-    """Descend, then polish; where Newton does not converge yet, descend farther. Returns state, cost, status, accepted
-    steps and the rays (N,3) of points without depth."""
-    layout = task.problem.layout
-    unknown_points = (layout.begin.diff() > 0) & ~layout.held
-    unknowns = layout.size + 3 * int(unknown_points.sum()) - len(task.rows)
-    taken = accepted = 0
-    stiff = torch.zeros_like(state.points3d)
-    for tolerance in (1e-7, 1e-10, 1e-13):
-        for progress in _descend(task, state, max_steps - taken, tolerance):
-            if callback is not None and (progress.trials or not taken):
-                callback(taken + progress.trials, float(progress.cost))
-        state, cost = progress.state, progress.cost
-        taken, accepted = taken + progress.trials, accepted + progress.steps
-        if not torch.isfinite(cost):
-            return state, cost, Status.INFEASIBLE, accepted, stiff
-        stiff = _endless(task, state)
-        state, cost, status = _polish(replace(task, stiff=stiff), state, cost, rounds=6)
-        if status == Status.CONVERGED or taken >= max_steps:
-            break
-    known = sum(int((w != 0).sum()) for w in task.data.prior[1::2] if w is not None)
-    if int((task.data.weights != 0).sum()) + known < unknowns:
-        status = Status.TOO_FEW
-    elif status == Status.SINGULAR and not progress.done:
-        status = Status.STALLED
-    return state, cost, status, accepted, stiff
-
-
-def _mask(mask: Tensor | None, size: int, like: Bundle) -> Tensor:
-    return torch.zeros(size, dtype=torch.bool, device=like.K.device) if mask is None else mask
-
-
-def _scene(
-    world_to_camera: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor | None, index: Tensor | None, model: Model
-) -> tuple[Bundle, Tensor]:
-    """What is given as a `Bundle` with one row of intrinsics for each of the C cameras, and the index (V,) of views."""
-    V, N = len(world_to_camera), len(points3d)
-    if world_to_camera.shape != (V, 4, 4):
-        raise ValueError(f"world_to_camera must have shape (V,4,4), got {tuple(world_to_camera.shape)}")
-    if points3d.shape != (N, 3):
-        raise ValueError(f"points3d must have shape (N,3), got {tuple(points3d.shape)}")
-    K = K[None] if K.ndim == 2 else K
-    C = len(K)
-    if K.shape != (C, 3, 3):
-        raise ValueError(f"K must have shape (3,3) or (C,3,3), got {tuple(K.shape)}")
-    distortion = K.new_zeros(C, 0) if distortion is None else distortion
-    distortion = distortion.expand(C, -1) if distortion.ndim == 1 else distortion
-    if distortion.ndim != 2 or len(distortion) != C:
-        raise ValueError(f"distortion must have shape (k,) or ({C},k), got {tuple(distortion.shape)}")
-    check_distortion(distortion, model)
-    if index is None:
-        if C not in (1, V):
-            raise ValueError(f"K must have size 1 or {V} (the views) without intrinsics_index, got {C}")
-        index = torch.arange(V, device=K.device) if C == V else torch.zeros(V, dtype=torch.long, device=K.device)
-    if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= C)):
-        raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
-    given = Bundle(world_to_camera, points3d, K, distortion)
-    for name, tensor in given._asdict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return given, index
-
-
-def _free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
-    """The free intrinsics among `free`, checked."""
-    known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *COEFFICIENTS[model][:coefficients])
-    if isinstance(free, str) or not set(free) <= set(known) or len(set(free)) < len(free):
-        raise ValueError(f"free must hold names among {known} (distortion has {coefficients}), each once, got {free!r}")
-    if "f" in free and ("fx" in free or "fy" in free):
-        raise ValueError(f'free may hold "f" or "fx" and "fy", not both, got {free!r}')
-    return tuple(name for name in free if name not in ("poses", "points"))
-
-
-def _determining(view: Tensor, point: Tensor, keep: Tensor, known_pose: Tensor, known_point: Tensor) -> Tensor:
-    """Observations (M,) that are left when points of fewer than two, and views of fewer than three, are taken away."""
-    while True:
-        few_views = (torch.bincount(point[keep], minlength=len(known_point)) < 2) & ~known_point
-        few_points = (torch.bincount(view[keep], minlength=len(known_pose)) < 3) & ~known_pose
-        fewer = keep & ~few_views[point] & ~few_points[view]
-        if bool((fewer == keep).all()):
-            return keep
-        keep = fewer
-
-
-def _layout(
-    view: Tensor, point: Tensor, still_poses: Tensor, still_points: Tensor, index: Tensor, free_intrinsics: int
-) -> Layout:
-    """Number the camera unknowns: those of a view that nobody shares side by side, shared intrinsics at the end."""
-    V, P, device = len(still_poses), free_intrinsics, view.device
-    seen = torch.bincount(view, minlength=V) > 0
-    users = torch.bincount(index[seen], minlength=int(index.max()) + 1 if V else 0)
-    own = (users == 1)[index] & seen if P else torch.zeros_like(seen)
-    pose_free = seen & ~still_poses
-    width = 6 * pose_free + P * own
-    start = width.cumsum(0) - width
-    size = int(width.sum())
-    groups = (users > 1).nonzero().flatten() if P else index[:0]
-    total = size + P * len(groups)
-    rows = torch.full((V, 6 + P), total, device=device)
-    rows[:, :6] = torch.where(pose_free[:, None], start[:, None] + torch.arange(6, device=device), total)
-    kappa = torch.where(own, start + 6 * pose_free, total)
-    place = torch.full_like(users, total)
-    place[groups] = size + P * torch.arange(len(groups), device=device)
-    kappa = torch.where(seen & ~own, place[index], kappa) if P else kappa
-    rows[:, 6:] = torch.where(kappa[:, None] < total, kappa[:, None] + torch.arange(P, device=device), total)
-    # blocks of equal width for the preconditioner
-    blocks = [
-        start[width == w][:, None] + torch.arange(w, device=device) for w in torch.unique(width).tolist() if w > 0
-    ]
-    if len(groups):
-        blocks.append(torch.arange(size, total, device=device).view(-1, P))
-    held = still_points | (torch.bincount(point, minlength=len(still_points)) == 0)
-    return Layout(view, point, rows, total, tuple(blocks), held)
 
 
 class _Optimum(torch.autograd.Function):
@@ -264,7 +34,7 @@ class _Optimum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, task: _Task, state: State, ok: bool, exact: bool, *tensors: Tensor | None
+        ctx: Any, task: Task, state: State, ok: bool, exact: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ctx.task, ctx.state, ctx.ok, ctx.exact = task, state, ok, exact
         ctx.save_for_backward(*tensors)
@@ -279,7 +49,7 @@ class _Optimum(torch.autograd.Function):
         grad = Tangent(cameras, torch.where(problem.layout.held[:, None], 0, points))
         with torch.no_grad():
             gauge = task.gauge_at(state)
-            system = task.factorise(problem.linearize(state, task.data, exact=ctx.exact), gauge)
+            system = task.factorise(state, problem.linearize(state, task.data, exact=ctx.exact), gauge)
             u = system.solve(grad if gauge is None else gauge.ignore(grad))
         if not (ctx.ok and bool(system.ok)):
             return (None,) * 4 + tuple(torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True))
@@ -326,7 +96,7 @@ class BundleSolution(Solution):
     left_out: Tensor
     behind: Tensor
     undetermined: Tensor
-    task: _Task
+    task: Task
     state: State
 
     def covariance(self, points: Tensor | None = None, sigma: float | None = None) -> BundleCovariance:
@@ -339,7 +109,7 @@ class BundleSolution(Solution):
         with torch.no_grad():
             gauge = task.gauge_at(state)
             equations = task.problem.linearize(state, task.data)
-            system = task.factorise(equations, gauge)
+            system = task.factorise(state, equations, gauge)
             if sigma is None:
                 unknowns = layout.size + 3 * int((layout.begin.diff() > 0).logical_and(~layout.held).sum())
                 unknowns -= 0 if gauge is None else gauge.motions.cameras.shape[1]
@@ -377,6 +147,10 @@ class BundleSolution(Solution):
         return BundleCovariance(cameras, torch.cat(blocks) if blocks else cameras.new_zeros(0, 3, 3))
 
 
+def _mask(mask: Tensor | None, size: int, like: Bundle) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool, device=like.K.device) if mask is None else mask
+
+
 def bundle(
     points2d: Tensor,
     camera_index: Tensor,
@@ -396,7 +170,7 @@ def bundle(
     kernel: Kernel | None = None,
     gauge: GaugeChoice = "fixed",
     gradient: Literal["exact", "gauss_newton"] = "exact",
-    solver: _Solver = "auto",
+    solver: Solver = "auto",
     max_steps: int = 100,
     throw: bool = False,
     callback: Callable[[int, float], None] | None = None,
@@ -418,7 +192,8 @@ def bundle(
     and covariance refer to it.
 
     solver: "dense" factorises the reduced camera matrix, "iterative" multiplies with it (conjugate gradients); "auto"
-    takes the latter above 3000 camera unknowns. callback(step, cost) is told after every trial.
+    takes the latter above 3,000 camera unknowns for the steps, above 12,000 also for the exact end and the gradient.
+    callback(step, cost) is told after every trial.
 
     Returns a `BundleSolution`; x is a `Bundle`, differentiable in points2d, weights, the prior and all that is fixed
     (what is free is a start and gets no gradient): gradient="exact" with the exact Hessian, "gauss_newton" with J^T J.
@@ -434,8 +209,8 @@ def bundle(
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
     V, N, M = len(world_to_camera), len(points3d), len(points2d)
-    given, index = _scene(world_to_camera, points3d, K, distortion, intrinsics_index, model)
-    names = _free_names(free, given.distortion.shape[-1], model)
+    given, index = check_scene(world_to_camera, points3d, K, distortion, intrinsics_index, model)
+    names = free_names(free, given.distortion.shape[-1], model)
     weights = points2d.new_ones(M, 2) if weights is None else weights
     weights = weights[:, None].expand(M, 2) if weights.shape == (M,) else weights
     shapes = {
@@ -456,22 +231,21 @@ def bundle(
 
     still_poses = _mask(fixed_poses, V, given) | ("poses" not in free)
     still_points = _mask(fixed_points, N, given) | ("points" not in free)
-    keep = _determining(
+    keep = determining(
         camera_index, point_index, (weights != 0).any(-1),
         still_poses | _mask(None if prior.pose_weights is None else (prior.pose_weights != 0).all(-1), V, given),
         still_points | _mask(None if prior.point_weights is None else (prior.point_weights != 0).all(-1), N, given),
     )  # fmt: skip
     order = keep.nonzero().flatten()
     order = order[torch.argsort(point_index[order], stable=True)]
-    layout = _layout(camera_index[order], point_index[order], still_poses, still_points, index, len(names))
-    problem = BundleProblem(layout, len(given.K), index, still_poses, names, model, kernel)
+    layout = lay_out(camera_index[order], point_index[order], still_poses, still_points, index, len(names))
+    problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
     data = BundleData(points2d[order].double(), weights[order].double(), given, prior)
     plain = _unflatten([None if t is None else t.detach().double() for t in _flatten(data)])
     state = State(*plain.given[:2], problem.theta_of(plain.given.K, plain.given.distortion))
-    iterative = solver == "iterative" or (solver == "auto" and layout.size > _DENSE)
     with torch.no_grad():
-        task = _Task(problem, plain, gauge, choose_rows(problem, state, plain), iterative)
-        state, cost, status, steps, stiff = _solve(task, state, max_steps, callback)
+        task = Task(problem, plain, gauge, choose_rows(problem, state, plain), solver)
+        state, cost, status, steps, stiff = solve(task, state, max_steps, callback)
         task = replace(task, stiff=stiff)
     left_out = ~keep
     behind = torch.zeros_like(keep)

@@ -91,14 +91,15 @@ def _pose_prior(pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
 class BundleProblem:
     """Half the sum of rho(|weighted reprojection error|^2), plus half the squared prior, over a `State`.
 
-    layout: who sees what. cameras: C; intrinsics_index (V,): which of them took which image. fixed_poses (V,) bool.
-    names: free intrinsics. in_tensors: do without the compiled kernels.
+    layout: who sees what. cameras: C; intrinsics_index (V,): which of them took which image. fixed_poses (V,),
+    fixed_points (N,) bool. names: free intrinsics. in_tensors: do without the compiled kernels.
     """
 
     layout: Layout
     cameras: int
     intrinsics_index: Tensor
     fixed_poses: Tensor
+    fixed_points: Tensor
     names: tuple[str, ...]
     model: Model
     kernel: Kernel | None
@@ -135,7 +136,7 @@ class BundleProblem:
     def compose(self, state: State, given: Bundle) -> Bundle:
         """The scene of unknowns and what is fixed, differentiable in both."""
         poses = torch.where(self.fixed_poses[:, None, None], given.world_to_camera, state.world_to_camera)
-        points = torch.where(self.layout.held[:, None], given.points3d, state.points3d)
+        points = torch.where(self.fixed_points[:, None], given.points3d, state.points3d)
         return Bundle(poses, points, *self.intrinsics(given.K, given.distortion, state.theta))
 
     @cached_property

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geometry import se3
 from geometry.bundle_problem import BundleData, BundleProblem, State
+from geometry.coarse import similarities
 from geometry.schur import Tangent
 
 __all__ = ["Gauge", "GaugeChoice", "choose_rows", "gauge_at"]
@@ -50,31 +50,21 @@ class Gauge(NamedTuple):
         return Tangent(cameras.view_as(u.cameras), points.view_as(u.points))
 
 
-def _similarities(state: State, used: Tensor) -> tuple[Tensor, Tensor]:
-    """How every pose (V,6,7) and point (N,3,7) moves under translations, rotations and scaling about the centroid."""
-    X, pose = state.points3d, state.world_to_camera
-    centroid = X[used].mean(0)
-    size = (X[used] - centroid).square().sum(-1).mean().sqrt()
-    eye = torch.eye(3, dtype=X.dtype, device=X.device)
-    R, centre = pose[:, :3, :3], pose[:, :3, :3] @ centroid + pose[:, :3, 3]
-    zero = torch.zeros_like(R)
-    # the world turns by e about the centroid: R <- exp(-hat(R e)) R, and the camera sees the centroid where it was
-    turn = torch.cat([-R, torch.linalg.cross(R.mT, (centre - pose[:, :3, 3])[:, None].expand_as(R)).mT], 1)
-    shift = torch.cat([zero, -size * R], 1)
-    scale = torch.cat([zero[:, 0], centre], 1)[..., None]
-    relative = X - centroid
-    points = torch.cat([size * eye.expand(len(X), 3, 3), -se3.hat(relative), relative[..., None]], -1)
-    return torch.cat([shift, turn, scale], -1), points
-
-
 def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tangent:
     """N: the similarities that move nothing that is fixed or known beforehand, as motions of the unknowns."""
     layout, prior = problem.layout, data.prior
+    if len(layout.view) == 0:
+        return Tangent(state.points3d.new_zeros(layout.size, 0), state.points3d.new_zeros(*state.points3d.shape, 0))
     scene = problem.compose(state, data.given)
     seen_points = torch.bincount(layout.point, minlength=len(layout.held)) > 0
     seen_views = torch.bincount(layout.view, minlength=len(layout.rows)) > 0
-    poses, points = _similarities(State(*scene[:2], state.theta), seen_points)
-    anchors = [poses[problem.fixed_poses & seen_views].flatten(0, 1), points[layout.held & seen_points].flatten(0, 1)]
+    X = scene.points3d[seen_points]
+    size = (X - X.mean(0)).square().sum(-1).mean().sqrt()
+    poses, points = similarities(scene.world_to_camera, scene.points3d, X.mean(0), size)
+    anchors = [
+        poses[problem.fixed_poses & seen_views].flatten(0, 1),
+        points[problem.fixed_points & seen_points].flatten(0, 1),
+    ]
     if prior.pose_weights is not None:
         R, t = scene.world_to_camera[:, :3, :3], scene.world_to_camera[:, :3, 3]
         # centre = -R^T t

@@ -9,12 +9,15 @@ conjugate gradients preconditioned by its diagonal blocks (Agarwal et al. 2010, 
 number of observations besides.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from geometry.schur_op import Layout, couple, couple_back, own_blocks, reduce, schur_product
+from geometry.coarse import Coarse
+from geometry.schur_iterative import TwoLevel, conjugate_gradients
+from geometry.schur_op import Layout, couple, couple_back, reduce, schur_product
 
 __all__ = ["NormalEquations", "Schur", "Tangent"]
 
@@ -77,8 +80,9 @@ class Schur:
     damping: 0 or a positive number. unseen (D,g) or None: camera part of g directions that H does not see (a gauge);
     E makes the matrix definite along them, and a right-hand side without share in them is solved as if E were not
     there. stiff (N,3) or None: a unit vector along which a point must not move, or zero. iterative: conjugate
-    gradients to a relative residual `accuracy` instead of a dense Cholesky factor. `ok` () tells whether the matrix is
-    numerically positive definite; solutions are zero where it is not.
+    gradients instead of a dense Cholesky factor, with a coarse problem if given, to full accuracy, or truncated, which
+    suffices for a step that is tried anyway. `ok` () tells whether the matrix is numerically positive definite;
+    solutions are zero where it is not.
     """
 
     def __init__(
@@ -90,14 +94,16 @@ class Schur:
         stiff: Tensor | None = None,
         *,
         iterative: bool = False,
-        accuracy: float = 1e-12,
+        truncated: bool = False,
+        coarse: Coarse | None = None,
     ) -> None:
-        self.equations, self.layout, self.accuracy = equations, layout, accuracy
+        self.equations, self.layout, self.truncated = equations, layout, truncated
         diagonal = equations.diagonal(layout)
         # a direction that the data do not see still gets some damping
         floor = 1e-9 * diagonal.points.amax(-1, keepdim=True)
+        most = float(diagonal.cameras.max()) if layout.size else 0.0
         self.damped = Tangent(
-            damping * torch.maximum(diagonal.cameras, 1e-9 * diagonal.cameras.max()),
+            damping * torch.maximum(diagonal.cameras, 1e-9 * diagonal.cameras.new_tensor(most)),
             damping * torch.maximum(diagonal.points, floor),
         )
         V = equations.V + torch.diag_embed(self.damped.points)
@@ -116,7 +122,8 @@ class Schur:
         self.border = None if unseen is None else torch.linalg.qr(unseen / scale[:, None])[0] / scale[:, None]
         self.factor: Tensor | None = None
         if iterative:
-            self._precondition()
+            self.precondition = TwoLevel(self, coarse)
+            self.ok = self.ok & self.precondition.ok
             return
         S = reduce(equations.U, equations.W, self.V_inverse, layout)
         S.diagonal().add_(self.damped.cameras)
@@ -135,13 +142,15 @@ class Schur:
         if not self.ok:
             return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         W, layout = self.equations.W, self.layout
-        cameras, points = b.cameras.reshape(len(b.cameras), -1), b.points.reshape(*b.points.shape[:2], -1)
+        columns = math.prod(b.cameras.shape[1:])
+        cameras, points = b.cameras.reshape(-1, columns), b.points.reshape(-1, 3, columns)
         eliminated = self.V_inverse @ points
         right = cameras - couple(W, eliminated, layout)
         if self.factor is not None:
             u = torch.cholesky_solve(right * self.scale[:, None], self.factor) * self.scale[:, None]
         else:
-            u = self._conjugate_gradients(right)
+            u, definite = conjugate_gradients(self.multiply, self.precondition, right, truncated=self.truncated)
+            self.ok = self.ok & definite
         back = eliminated - self.V_inverse @ couple_back(W, u, layout)
         return Tangent(u.view_as(b.cameras), back.view_as(b.points))
 
@@ -154,56 +163,3 @@ class Schur:
         if self.border is not None:
             product += self.border @ (self.border.T @ cameras)
         return product
-
-    def _precondition(self) -> None:
-        """Cholesky factors of the diagonal blocks: of S for what one view owns, of U for what views share."""
-        U, W, layout = self.equations.U, self.equations.W, self.layout
-        own = U - own_blocks(W, self.V_inverse, layout)
-        self.block_factors = []
-        for block in layout.blocks:
-            n, size = block.shape
-            place = torch.full((layout.size + 1,), -1, device=U.device)
-            place[block.flatten()] = torch.arange(n * size, device=U.device)
-            inside = place[layout.rows]
-            shared = bool((layout.rows[inside >= 0].bincount(minlength=1) > 1).any())
-            source = U if shared else own
-            blocks = U.new_zeros(n * size * size + 1)
-            row, column = inside[:, :, None], inside[:, None, :]
-            where = torch.where((row >= 0) & (column >= 0), row * size + column % size, n * size * size)
-            blocks.index_add_(0, where.flatten(), source.flatten())
-            matrix = blocks[:-1].view(n, size, size)
-            matrix.diagonal(dim1=-2, dim2=-1).add_(self.damped.cameras[block])
-            factor, info = torch.linalg.cholesky_ex(matrix)
-            self.ok = self.ok & (info == 0).all()
-            self.block_factors.append(factor)
-
-    def _conjugate_gradients(self, right: Tensor) -> Tensor:
-        """Solve S u = right (D,R), every column by itself."""
-
-        def precondition(r: Tensor) -> Tensor:
-            z = torch.zeros_like(r)
-            for block, factor in zip(self.layout.blocks, self.block_factors, strict=True):
-                z[block.flatten()] = torch.cholesky_solve(r[block], factor).flatten(0, 1)
-            return z
-
-        u, r = torch.zeros_like(right), right.clone()
-        z = precondition(r)
-        p, rz = z, (r * z).sum(0)
-        goal = self.accuracy**2 * rz
-        for _ in range(max(200, 2 * len(right))):
-            running = rz > goal
-            if not running.any():
-                break
-            Sp = self.multiply(p)
-            curvature = (p * Sp).sum(0)
-            if (running & ~(curvature > 0)).any():
-                self.ok = torch.zeros_like(self.ok)
-                return torch.zeros_like(right)
-            alpha = torch.where(running, rz / torch.where(running, curvature, 1), 0)
-            u += alpha * p
-            r -= alpha * Sp
-            z = precondition(r)
-            rz_next = torch.where(running, (r * z).sum(0), rz)
-            p = z + torch.where(running, rz_next / torch.where(rz > 0, rz, 1), 0) * p
-            rz = rz_next
-        return u

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from geometry.threads import in_parallel
 
-__all__ = ["Layout", "compiled", "couple", "couple_back", "own_blocks", "reduce", "schur_product"]
+__all__ = ["Layout", "compiled", "couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product"]
 
 # Entries of S that a chunk of pairs of observations may touch at a time.
 _CHUNK = 4_000_000
@@ -117,6 +117,17 @@ def schur_product(W: Tensor, V_inverse: Tensor, cameras: Tensor, layout: Layout)
     return couple(W, V_inverse @ couple_back(W, cameras, layout), layout)
 
 
+def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
+    """motions^T W: (M,p,3), (V,p,c) -> (M,c,3)."""
+    if W.device.type != "cpu":
+        return motions.mT[layout.view] @ W
+    out = W.new_empty(len(W), motions.shape[2], 3)
+    arrays = W.numpy(), motions.contiguous().numpy(), layout.view.numpy(), layout.begin.numpy()
+    kernel = compiled("schur").project_blocks
+    in_parallel(layout.parts, lambda first, last, _: kernel(*arrays, first, last, out.numpy()))
+    return out
+
+
 def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     """The diagonal blocks of W V^-1 W^T, view by view: (V,p,p)."""
     if W.device.type == "cpu":
@@ -147,7 +158,9 @@ def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
         kernel(*arrays, most, view, begin, first, last, sums[slot].numpy(), size)
 
     in_parallel(threads, work)
-    half = (sums[0] if len(sums) == 1 else sums.sum(0)).view(size, size)[: layout.size, : layout.size]
+    for other in sums[1:]:
+        sums[0] += other
+    half = sums[0].view(size, size)[: layout.size, : layout.size]
     S = half + half.T
     rows = layout.rows
     inside = (rows < layout.size)[:, :, None] & (rows < layout.size)[:, None, :]

@@ -10,9 +10,9 @@ import numpy as np
 from numba import njit
 
 from geometry.compiled.equations import OPTIONS, L
-from geometry.compiled.simd import load, splat, store
+from geometry.compiled.simd import get, load, store
 
-__all__ = ["couple", "couple_back", "own_blocks", "reduce_pairs", "schur_product"]
+__all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
 
 _POINTS = "int64[::1], int64[::1], int64, int64"  # view, begin, first, last
 
@@ -71,6 +71,23 @@ def schur_product(
 
 
 @njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
+def project_blocks(W: Any, motions: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+    """out (M,c,3) = motions^T W, of the points at hand; motions (V,p,c)."""
+    p, c = motions.shape[1:]
+    for i in range(begin[first], begin[last]):
+        Wi, T, to = W[i], motions[view[i]], out[i]
+        for k in range(3):
+            for b in range(c):
+                to[b, k] = 0.0
+        for a in range(p):
+            x, y, z = Wi[a, 0], Wi[a, 1], Wi[a, 2]
+            for b in range(c):
+                to[b, 0] += T[a, b] * x
+                to[b, 1] += T[a, b] * y
+                to[b, 2] += T[a, b] * z
+
+
+@njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
 def own_blocks(W: Any, V_inverse: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
     """Add W V^-1 W^T of each observation to the lower triangle of its view's block in out (V,p,p)."""
     p = W.shape[1]
@@ -106,7 +123,7 @@ def reduce_pairs(
     # runs of columns that lie side by side in T, padded with zeros to whole vectors
     wide = (p + L - 1) // L * L if one_run else L + (P + L - 1) // L * L
     kappa = 6 if one_run else L
-    rows = np.zeros((most, 3 * wide), W.dtype)
+    rows, left = np.zeros((most, 3 * wide), W.dtype), np.empty(3 * p, W.dtype)
     for j in range(first, last):
         count = begin[j + 1] - begin[j]
         B = V_inverse[j]
@@ -122,15 +139,15 @@ def reduce_pairs(
         for m in range(count):
             Wi, v = W[begin[j] + m], view[begin[j] + m]
             for a in range(p):
-                x = -(Wi[a, 0] * B[0, 0] + Wi[a, 1] * B[1, 0] + Wi[a, 2] * B[2, 0])
-                y = -(Wi[a, 0] * B[0, 1] + Wi[a, 1] * B[1, 1] + Wi[a, 2] * B[2, 1])
-                z = -(Wi[a, 0] * B[0, 2] + Wi[a, 1] * B[1, 2] + Wi[a, 2] * B[2, 2])
-                row = (starts[v, 0] + a if a < 6 else starts[v, 1] + a - 6) * stride
-                for o in range(m + 1):
-                    half = 0.5 if o == m else 1.0
-                    X, Y, Z = splat(half * x, W), splat(half * y, W), splat(half * z, W)
-                    other, c = rows[o], view[begin[j] + o]
-                    for k in range(0, wide, L):
-                        place = row + (starts[c, 0] + k if one_run or k < L else starts[c, 1] + k - L)
-                        value = X * load(other, k) + Y * load(other, wide + k) + Z * load(other, 2 * wide + k)
-                        store(T, place, load(T, place) + value)
+                for k in range(3):
+                    left[3 * a + k] = -(Wi[a, 0] * B[0, k] + Wi[a, 1] * B[1, k] + Wi[a, 2] * B[2, k])
+            for o in range(m + 1):
+                other, c = rows[o], view[begin[j] + o]
+                half = 0.5 if o == m else 1.0
+                for k in range(0, wide, L):
+                    x, y, z = half * load(other, k), half * load(other, wide + k), half * load(other, 2 * wide + k)
+                    place = starts[c, 0] + k if one_run or k < L else starts[c, 1] + k - L
+                    for a in range(p):
+                        row = place + (starts[v, 0] + a if a < 6 else starts[v, 1] + a - 6) * stride
+                        more = get(left, 3 * a) * x + get(left, 3 * a + 1) * y + get(left, 3 * a + 2) * z
+                        store(T, row, load(T, row) + more)
