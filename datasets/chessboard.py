@@ -7,7 +7,6 @@ looks the same turned by 180 degrees may be found so; that changes the pose of t
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.shared import load_npz, require_file, rows_to_tensor
+from datasets.shared import image_paths, load_npz, require_file, rows_to_tensor
 
 __all__ = ["Views", "detect", "read_corners"]
-
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def detect(
         raise ValueError(f"corners: at least 3 along a row and along a column wanted, found {corners}")
     if window < 1:
         raise ValueError(f"window: a positive number of pixels wanted, found {window}")
-    paths = _image_paths(images)
+    paths = image_paths(images)
     # The quad-based detector, not findChessboardCornersSB: it finds every board of opencv_chess_left and of
     # fisheye_chess, where SB loses 2 of 13 and 3 of 26.
     flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
@@ -136,23 +133,6 @@ def _board(corners: tuple[int, int], square: float) -> Tensor:
         raise ValueError(f"square: a positive length wanted, found {square}")
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in corners[::-1]), indexing="ij")
     return square * torch.stack([x, y, torch.zeros_like(x)], -1).reshape(-1, 3)
-
-
-def _image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The files to read; a folder's images in natural order: 2.jpg before 10.jpg."""
-    if not isinstance(images, (str, Path)):
-        paths = [require_file(path) for path in images]
-        if not paths:
-            raise ValueError("images: a folder or at least one file wanted, found an empty list")
-        return paths
-    folder = Path(images)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give an existing folder of images, or a list of files")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
-    if not paths:
-        raise ValueError(f"{folder}: images ({', '.join(sorted(_IMAGE_SUFFIXES))}) wanted, found none")
-    # re.split puts text at even and digits at odd places, so that only like is compared with like
-    return sorted(paths, key=lambda p: [int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", p.name))])
 
 
 def _load_yml(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int], float, tuple[int, int]]:

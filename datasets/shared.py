@@ -1,15 +1,19 @@
 """Where the real data sets lie. They are no part of the project, so a machine may lack them."""
 
 import os
+import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["find", "load_npz", "require_file", "rows_to_tensor"]
+__all__ = ["find", "image_paths", "load_npz", "require_file", "rows_to_tensor"]
+
+_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 
 
 def find(name: str) -> Path:
@@ -78,3 +82,23 @@ def locate(name: str) -> Path:
     """A file or folder as it is named, or else below the shared data. Raises FileNotFoundError as `find` does."""
     path = Path(name)
     return path if path.exists() else find(path.parts[0]).joinpath(*path.parts[1:])
+
+
+def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The images of a list, or of a folder in natural order: 2.jpg before 10.jpg.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError where there is no image.
+    """
+    if not isinstance(images, (str, Path)):
+        paths = [require_file(path) for path in images]
+        if not paths:
+            raise ValueError("images: a folder or at least one file wanted, found an empty list")
+        return paths
+    folder = Path(images)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give an existing folder of images, or a list of files")
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
+    if not paths:
+        raise ValueError(f"{folder}: images ({', '.join(sorted(_IMAGE_SUFFIXES))}) wanted, found none")
+    # re.split puts text at even and digits at odd places, so that only like is compared with like
+    return sorted(paths, key=lambda p: [int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", p.name))])

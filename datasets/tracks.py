@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from datasets.chessboard import _image_paths as image_paths
+from datasets.shared import image_paths
 
 __all__ = ["Tracks", "find_tracks", "link"]
 

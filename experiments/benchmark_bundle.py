@@ -15,29 +15,23 @@ besides the scene, `peak` all that the process held. COLMAP's reconstruction is 
 Writes results/benchmark_bundle/table.md, table.json, race.png and scaling.png.
 """
 
-import ctypes
 import gc
 import math
-import multiprocessing
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from datasets.reconstruction import Reconstruction
 from datasets.shared import find
-from experiments import replacing, write_json
-from experiments.benchmark_pnp import resident, table
+from experiments.benchmarking import alone, choose, count_from_here, measurable, resident, save, table
 from experiments.bundle_solvers import (
     Limits,
     Solver,
@@ -182,24 +176,6 @@ def measure_alone(name: str, cameras: int, points: int, seed: int, limits: Limit
         "steps": len(trace.cost) - 1, "total_s": trace.total, "cost": float(trace.cost.min()),
         "added_bytes": peak - before, "peak_bytes": peak, "trace": trace.accepted(),
     }  # fmt: skip
-
-
-def count_from_here() -> None:
-    """Give memory back that is not used, and count the most that is held from here on."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would be used unseen
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def measurable() -> bool:
-    """Whether `count_from_here` works: Linux with glibc."""
-    return Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
-
-
-def alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What the function returns in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
 
 
 def street_size(observations: int) -> tuple[int, int]:
@@ -369,16 +345,10 @@ def main(config: Config) -> dict[str, Any]:
         "large": measure_large(config, solvers) if measurable() else [],
     }
     print(text := markdown(config, results))
-    (folder := config.out / "benchmark_bundle").mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(text)
-    write_json(folder / "table.json", results)
     figures = {"race.png": race_figure(results["races"])}
     if results["scaling"]:
         figures["scaling.png"] = scaling_figure(results["scaling"])
-    for name, figure in figures.items():
-        with replacing(folder / name) as temporary:
-            figure.savefig(temporary, dpi=150)
+    save(config.out / "benchmark_bundle", text, results, figures)
     return results
 
 
@@ -393,9 +363,4 @@ PRESETS = {
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["default", *arguments]
-    presets = {name: (f"The {name} preset, with these changes.", preset) for name, preset in PRESETS.items()}
-    program = "python -m experiments.benchmark_bundle"
-    main(tyro.extras.overridable_config_cli(presets, args=arguments, prog=program, description=__doc__))
+    main(choose(PRESETS, "python -m experiments.benchmark_bundle", __doc__))

@@ -16,16 +16,12 @@ Peers that are not on PyPI are read from a working tree, `--checkout BPnP=PATH`;
 Writes results/benchmark_pnp/table.md, table.json and cost.png.
 """
 
-import ctypes
-import gc
 import math
-import multiprocessing
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,7 +34,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import replacing, write_json
+from experiments.benchmarking import alone, choose, count_from_here, measurable, resident, save, table
 from experiments.figures import BLUE, GREY, ORANGE
 from experiments.pnp_solvers import (
     BATCHED,
@@ -236,22 +232,13 @@ def global_minima(config: Config, solvers: dict[str, Solver]) -> list[dict[str, 
     return rows
 
 
-def resident(field: str) -> int:
-    """VmRSS, the bytes of memory that this process holds, or VmHWM, the most that it held."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
-
-
 def peak_memory(config: Config, name: str) -> float:
     """What forward + backward adds to this process, which must be a fresh one, by the size of the inputs."""
     solver, (B, N) = load_solvers(config.threads, config.checkout)[0][name], config.memory
     timed_call(solver, solver.parts(make_problems(16, N, config.noise, config.seed))[0], MODES[1])()
     batch = solver.parts(make_problems(B, N, config.noise, config.seed))[0]
     run = timed_call(solver, batch, MODES[1])
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would be used unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the most is counted from here; ru_maxrss is even the parent's
+    count_from_here()
     before = resident("VmRSS")
     run()
     return (resident("VmHWM") - before) / sum(getattr(batch, key).nbytes for key in DIFFERENTIABLE)
@@ -259,13 +246,12 @@ def peak_memory(config: Config, name: str) -> float:
 
 def measure_memory(config: Config, solvers: dict[str, Solver]) -> dict[str, float]:
     """`peak_memory` of ours and of batched peers with a start, each in a process of its own. glibc only."""
-    if not (Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")):
+    if not measurable():
         return {}
     found = {}
     batched = [name for name, solver in solvers.items() if solver.gradients and solver.at_most >= BATCHED]
     for name in [name for name in batched if solvers[name].start or name in ours()]:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found[name] = process.submit(peak_memory, config, name).result()
+        found[name] = alone(peak_memory, config, name)
     return found
 
 
@@ -277,11 +263,6 @@ def first_call(threads: int) -> float:
 
 
 # ---- the results ----
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def timing_table(times: Sequence[dict[str, Any]], mode: str, N: int) -> str:
@@ -380,12 +361,7 @@ def main(config: Config) -> dict[str, Any]:
         "times": [row for B, N in tqdm(grid, "timings") for row in measure_times(config, solvers, B, N)],
     }
     print(text := markdown(config, results))
-    (folder := config.out / "benchmark_pnp").mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(text)
-    write_json(folder / "table.json", results)
-    with replacing(folder / "cost.png") as temporary:
-        cost_figure(results["times"]).savefig(temporary, dpi=150)
+    save(config.out / "benchmark_pnp", text, results, {"cost.png": cost_figure(results["times"])})
     return results
 
 
@@ -407,9 +383,4 @@ PRESETS = {
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["default", *arguments]
-    presets = {name: (f"The {name} preset, with these changes.", preset) for name, preset in PRESETS.items()}
-    program = "python -m experiments.benchmark_pnp"
-    main(tyro.extras.overridable_config_cli(presets, args=arguments, prog=program, description=__doc__))
+    main(choose(PRESETS, "python -m experiments.benchmark_pnp", __doc__))

@@ -1,0 +1,71 @@
+"""What the benchmarks share: memory of a process of its own, tables, and a command line of presets."""
+
+import ctypes
+import gc
+import multiprocessing
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from matplotlib.figure import Figure
+
+from experiments import replacing, write_json
+
+__all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save", "table"]
+
+T = TypeVar("T")
+
+
+def resident(field: str) -> int:
+    """VmRSS, the bytes of memory that this process holds, or VmHWM, the most that it held."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def count_from_here() -> None:
+    """Give memory back that is not used, and count the most that is held from here on."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would be used unseen
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measurable() -> bool:
+    """Whether `count_from_here` works: Linux with glibc."""
+    return Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+def alone(function: Callable[..., T], *arguments: Any) -> T:
+    """What the function returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def save(folder: Path, text: str, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    """Write table.md, table.json and the figures by their file names, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(text)
+    write_json(folder / "table.json", results)
+    for name, figure in figures.items():
+        with replacing(folder / name) as temporary:
+            figure.savefig(temporary, dpi=150)
+
+
+def choose(presets: Mapping[str, T], program: str, description: str | None) -> T:
+    """The preset that the command line names, "default" where it names none, with its changes."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["default", *arguments]
+    named = {name: (f"The {name} preset, with these changes.", preset) for name, preset in presets.items()}
+    return tyro.extras.overridable_config_cli(named, args=arguments, prog=program, description=description)
