@@ -55,6 +55,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from datasets.colmap import write_colmap
+from datasets.reconstruction import Reconstruction
 from experiments import EXIT_SKIPPED, plain, replacing, write_json
 from experiments.figures import FRUSTUM_EDGES, ORANGE, colored_points, frusta
 
@@ -275,6 +277,10 @@ class Run:
             with replacing(self.folder / f"{name}_cameras.ply") as temporary:
                 if not o3d.io.write_line_set(temporary, lines):
                     raise OSError(f"open3d could not write {name}_cameras.ply")
+
+    def save_model(self, name: str, model: Reconstruction) -> None:
+        """A COLMAP model, binary, in the folder `name` of the run's."""
+        write_colmap(self.folder / name, model)
 
     def finish(
         self,

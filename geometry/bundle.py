@@ -187,9 +187,8 @@ def bundle(
     points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each observation.
 
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
-    free view stays, and one coordinate of another's translation; "free": no similarity is added to the start
-    (the points' step has no translation, rotation and scaling, the photogrammetrists' inner constraints). Gradients
-    and covariance refer to it.
+    free view stays, and one coordinate of another's translation; "free": no similarity is added to the start (the
+    cameras as a whole neither turn nor move nor spread). Gradients and covariance refer to it.
 
     solver: "dense" factorises the reduced camera matrix, "iterative" multiplies with it (conjugate gradients); "auto"
     takes the latter above 3,000 camera unknowns for the steps, above 12,000 also for the exact end and the gradient.

@@ -9,6 +9,7 @@ and a gradient b is made to ignore what leaves it by Pi^T. Any solution u of H u
 (the S-transformation of Baarda 1973; Triggs et al. 2000, section 9).
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,30 +25,49 @@ GaugeChoice = Literal["fixed", "free"]
 
 
 class Gauge(NamedTuple):
-    """N and C at some state: motions with their last dimension g, normals likewise."""
+    """N and C at some state: motions of all unknowns, with their last dimension g, and normals (D,g) of the cameras'."""
 
     motions: Tangent
-    normals: Tangent
+    normals: Tensor
 
     def section(self, u: Tangent) -> Tangent:
-        """Pi u."""
-        return self._project(u, self.motions, self.normals)
+        """Pi u, of one vector or of several: cameras (D,…), points (N,3,…)."""
+        cameras, points = _columns(u)
+        amount = torch.linalg.solve(self.normals.T @ self.motions.cameras, self.normals.T @ cameras)
+        cameras = cameras - self.motions.cameras @ amount
+        return Tangent(cameras.view_as(u.cameras), (points - self.motions.points @ amount).view_as(u.points))
 
     def ignore(self, b: Tangent) -> Tangent:
         """Pi^T b."""
-        return self._project(b, self.normals, self.motions)
+        cameras, points = _columns(b)
+        share = self.motions.cameras.T @ cameras + self.motions.points.flatten(0, 1).T @ points.flatten(0, 1)
+        amount = torch.linalg.solve(self.motions.cameras.T @ self.normals, share)
+        return Tangent((cameras - self.normals @ amount).view_as(b.cameras), b.points)
 
-    def _project(self, u: Tangent, along: Tangent, normals: Tangent) -> Tangent:
-        """u less what the normals see of it, taken away along `along`; u may hold several vectors."""
 
-        def product(a: Tangent, b: Tangent) -> Tensor:
-            return a.cameras.T @ b.cameras.flatten(1) + a.points.flatten(0, 1).T @ b.points.flatten(2).flatten(0, 1)
+def _columns(u: Tangent) -> tuple[Tensor, Tensor]:
+    """Several vectors side by side: (D,R), (N,3,R)."""
+    several = math.prod(u.cameras.shape[1:])
+    return u.cameras.reshape(-1, several), u.points.reshape(-1, 3, several)
 
-        several = Tangent(u.cameras.reshape(len(u.cameras), -1), u.points.reshape(*u.points.shape[:2], -1))
-        amount = torch.linalg.solve(product(normals, along), product(normals, several))
-        cameras = several.cameras - along.cameras @ amount
-        points = several.points - along.points @ amount
-        return Tangent(cameras.view_as(u.cameras), points.view_as(u.points))
+
+def _place(pose: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (3,) of the camera centres, and their rms distance () from it; 1 where all stand in one place."""
+    centre = -(pose[:, :3, :3].mT @ pose[:, :3, 3:]).squeeze(-1)
+    mean = centre.mean(0)
+    size = (centre - mean).square().sum(-1).mean().sqrt()
+    return mean, torch.where(size > 1e-9 * mean.norm(), size, torch.ones_like(size))
+
+
+def _measure(problem: BundleProblem, state: State, data: BundleData, cameras: Tensor) -> Tensor:
+    """A^T A cameras (D,g), with A the turns of all cameras and the shifts of their centres in units of their spread."""
+    pose, layout = problem.compose(state, data.given).world_to_camera, problem.layout
+    turn, v = layout.to_views(cameras)[:, :6].split(3, 1)
+    t = pose[:, :3, 3, None].expand_as(turn)
+    # the centre is -R^T t: it moves by -R^T (v + t x turn); the transpose takes the shift's share back
+    share = (v + torch.linalg.cross(t, turn, dim=1)) / _place(pose[layout.rows[:, 0] < layout.size])[1].square()
+    measured = torch.cat([turn - torch.linalg.cross(t, share, dim=1), share], 1)
+    return layout.from_views(torch.nn.functional.pad(measured, (0, 0, 0, layout.rows.shape[1] - 6)))
 
 
 def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tangent:
@@ -58,9 +78,8 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tan
     scene = problem.compose(state, data.given)
     seen_points = torch.bincount(layout.point, minlength=len(layout.held)) > 0
     seen_views = torch.bincount(layout.view, minlength=len(layout.rows)) > 0
-    X = scene.points3d[seen_points]
-    size = (X - X.mean(0)).square().sum(-1).mean().sqrt()
-    poses, points = similarities(scene.world_to_camera, scene.points3d, X.mean(0), size)
+    # about the cameras: points may lie anywhere, as far as at infinity
+    poses, points = similarities(scene.world_to_camera, scene.points3d, *_place(scene.world_to_camera[seen_views]))
     anchors = [
         poses[problem.fixed_poses & seen_views].flatten(0, 1),
         points[problem.fixed_points & seen_points].flatten(0, 1),
@@ -109,8 +128,9 @@ def gauge_at(problem: BundleProblem, state: State, data: BundleData, choice: Gau
     motions = _free_motions(problem, state, data)
     if motions.cameras.shape[1] == 0:
         return None
-    if choice == "free":
-        return Gauge(motions, Tangent(torch.zeros_like(motions.cameras), motions.points))
     cameras = torch.zeros_like(motions.cameras)
-    cameras[rows, torch.arange(len(rows), device=rows.device)] = 1
-    return Gauge(motions, Tangent(cameras, torch.zeros_like(motions.points)))
+    if choice == "fixed":
+        cameras[rows, torch.arange(len(rows), device=rows.device)] = 1
+    else:
+        cameras = _measure(problem, state, data, motions.cameras)
+    return Gauge(motions, cameras)
