@@ -111,7 +111,7 @@ class BundleSolution(Solution):
             equations = task.problem.linearize(state, task.data)
             system = task.factorise(state, equations, gauge)
             if sigma is None:
-                unknowns = layout.size + 3 * int((layout.begin.diff() > 0).logical_and(~layout.held).sum())
+                unknowns = layout.size + 3 * int((~layout.held).sum())
                 unknowns -= 0 if gauge is None else gauge.motions.cameras.shape[1]
                 freedom = max(1, int((task.data.weights != 0).sum()) - unknowns)
                 variance = 2 * equations.cost / freedom
@@ -230,14 +230,15 @@ def bundle(
 
     still_poses = _mask(fixed_poses, V, given) | ("poses" not in free)
     still_points = _mask(fixed_points, N, given) | ("points" not in free)
+    known_poses = _mask(None if prior.pose_weights is None else (prior.pose_weights != 0).all(-1), V, given)
+    known_points = _mask(None if prior.point_weights is None else (prior.point_weights != 0).all(-1), N, given)
+    still, known = (still_poses, still_points), (known_poses, known_points)
     keep = determining(
-        camera_index, point_index, (weights != 0).any(-1),
-        still_poses | _mask(None if prior.pose_weights is None else (prior.pose_weights != 0).all(-1), V, given),
-        still_points | _mask(None if prior.point_weights is None else (prior.point_weights != 0).all(-1), N, given),
-    )  # fmt: skip
+        camera_index, point_index, (weights != 0).any(-1), still_poses | known_poses, still_points | known_points
+    )
     order = keep.nonzero().flatten()
     order = order[torch.argsort(point_index[order], stable=True)]
-    layout = lay_out(camera_index[order], point_index[order], still_poses, still_points, index, len(names))
+    layout = lay_out(camera_index[order], point_index[order], still, known, index, len(names))
     problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
     data = BundleData(points2d[order].double(), weights[order].double(), given, prior)
     plain = _unflatten([None if t is None else t.detach().double() for t in _flatten(data)])

@@ -65,14 +65,22 @@ def determining(view: Tensor, point: Tensor, keep: Tensor, known_pose: Tensor, k
 
 
 def lay_out(
-    view: Tensor, point: Tensor, still_poses: Tensor, still_points: Tensor, index: Tensor, free_intrinsics: int
+    view: Tensor,
+    point: Tensor,
+    still: tuple[Tensor, Tensor],
+    known: tuple[Tensor, Tensor],
+    index: Tensor,
+    free_intrinsics: int,
 ) -> Layout:
-    """Number the camera unknowns: those of a view that nobody shares side by side, shared intrinsics at the end."""
-    V, P, device = len(still_poses), free_intrinsics, view.device
+    """Number the camera unknowns: those of a view that nobody shares side by side, shared intrinsics at the end.
+
+    still, known: poses (V,) and points (N,) that are fixed, and that a prior determines, seen or not.
+    """
+    V, P, device = len(still[0]), free_intrinsics, view.device
     seen = torch.bincount(view, minlength=V) > 0
     users = torch.bincount(index[seen], minlength=int(index.max()) + 1 if V else 0)
     own = (users == 1)[index] & seen if P else torch.zeros_like(seen)
-    pose_free = seen & ~still_poses
+    pose_free = (seen | known[0]) & ~still[0]
     width = 6 * pose_free + P * own
     start = width.cumsum(0) - width
     size = int(width.sum())
@@ -91,5 +99,5 @@ def lay_out(
     ]
     if len(groups):
         blocks.append(torch.arange(size, total, device=device).view(-1, P))
-    held = still_points | (torch.bincount(point, minlength=len(still_points)) == 0)
+    held = still[1] | ~(known[1] | (torch.bincount(point, minlength=len(known[1])) > 0))
     return Layout(view, point, rows, total, tuple(blocks), held)

@@ -151,8 +151,7 @@ def solve(
     """Descend, then polish; where Newton does not converge yet, descend farther. Returns state, cost, status, accepted
     steps and the rays (N,3) of points without depth."""
     layout = task.problem.layout
-    unknown_points = (layout.begin.diff() > 0) & ~layout.held
-    unknowns = layout.size + 3 * int(unknown_points.sum()) - len(task.rows)
+    unknowns = layout.size + 3 * int((~layout.held).sum()) - len(task.rows)
     taken = accepted = 0
     stiff = torch.zeros_like(state.points3d)
     if len(layout.view) == 0:

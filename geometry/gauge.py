@@ -25,7 +25,7 @@ GaugeChoice = Literal["fixed", "free"]
 
 
 class Gauge(NamedTuple):
-    """N and C at some state: motions of all unknowns, with their last dimension g, and normals (D,g) of the cameras'."""
+    """N and C at some state: motions of all unknowns, their last dimension g, and normals (D,g) of the cameras'."""
 
     motions: Tangent
     normals: Tensor
@@ -93,14 +93,16 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tan
     if prior.point_weights is not None:
         anchors.append((prior.point_weights[..., None] * points).flatten(0, 1))
     held = torch.cat(anchors)
-    # columns of like size, so that what is left over can be told from rounding
-    held = held / held.norm(dim=1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
-    values, vectors = torch.linalg.eigh(held.T @ held)
-    free = vectors[:, values < 1e-10]
     each = torch.cat([poses, poses.new_zeros(len(poses), layout.rows.shape[1] - 6, 7)], 1)
     place = layout.rows.flatten()
     cameras = poses.new_zeros(layout.size + 1, 7).index_copy(0, place, each.flatten(0, 1))[:-1]
     points = torch.where((layout.held | ~seen_points)[:, None, None], 0, points)
+    if len(held) == 0:
+        return Tangent(cameras, points)
+    # columns of like size, so that what is left over can be told from rounding
+    held = held / held.norm(dim=1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
+    values, vectors = torch.linalg.eigh(held.T @ held)
+    free = vectors[:, values < 1e-10]
     return Tangent(cameras @ free, points @ free)
 
 
