@@ -204,9 +204,9 @@ def bundle(
     points take is ours (`BundleProblem.advance`).
     """
     options = (("gauge", gauge, ("fixed", "free")), ("solver", solver, ("auto", "dense", "iterative")))
-    for name, value, known in (*options, ("gradient", gradient, ("exact", "gauss_newton"))):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    for name, value, choices in (*options, ("gradient", gradient, ("exact", "gauss_newton"))):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
     V, N, M = len(world_to_camera), len(points3d), len(points2d)
     given, index = check_scene(world_to_camera, points3d, K, distortion, intrinsics_index, model)
     names = free_names(free, given.distortion.shape[-1], model)

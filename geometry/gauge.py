@@ -89,10 +89,11 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tan
         # centre = -R^T t
         turned = torch.linalg.cross(t[:, :, None].expand_as(poses[:, :3]), poses[:, :3], dim=1)
         moved = -(R.mT @ (poses[:, 3:] + turned))
-        anchors.append((prior.pose_weights[..., None] * torch.cat([poses[:, :3], moved], 1)).flatten(0, 1))
+        anchors.append((prior.pose_weights[..., None] * torch.cat([poses[:, :3], moved], 1))[seen_views].flatten(0, 1))
     if prior.point_weights is not None:
-        anchors.append((prior.point_weights[..., None] * points).flatten(0, 1))
+        anchors.append((prior.point_weights[..., None] * points)[seen_points].flatten(0, 1))
     held = torch.cat(anchors)
+    poses = torch.where(seen_views[:, None, None], poses, 0)
     each = torch.cat([poses, poses.new_zeros(len(poses), layout.rows.shape[1] - 6, 7)], 1)
     place = layout.rows.flatten()
     cameras = poses.new_zeros(layout.size + 1, 7).index_copy(0, place, each.flatten(0, 1))[:-1]
