@@ -111,10 +111,7 @@ class BundleSolution(Solution):
             equations = task.problem.linearize(state, task.data)
             system = task.factorise(state, equations, gauge)
             if sigma is None:
-                unknowns = layout.size + 3 * int((~layout.held).sum())
-                unknowns -= 0 if gauge is None else gauge.motions.cameras.shape[1]
-                freedom = max(1, int((task.data.weights != 0).sum()) - unknowns)
-                variance = 2 * equations.cost / freedom
+                variance = 2 * equations.cost / max(1, task.problem.redundancy(task.data) + len(task.rows))
             else:
                 variance = torch.full_like(equations.cost, sigma * sigma)
             variance = torch.where(system.ok, variance, torch.nan)

@@ -146,6 +146,18 @@ class BundleProblem:
         nowhere = torch.full((self.cameras, rows.shape[1]), self.layout.size, device=rows.device)
         return nowhere.scatter_reduce(0, index[:, None].expand_as(rows), rows, "amin")
 
+    def redundancy(self, data: BundleData) -> int:
+        """Numbers that are observed, or known beforehand of what is sought, less unknowns."""
+        layout, prior = self.layout, data.prior
+        known = int((data.weights != 0).sum())
+        if prior.pose_weights is not None:
+            known += int((prior.pose_weights[layout.rows[:, 0] < layout.size] != 0).sum())
+        if prior.point_weights is not None:
+            known += int((prior.point_weights[~layout.held] != 0).sum())
+        if prior.theta_weights is not None:
+            known += int((prior.theta_weights[self._theta_rows < layout.size] != 0).sum())
+        return known - layout.size - 3 * int((~layout.held).sum())
+
     def columns(self, step: Tangent) -> tuple[Tensor, Tensor]:
         """The pose steps (V,6) and the intrinsics' (C,P) of a tangent vector, zero where fixed."""
         cameras = torch.cat([step.cameras, step.cameras.new_zeros(1)])

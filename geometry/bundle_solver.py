@@ -151,7 +151,6 @@ def solve(
     """Descend, then polish; where Newton does not converge yet, descend farther. Returns state, cost, status, accepted
     steps and the rays (N,3) of points without depth."""
     layout = task.problem.layout
-    unknowns = layout.size + 3 * int((~layout.held).sum()) - len(task.rows)
     taken = accepted = 0
     stiff = torch.zeros_like(state.points3d)
     if len(layout.view) == 0:
@@ -168,8 +167,7 @@ def solve(
         state, cost, status = _polish(replace(task, stiff=stiff), state, cost, rounds=6)
         if status == Status.CONVERGED or taken >= max_steps:
             break
-    known = sum(int((w != 0).sum()) for w in task.data.prior[1::2] if w is not None)
-    if int((task.data.weights != 0).sum()) + known < unknowns:
+    if task.problem.redundancy(task.data) + len(task.rows) < 0:
         status = Status.TOO_FEW
     elif status == Status.SINGULAR and not progress.done:
         status = Status.STALLED

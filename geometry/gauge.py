@@ -48,7 +48,7 @@ class Gauge(NamedTuple):
 def _columns(u: Tangent) -> tuple[Tensor, Tensor]:
     """Several vectors side by side: (D,R), (N,3,R)."""
     several = math.prod(u.cameras.shape[1:])
-    return u.cameras.reshape(-1, several), u.points.reshape(-1, 3, several)
+    return u.cameras.reshape(len(u.cameras), several), u.points.reshape(len(u.points), 3, several)
 
 
 def _place(pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ class Schur:
             return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         W, layout = self.equations.W, self.layout
         columns = math.prod(b.cameras.shape[1:])
-        cameras, points = b.cameras.reshape(-1, columns), b.points.reshape(-1, 3, columns)
+        cameras, points = b.cameras.reshape(layout.size, columns), b.points.reshape(len(b.points), 3, columns)
         eliminated = self.V_inverse @ points
         right = cameras - couple(W, eliminated, layout)
         if self.factor is not None:
