@@ -60,6 +60,24 @@ class Layout:
         inner = torch.searchsorted(self.begin, torch.arange(1, threads) * (M // threads))
         return [0, *inner.clamp_max(N).tolist(), N]
 
+    @cached_property
+    def starts(self) -> Tensor:
+        """(V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics."""
+        pose = self.rows[:, 0]
+        return torch.stack([pose, self.rows[:, 6] if self.rows.shape[1] > 6 else pose + 6], 1)
+
+    @cached_property
+    def most(self) -> int:
+        """Observations of a point at the most."""
+        return int(self.begin.diff().max()) if len(self.view) else 0
+
+    @cached_property
+    def diagonal_blocks(self) -> tuple[Tensor, Tensor]:
+        """Which entries of the views' blocks (V,p,p) are not fixed, and their places in a dense (D,D)."""
+        rows = self.rows
+        inside = (rows < self.size)[:, :, None] & (rows < self.size)[:, None, :]
+        return inside, (rows[:, :, None] * self.size + rows[:, None, :])[inside]
+
     def in_parts(self, kernel: str, *inputs: Tensor, out: Tensor) -> Tensor:
         """A kernel of `geometry.compiled.schur` over the parts, each adding to an `out` of its own; their sum."""
         outs = [out, *(torch.zeros_like(out) for _ in self.parts[2:])]
@@ -144,27 +162,20 @@ def reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
 
 def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     size = layout.size + _MARGIN
-    starts = layout.rows[:, [0, min(6, W.shape[1] - 1)]].contiguous()
-    if W.shape[1] == 6:
-        starts[:, 1] = starts[:, 0] + 6
-    threads = layout.parts
-    sums = torch.zeros(len(threads) - 1, size * size, dtype=W.dtype)
-    arrays = [t.contiguous().numpy() for t in (W, V_inverse, starts)]
+    sums = torch.zeros(len(layout.parts) - 1, size * size, dtype=W.dtype)
+    arrays = [t.contiguous().numpy() for t in (W, V_inverse, layout.starts)]
     view, begin = layout.view.numpy(), layout.begin.numpy()
-    most = int(layout.begin.diff().max()) if len(W) else 0
     kernel = compiled("schur").reduce_pairs
 
     def work(first: int, last: int, slot: int) -> None:
-        kernel(*arrays, most, view, begin, first, last, sums[slot].numpy(), size)
+        kernel(*arrays, layout.most, view, begin, first, last, sums[slot].numpy(), size)
 
-    in_parallel(threads, work)
+    in_parallel(layout.parts, work)
     for other in sums[1:]:
         sums[0] += other
     half = sums[0].view(size, size)[: layout.size, : layout.size]
     S = half + half.T
-    rows = layout.rows
-    inside = (rows < layout.size)[:, :, None] & (rows < layout.size)[:, None, :]
-    places = (rows[:, :, None] * layout.size + rows[:, None, :])[inside]
+    inside, places = layout.diagonal_blocks
     S.view(-1).index_add_(0, places, U[inside])
     return S
 
