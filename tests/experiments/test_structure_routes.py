@@ -1,0 +1,228 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from datasets.bal import write_bal
+from datasets.reconstruction import Reconstruction
+from experiments import EXIT_SKIPPED, structure_routes
+from experiments.run import Run
+from experiments.structure_routes import (
+    NEAR,
+    PRESETS,
+    SOLVE,
+    Outcome,
+    Trace,
+    Tracks,
+    follow,
+    make_starts,
+    read_tracks,
+    report,
+    solid,
+    time_to,
+    verdict,
+)
+from geometry import se3
+from geometry.camera import project
+from geometry.robust import cauchy
+from geometry.structure import triangulate
+
+SMOKE = PRESETS["smoke"]
+
+
+def small(seed: int = 0, **options) -> Tracks:
+    return solid(10, 40, torch.Generator().manual_seed(seed), **options)
+
+
+def half_squares(tracks: Tracks, points: Tensor, poses: Tensor) -> float:
+    """The cost, computed another way: all points into all views."""
+    pixels = project(points, poses, tracks.K, tracks.distortion)[tracks.camera, tracks.point]
+    s = (pixels - tracks.points2d).square().sum(-1)
+    return 0.5 * (s if tracks.kernel is None else tracks.kernel(s)).sum().item()
+
+
+@pytest.mark.parametrize("kernel", [None, cauchy(1.0)], ids=["squares", "cauchy"])
+@pytest.mark.parametrize("options", [{}, {"far": 25.0}, {"arc": 12.0, "share": 1.0}], ids=["around", "far", "arc"])
+def test_all_routes_reach_the_same_minimum(options: dict, kernel) -> None:
+    tracks = small(kernel=kernel, **options)
+    config = replace(SMOKE, rounds=600, adam_steps=0)
+    costs = {}
+    for route in ("alternating", "bundle") if kernel else ("backprop", "alternating", "bundle"):
+        seconds, traced, points, poses, end = SOLVE[route](tracks, config)
+        assert end == ""
+        assert len(seconds) == len(traced)
+        assert half_squares(tracks, points, poses) == pytest.approx(traced[-1], rel=1e-9)
+        assert tracks.error(points) < 0.05
+        costs[route] = traced[-1]
+    for cost in costs.values():
+        assert cost == pytest.approx(costs["bundle"], rel=NEAR)
+
+
+@pytest.mark.parametrize(
+    "regime", ["overlap", "few_views", pytest.param("ring", marks=pytest.mark.slow), "outliers", "outliers_robust"]
+)
+def test_bundle_is_never_above_the_others(regime) -> None:
+    (tracks,) = make_starts(regime, SMOKE)
+    config = replace(SMOKE, rounds=10)
+    costs = {route: trace.costs[-1] for route in SOLVE if (trace := follow(route, tracks, config))}
+    assert ("backprop" in costs) == (regime != "outliers_robust")
+    assert costs["bundle"] <= min(costs.values()) * (1 + NEAR)
+
+
+def test_adam_goes_down_to_the_same_minimum() -> None:
+    tracks = small()
+    least = SOLVE["bundle"](tracks, SMOKE)[1][-1]
+    traced = SOLVE["adam"](tracks, replace(SMOKE, adam_steps=300))[1]
+    assert len(traced) == 300
+    assert least * (1 - 1e-9) < traced[-1] < 1.01 * least < 0.01 * traced[0]
+
+
+def test_points_come_to_rest_where_they_are_triangulated() -> None:
+    tracks = small()
+    expected = triangulate(*tracks.dense, tracks.poses_gt, tracks.K, tracks.distortion).x
+    points = tracks.points
+    for _ in range(4):
+        points = tracks.place_points(points, tracks.poses_gt)
+    torch.testing.assert_close(points, expected, rtol=0, atol=1e-6)
+
+
+def test_a_point_stays_in_front_of_its_cameras() -> None:
+    tracks = small()
+    behind = tracks.points.clone()
+    behind[0] = se3.inverse(tracks.poses)[tracks.camera[tracks.point == 0][0], :3, 3] * 2
+    costs = tracks.point_costs(behind, tracks.poses)
+    assert costs[0] == math.inf
+    assert costs[1:].isfinite().all()
+    moved = tracks.place_points(behind, tracks.poses)
+    assert torch.equal(moved[0], behind[0])
+    assert (tracks.point_costs(moved, tracks.poses)[1:] < costs[1:]).all()
+
+
+def test_outliers_need_the_kernel() -> None:
+    (plain,), (robust,) = make_starts("outliers", SMOKE), make_starts("outliers_robust", SMOKE)
+    assert torch.equal(plain.points2d, robust.points2d)
+    plain_error, error = (tracks.error(SOLVE["bundle"](tracks, SMOKE)[2]) for tracks in (plain, robust))
+    assert error < 0.005 < 0.1 < plain_error
+
+
+def test_a_random_start_has_no_poses_and_the_right_scene() -> None:
+    starts = make_starts("random_start", replace(SMOKE, starts=3))
+    assert len(starts) == 3
+    assert all(tracks.poses is None for tracks in starts)
+    assert not torch.equal(starts[0].points, starts[1].points)
+    assert torch.equal(starts[0].points2d, starts[2].points2d)
+    costs = [SOLVE["bundle"](tracks, SMOKE)[1] for tracks in starts]
+    assert all(trace[-1] < trace[0] for trace in costs)
+
+
+def test_only_tracks_in_front_of_two_cameras_are_read(tmp_path: Path) -> None:
+    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    poses[1, 0, 3] = -1.0
+    poses[2, 2, 3] = -5.0  # at z = 5: point 1 lies behind
+    points = torch.tensor([[0.0, 0, 10], [1, 1, 4], [0, 1, 4], [0, 0, 9]], dtype=torch.float64)
+    camera = torch.tensor([0, 1, 2, 0, 1, 2, 0, 2, 0])
+    point = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
+    K = torch.tensor([[500.0, 0, 0], [0, 500, 0], [0, 0, 1]], dtype=torch.float64).repeat(3, 1, 1)
+    points2d = torch.randn(9, 2, dtype=torch.float64)
+    scene = Reconstruction(poses, points, K, K.new_zeros(3, 2), torch.arange(3), camera, point, points2d)
+    write_bal(tmp_path / "scene.txt", scene)
+    tracks = read_tracks(str(tmp_path / "scene.txt"))
+    # point 1 loses its view from behind, points 2 and 3 have one view left
+    assert tracks.camera.tolist() == [0, 1, 2, 0, 1]
+    assert tracks.point.tolist() == [0, 0, 0, 1, 1]
+    torch.testing.assert_close(tracks.points, points[:2])
+    torch.testing.assert_close(tracks.points2d, points2d[:5])
+    assert tracks.note.startswith("4 of 9 ")
+
+
+def outcome(**costs: list[list[float]]) -> Outcome:
+    traces = {
+        route: [Trace([0.1 * (i + 1) for i in range(len(some))], some, 0.01, 0, "") for some in starts]
+        for route, starts in costs.items()
+    }
+    return Outcome("overlap", 1.0, traces, "a few views")
+
+
+def test_the_verdict_names_the_quickest_and_the_lost() -> None:
+    said = verdict(outcome(bundle=[[9.0, 1.0, 1.0]], backprop=[[9.0, 8.0, 1.0]], adam=[[9.0, 2.0, 1.5]]))
+    assert said.startswith("**bundle** is first at the minimum: bundle 0.2 s, backprop 0.3 s.")
+    assert "Adam does not get there (5.0e-01 above it)." in said
+    assert verdict(outcome(adam=[[9.0, math.inf]])).startswith("Nobody gets there.")
+
+
+def test_a_failed_start_is_time_spent() -> None:
+    sure, lucky = [[9.0, 4.0, 1.0], [9.0, 4.0, 1.0]], [[9.0, 1.0], [9.0, 8.0]]
+    said = verdict(outcome(bundle=sure, backprop=lucky))
+    assert "backprop 0.4 s." in said  # 0.2 + 0.2 s for one success; bundle has two
+    assert said.startswith("**bundle** takes the least time for a success, failed starts included: bundle 0.3 s, back")
+    assert "Backprop does not get there from 1 of 2 starts." in said
+    table = report([outcome(bundle=sure, backprop=lucky)])
+    assert "| bundle | 2 | 0.3 | 0.3 | 0.0e+00 | 0.01 | 2 of 2 |" in table
+    assert "1 of 2 |" in table
+
+
+def test_time_to_the_minimum() -> None:
+    trace = Trace([0.1, 0.2, 0.3], [5.0, 1.0 + 0.5 * NEAR, 1.0], 0.0, 0, "")
+    assert time_to(trace, 1.0) == 0.2
+    assert time_to(trace, 0.5) == math.inf
+
+
+@pytest.mark.slow
+def test_a_run_says_what_came_out_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMOKE, rounds=3, adam_steps=3)
+    summary = structure_routes.main(replace(config, out=tmp_path / "whole"))
+    assert summary["converged"]
+    assert summary["errors"]["bundle_above_lowest"] <= NEAR
+    log = Run.log
+
+    def dying(self: Run, step: int, **values) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+        log(self, step, **values)
+
+    monkeypatch.setattr(Run, "log", dying)
+    with pytest.raises(KeyboardInterrupt):
+        structure_routes.main(replace(config, out=tmp_path / "cut"))
+    monkeypatch.undo()
+    structure_routes.main(replace(config, out=tmp_path / "cut", resume=True))
+    whole, cut = (tmp_path / name / "structure_routes" / "smoke-seed0" for name in ("whole", "cut"))
+    assert (whole / "metrics.csv").read_bytes() == (cut / "metrics.csv").read_bytes()
+    for folder in (whole, cut):
+        text = (folder / "routes.md").read_text()
+        told = json.loads((folder / "routes.json").read_text())
+        assert [regime["regime"] for regime in told] == ["overlap", "few_views"]
+        for regime in told:
+            assert f"## {regime['regime']}" in text
+            for route, (trace,) in regime["traces"].items():
+                assert f"| {route} | {len(trace['costs']) - 1} |" in text
+                assert trace["seconds"] == sorted(trace["seconds"])
+        for name in ("routes.png", "iterations.png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_absent_tracks_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LEARNABLE_GEOMETRY_DATA", str(tmp_path / "empty"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        structure_routes.main(replace(PRESETS["real"], out=tmp_path / "out"))
+    assert ended.value.code == EXIT_SKIPPED
+    assert "LEARNABLE_GEOMETRY_DATA" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_ladybug_ends_where_bundle_does(real_data) -> None:
+    tracks = read_tracks(str(real_data("bal") / "problem-49-7776-pre.txt"))
+    assert len(tracks.points2d) == 31812
+    config = replace(PRESETS["real"], rounds=3, adam_steps=3)
+    backprop, alternating, bundled, adam = (SOLVE[route](tracks, config)[1] for route in SOLVE)
+    assert backprop[-1] == pytest.approx(bundled[-1], rel=NEAR)
+    assert bundled[-1] == pytest.approx(16330.597, rel=1e-6)
+    assert bundled[-1] <= min(alternating[-1], adam[-1])
+    assert alternating == sorted(alternating, reverse=True)
