@@ -206,6 +206,8 @@ def _below_resolution(candidate: State, x: State) -> Tensor:
     """Whether a step moved no tensor of x by more than eps^0.7 of its size: quadratic convergence does the rest."""
 
     def small(a: Tensor, b: Tensor) -> Tensor:
+        if a.numel() == 0:
+            return torch.ones(len(a), dtype=torch.bool, device=a.device)
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # one number per problem has no dimension 1
         return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** 0.7 * b.abs().amax(1)
 

@@ -306,3 +306,12 @@ def test_solve_spd() -> None:
 
 def test_every_status_has_a_message() -> None:
     assert len({status.message for status in Status}) == len(Status) == 5
+
+
+def test_an_unknown_of_no_numbers_is_no_obstacle() -> None:
+    """A state may hold a tensor that happens to be empty, such as intrinsics none of which is free."""
+    problem = Problem(lambda x, y: x[0] - y, dof=2, retract=lambda x, step: (x[0] + step, x[1]))
+    y = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    solution = minimize(problem, (torch.zeros_like(y), y.new_zeros(2, 0)), y)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.x[0], y)
