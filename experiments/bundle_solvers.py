@@ -222,12 +222,17 @@ def ours() -> dict[str, Solver]:
         def run() -> Trace:
             recorder = Recorder(limits.seconds)
             recorder.rows.append((0.0, start_cost, start_cost))
+
+            def tell(step: int, cost: float) -> None:
+                if step:
+                    recorder(cost, cost)
+
             with torch.no_grad(), suppress(OutOfTimeError):
                 bundle(
                     scene.points2d, scene.camera_index, scene.point_index,
                     scene.world_to_camera, scene.points3d, scene.K, scene.distortion,
                     intrinsics_index=scene.intrinsics_index, free=("poses", "points", "f", "k1", "k2"),
-                    max_steps=limits.max_steps, gauge="free", callback=lambda step, cost: recorder(cost, cost),
+                    max_steps=limits.max_steps, gauge="free", callback=tell,
                 )  # fmt: skip
             return recorder.trace()
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.compiled.equations import OPTIONS, L
+from geometry.compiled.equations import OPTIONS, L, jit
 from geometry.compiled.simd import get, load, store
 
 __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
@@ -17,30 +17,41 @@ __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pair
 _POINTS = "int64[::1], int64[::1], int64, int64"  # view, begin, first, last
 
 
+@jit
+def _gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
+    """W^T views of observations begin to end - 1, which are of one point."""
+    x = y = z = 0.0
+    for i in range(begin, end):
+        Wi, c = W[i], views[view[i]]
+        for a in range(W.shape[1]):
+            x += Wi[a, 0] * c[a]
+            y += Wi[a, 1] * c[a]
+            z += Wi[a, 2] * c[a]
+    return x, y, z
+
+
+@jit
+def _spread(W: Any, x: Any, y: Any, z: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
+    """Add W (x, y, z) of observations begin to end - 1 to out (V,p)."""
+    for i in range(begin, end):
+        Wi, to = W[i], out[view[i]]
+        for a in range(W.shape[1]):
+            to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+
+
 @njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
 def couple(W: Any, points: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
     """Add W points to out (V,p); points (N,3)."""
-    p = W.shape[1]
     for j in range(first, last):
         x, y, z = points[j, 0], points[j, 1], points[j, 2]
-        for i in range(begin[j], begin[j + 1]):
-            Wi, to = W[i], out[view[i]]
-            for a in range(p):
-                to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
 
 
 @njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
 def couple_back(W: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
     """out (N,3) = W^T views, of the points at hand; views (V,p)."""
-    p = W.shape[1]
     for j in range(first, last):
-        x = y = z = 0.0
-        for i in range(begin[j], begin[j + 1]):
-            Wi, c = W[i], views[view[i]]
-            for a in range(p):
-                x += Wi[a, 0] * c[a]
-                y += Wi[a, 1] * c[a]
-                z += Wi[a, 2] * c[a]
+        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
         out[j, 0], out[j, 1], out[j, 2] = x, y, z
 
 
@@ -49,25 +60,15 @@ def schur_product(
     W: Any, V_inverse: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any
 ) -> None:  # fmt: skip
     """Add W V^-1 W^T views to out (V,p), reading W from memory once; views (V,p)."""
-    p = W.shape[1]
     for j in range(first, last):
-        x = y = z = 0.0
-        for i in range(begin[j], begin[j + 1]):
-            Wi, c = W[i], views[view[i]]
-            for a in range(p):
-                x += Wi[a, 0] * c[a]
-                y += Wi[a, 1] * c[a]
-                z += Wi[a, 2] * c[a]
+        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
         B = V_inverse[j]
         x, y, z = (
             B[0, 0] * x + B[0, 1] * y + B[0, 2] * z,
             B[1, 0] * x + B[1, 1] * y + B[1, 2] * z,
             B[2, 0] * x + B[2, 1] * y + B[2, 2] * z,
         )
-        for i in range(begin[j], begin[j + 1]):
-            Wi, to = W[i], out[view[i]]
-            for a in range(p):
-                to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
 
 
 @njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
