@@ -17,7 +17,7 @@ __all__ = ["TwoLevel", "conjugate_gradients"]
 # Relative residual, in the norm of the preconditioner, at which conjugate gradients end.
 _ACCURACY = 1e-13
 # Truncated, they end where the last of k steps gained less than this part of the average (Nash and Sofer 1990).
-_ENOUGH = 0.003
+_ENOUGH = 0.001
 
 
 class TwoLevel:
