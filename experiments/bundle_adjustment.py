@@ -1,0 +1,96 @@
+"""Bundle adjustment of a reconstruction file of yours: BAL, COLMAP, Bundler or libmv in, COLMAP and PLY out.
+
+`python -m experiments.bundle_adjustment default --scene my_problem.txt --robust-px 1`. Presets: `default` (Ladybug,
+every camera with an f, k1, k2 of its own), `smoke` (a small file, of more unknowns than observations). The run says at
+its end: rms before and after, observations left out or behind their camera, points without depth.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from datasets import shared
+from datasets.formats import read_reconstruction
+from experiments.figures import loss_curve
+from experiments.run import Run, RunConfig, cli, skip
+from geometry.bundle import bundle
+from geometry.gauge import GaugeChoice
+from geometry.optim import Status
+from geometry.robust import cauchy
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    scene: str = "bal/problem-49-7776-pre.txt"
+    """A BAL, Bundler .out or libmv .bin file, or the folder of a COLMAP model; here or in the shared data."""
+    free: tuple[str, ...] = ("poses", "points", "f", "k1", "k2")
+    """What is sought: poses, points, and intrinsics by name (f, or fx and fy; cx, cy, k1, k2, p1, p2, ...)."""
+    robust_px: float = 0.0
+    """Scale of a Cauchy kernel; 0 means least squares."""
+    gauge: GaugeChoice = "fixed"
+    """Keep the first camera where it is, or all of them on the whole."""
+    max_steps: int = 200
+    """At the most."""
+
+
+PRESETS = {
+    "default": Config(preset="default", threads=2),
+    "smoke": Config(preset="smoke", scene="bal/dubrovnik-3-7-pre.txt"),
+}
+
+
+def rms(residual: Tensor) -> float:
+    """Root mean square length of residuals (M,2)."""
+    return residual.square().sum(-1).mean().sqrt().item()
+
+
+def main(config: Config) -> dict:
+    try:
+        scene = read_reconstruction(shared.locate(config.scene))
+    except FileNotFoundError as absent:
+        skip(str(absent))
+    with Run("bundle_adjustment", config) as run:
+        if run.finished:
+            return run.finished
+        costs: list[float] = []
+
+        def tell(step: int, cost: float) -> None:
+            costs.append(cost)
+            run.log(len(costs) - 1, loss=cost)
+
+        distortion = scene.distortion
+        if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
+            distortion = distortion.new_zeros(len(distortion), 2)
+        lens = (scene.K, distortion)
+        found = bundle(
+            *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
+            *(t.to(run.device) for t in (scene.world_to_camera, scene.points3d, *lens)),
+            intrinsics_index=scene.intrinsics_index.to(run.device), free=config.free, model=scene.model,
+            kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
+            max_steps=config.max_steps, callback=tell,
+        )  # fmt: skip
+        problem, data = found.task.problem, found.task.data
+        with torch.no_grad():
+            r = problem.residual(problem.compose(found.state, data.given), data)
+            start = problem.residual(data.given, data)
+        poses, points, K, distortion = (t.cpu() for t in found.x)
+        model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
+        run.save_model("colmap", model)
+        run.save_points("points", points, colors=scene.colors, cameras=poses)
+        run.figure("loss", len(costs), loss_curve(costs), final=True)
+        status, left_out, behind, endless = (
+            int(t.sum()) for t in (found.status, found.left_out, found.behind, found.undetermined)
+        )
+        return run.finish(
+            converged=bool(found.converged),
+            iterations=len(costs) - 1,
+            loss=found.cost.item(),
+            errors={"rms_before": rms(start), "rms_after": rms(r)},
+            note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing, {behind} "
+            f"are behind their camera; {endless} points without depth",
+        )
+
+
+if __name__ == "__main__":
+    main(cli(__doc__, PRESETS))
