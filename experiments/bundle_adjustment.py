@@ -87,8 +87,8 @@ def main(config: Config) -> dict:
             iterations=len(costs) - 1,
             loss=found.cost.item(),
             errors={"rms_before": rms(start), "rms_after": rms(r)},
-            note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing, {behind} "
-            f"are behind their camera; {endless} points without depth",
+            note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing and "
+            f"{behind} are behind their camera; {endless} points without depth",
         )
 
 
