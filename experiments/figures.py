@@ -13,6 +13,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+from datasets.reconstruction import Reconstruction
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
@@ -173,6 +176,32 @@ def point_clouds(clouds: Sequence[Any], titles: Sequence[str], values: Sequence[
             axis.set_ticklabels([])
             axis.pane.set_facecolor("white")
             axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
+    return figure
+
+
+def scene_figure(model: Reconstruction) -> Figure:
+    """Cloud with cameras, and the cloud close by; up is across the plane that fits the cameras best. 98 % of points."""
+    corners, X = frusta(model.world_to_camera, model.points3d, model.K[model.intrinsics_index]), array(model.points3d)
+    low, high = np.percentile(X, [1, 99], axis=0)
+    kept = (X.clip(low, high) == X).all(1)
+    _, _, axes3 = np.linalg.svd(corners[:, 0] - corners[:, 0].mean(0))
+    up = np.sign(-array(model.world_to_camera)[:, 1, :3].mean(0) @ axes3[2]) * axes3[2]
+    turn = np.stack([axes3[0], np.cross(up, axes3[0]), up])
+    corners, cloud = corners @ turn.T, X[kept] @ turn.T
+    colors = np.full((len(cloud), 3), 0.3) if model.colors is None else array(model.colors)[kept] / 255
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    for i, shown in enumerate((np.concatenate([cloud, corners.reshape(-1, 3)]), cloud)):
+        axes: Any = figure.add_subplot(1, 2, i + 1, projection="3d", computed_zorder=False)
+        axes.scatter(*cloud.T, c=colors, s=(1.0, 4.0)[i], linewidths=0)
+        if i == 0:
+            lines = corners[:, FRUSTUM_EDGES].reshape(-1, 2, 3)
+            axes.add_collection3d(Line3DCollection(lines, colors=ORANGE, linewidths=0.8))
+        middle, half = (shown.max(0) + shown.min(0)) / 2, np.ptp(shown, axis=0).max() / 2
+        axes.set(**{f"{name}lim": (m - half, m + half) for name, m in zip("xyz", middle, strict=True)})
+        axes.set_box_aspect((1, 1, 1), zoom=1.4)
+        axes.view_init(elev=(35, 8)[i], azim=-60)
+        axes.set_title((f"{len(X)} points, {len(corners)} cameras", "the points")[i], fontsize=10)
+        axes.set_axis_off()
     return figure
 
 

@@ -10,7 +10,6 @@ tracks of a BAL file, or of another reconstruction, with its own intrinsics), `s
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,36 +18,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets import shared
-from datasets.formats import read_reconstruction
-from datasets.synthetic import duck
 from experiments import replacing, write_json
 from experiments.figures import BLUE, GREY, ORANGE
 from experiments.run import Run, RunConfig, cli, skip
+from experiments.structure_alignment import rms_radius
+from experiments.structure_route_scenes import REGIMES, Regime, Tracks, make_starts
 from geometry import se3
 from geometry.bundle import bundle
-from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
+from geometry.camera import project_camera_frame
 from geometry.nested import nested_start, nested_step
-from geometry.optim import next_damping
-from geometry.pnp import pnp
-from geometry.registration import align_similarity
-from geometry.robust import RobustKernel, cauchy, kernel_derivatives
 from geometry.structure import StructureProblem
 
 ROUTES = ("backprop", "alternating", "bundle", "adam")
 COLORS = {"backprop": BLUE, "alternating": ORANGE, "bundle": "#000000", "adam": "#009E73"}
-Regime = Literal[
-    "overlap", "few_views", "ring", "weak_perspective", "outliers", "outliers_robust", "random_start", "tracks"
-]
-REGIMES: dict[Regime, str] = {
-    "overlap": "24 views all around 300 points, each sees half of them; a start 3 degrees, 5 % off",
-    "few_views": "3 views 20 degrees apart, 100 points, all seen; a start 3 degrees, 5 % off",
-    "ring": "60 cameras on a circle look outward, 600 points seen by 5 neighbours each; a start that has drifted away",
-    "weak_perspective": "as overlap, 12 views, from 25 times as far with 25 times the focal length",
-    "outliers": "as overlap, 10 % of the observations anywhere in the image",
-    "outliers_robust": "the same with a Cauchy kernel of 1 px",
-    "random_start": "12 views, 80 points, each view sees half of them; random points, poses sought globally",
-    "tracks": "tracks of a reconstruction file; its poses and points are the start",
-}
 NEAR = 1e-6
 """Relative difference of costs below which two routes are said to have reached the same minimum."""
 
@@ -80,100 +62,8 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Tracks:
-    """M observations points2d (M,2) px of N points by V cameras, K (V,3,3) and distortion (V,k) known, and the start.
-
-    poses None: to be sought globally, wherever the points are. points_gt (N,3), poses_gt (V,4,4): the truth, or None.
-    """
-
-    points2d: Tensor
-    camera: Tensor
-    point: Tensor
-    K: Tensor
-    distortion: Tensor
-    points: Tensor
-    poses: Tensor | None
-    model: Model = "radtan"
-    kernel: RobustKernel | None = None
-    points_gt: Tensor | None = None
-    poses_gt: Tensor | None = None
-    note: str = ""
-
-    @cached_property
-    def dense(self) -> tuple[Tensor, Tensor]:
-        """points2d (V,N,2), zero where not visible (V,N)."""
-        V, N = len(self.K), len(self.points)
-        visible = torch.zeros(V, N, dtype=torch.bool)
-        visible[self.camera, self.point] = True
-        return self.points2d.new_zeros(V, N, 2).index_put((self.camera, self.point), self.points2d), visible
-
-    @cached_property
-    def packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For PnP, the points that each view sees: which (V,m) of the points, seen (V,m), points2d (V,m,2)."""
-        points2d, visible = self.dense
-        most = int(visible.sum(1).max())
-        which = visible.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        return which, visible.gather(1, which), points2d.gather(1, which[..., None].expand(-1, -1, 2))
-
-    def place_poses(self, points: Tensor, poses: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Every pose (V,4,4) at the minimum of its own cost, next to `poses` or else the global one; costs (V,)."""
-        which, seen, points2d = self.packed
-        lens = {"distortion": self.distortion, "model": self.model, "kernel": self.kernel}
-        found = pnp(points2d, points[which], self.K, mask=seen, init=poses, **lens)  # type: ignore[arg-type]
-        return found.x, found.cost
-
-    def point_costs(self, points: Tensor, poses: Tensor) -> Tensor:
-        """Half the (robust) squared errors of each point (N,); infinite where a camera that sees it has it behind."""
-        p = se3.transform(poses[self.camera], points[self.point][:, None])
-        pixels = project_camera_frame(p, self.K[self.camera], self.distortion[self.camera], model=self.model)
-        s = (pixels.squeeze(1) - self.points2d).square().sum(-1)
-        cost = torch.where(in_front(p, model=self.model).squeeze(1), kernel_derivatives(self.kernel, s)[0], torch.inf)
-        return 0.5 * points.new_zeros(len(points)).index_add(0, self.point, cost)
-
-    def place_points(self, points: Tensor, poses: Tensor, most: int = 5) -> Tensor:
-        """Every point (N,3) near the minimum of its own cost: N Levenberg-Marquardts side by side, in front of cameras.
-
-        0.1 s on Ladybug. `geometry.structure.triangulate`, which begins with the rays, takes 13 s there; the bundle
-        that holds the poses 0.1 s (and two to three times as long as this on the made scenes), but it lets points go
-        behind cameras, where PnP cannot start.
-        """
-        cost = self.point_costs(points, poses)
-        damping, growth = torch.full_like(cost, 1e-4), torch.full_like(cost, 2.0)
-        running = cost.isfinite()
-        R, lens = poses[self.camera, :3, :3], (self.K[self.camera], self.distortion[self.camera], self.model)
-        for _ in range(most):
-            pixels, J = projection_jacobian(se3.transform(poses[self.camera], points[self.point][:, None]), *lens)
-            r, J = pixels.squeeze(1) - self.points2d, J.squeeze(1) @ R
-            slope = kernel_derivatives(self.kernel, r.square().sum(-1))[1][:, None, None]
-            H = points.new_zeros(len(points), 3, 3).index_add(0, self.point, slope * (J.mT @ J))
-            g = points.new_zeros(len(points), 3).index_add(0, self.point, (slope * J.mT @ r[..., None]).squeeze(-1))
-            diagonal = damping[:, None] * H.diagonal(dim1=1, dim2=2)
-            step = torch.linalg.solve_ex(H + torch.diag_embed(diagonal + 1e-300), -g[..., None]).result.squeeze(-1)
-            predicted = 0.5 * (step * (diagonal * step - g)).sum(-1)
-            trial = self.point_costs(points + step, poses)
-            accept = running & (trial < cost)
-            ratio = (cost - trial) / predicted.clamp_min(1e-300)
-            points = torch.where(accept[:, None], points + step, points)
-            cost = torch.where(accept, trial, cost)
-            damping, growth = next_damping(damping, growth, accept, torch.nan_to_num(ratio, -1.0))
-            running &= (predicted > 1e-3 * cost) & (damping < 1e8)
-            if not running.any():
-                break
-        return points
-
-    def error(self, points: Tensor) -> float:
-        """Rms distance from the truth after similarity alignment, as a share of the truth's rms radius; NaN without."""
-        if self.points_gt is None or not points.isfinite().all():
-            return math.nan
-        distance = (align_similarity(points, self.points_gt).apply(points) - self.points_gt).square().sum(-1)
-        return (distance.mean() / (self.points_gt - self.points_gt.mean(0)).square().sum(-1).mean()).sqrt().item()
-
-
 class Trace(NamedTuple):
     """One route from one start: seconds and cost after each iteration, the first before any; where it ended, and how.
-
-    Seconds are those of the processor: on one thread the time that passes, unless others want the machine, too.
 
     behind: observations that end behind their camera, where only the formula of `bundle` still sees them.
     """
@@ -188,83 +78,103 @@ class Trace(NamedTuple):
 # ---- the routes ----
 
 
-def backprop(tracks: Tracks, config: Config) -> tuple[list[float], list[float], Tensor, Tensor, str]:
+class Course(NamedTuple):
+    """What a route does: seconds and cost after each iteration, points (N,3) and poses (V,4,4) at its end, and remarks.
+
+    Seconds are those of the processor: on one thread the time that passes, unless others want the machine, too.
+    """
+
+    seconds: list[float]
+    costs: list[float]
+    points: Tensor
+    poses: Tensor
+    end: str
+
+
+class Clock:
+    """Processor seconds since it was made, and the cost by then, at each `note`."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.costs: list[float] = []
+        self._start = time.process_time()
+
+    def note(self, cost: float) -> None:
+        self.seconds.append(time.process_time() - self._start)
+        self.costs.append(cost)
+
+    def course(self, points: Tensor, poses: Tensor, end: str) -> Course:
+        return Course(self.seconds, self.costs, points, poses, end)
+
+
+def backprop(tracks: Tracks, config: Config) -> Course:
     """Gauss-Newton on the points, every pose at its argmin."""
     points2d, visible = tracks.dense
     lens = (tracks.K, tracks.distortion, tracks.model)
     seek = tracks.poses is None
-    clock = time.process_time()
+    clock = Clock()
     problem = StructureProblem(points2d, visible, *lens, global_poses=seek, normalise=seek)
     poses = None if tracks.poses is None else tracks.poses[None]
     state = nested_start(problem, tracks.points[None], poses)
-    seconds, costs = [time.process_time() - clock], [state.cost.item()]
+    clock.note(state.cost.item())
     while state.steps < config.steps and not state.done.all():
         state = nested_step(problem, state)
-        seconds.append(time.process_time() - clock)
-        costs.append(state.cost.item())
+        clock.note(state.cost.item())
     end = "" if state.done.all() else "steps spent"
-    return seconds, costs, state.theta[0], state.inner[0], "no start" if math.isinf(costs[-1]) else end
+    return clock.course(state.theta[0], state.inner[0], "no start" if math.isinf(clock.costs[-1]) else end)
 
 
-def alternating(tracks: Tracks, config: Config) -> tuple[list[float], list[float], Tensor, Tensor, str]:
+def alternating(tracks: Tracks, config: Config) -> Course:
     """Every pose, then every point, until a round gains less than one part in 10^10."""
-    clock = time.process_time()
-    poses, cost = tracks.place_poses(tracks.points, tracks.poses)
-    points = tracks.points
-    seconds, costs = [time.process_time() - clock], [cost.sum().item()]
+    clock = Clock()
+    points, placed = tracks.points, tracks.place_poses(tracks.points, tracks.poses)
+    clock.note(placed.cost.sum().item())
     for _ in range(config.rounds):
-        points = tracks.place_points(points, poses)
-        poses, cost = tracks.place_poses(points, None if tracks.poses is None else poses)
-        seconds.append(time.process_time() - clock)
-        costs.append(cost.sum().item())
-        if not costs[-2] - costs[-1] > 1e-10 * costs[-1]:
-            return seconds, costs, points, poses, "a pose was lost" if not math.isfinite(costs[-1]) else ""
-    return seconds, costs, points, poses, "rounds spent"
+        points = tracks.place_points(points, placed.x)
+        placed = tracks.place_poses(points, None if tracks.poses is None else placed.x)
+        clock.note(placed.cost.sum().item())
+        before, cost = clock.costs[-2:]
+        if not before - cost > 1e-10 * cost:
+            return clock.course(points, placed.x, "" if math.isfinite(cost) else "a pose was lost")
+    return clock.course(points, placed.x, "rounds spent")
 
 
-def full_bundle(tracks: Tracks, config: Config) -> tuple[list[float], list[float], Tensor, Tensor, str]:
+def full_bundle(tracks: Tracks, config: Config) -> Course:
     """All at once. Without poses it is given those that PnP finds for the points at the start."""
-    clock = time.process_time()
-    poses = tracks.place_poses(tracks.points, None)[0] if tracks.poses is None else tracks.poses
-    seconds, costs = [], []
-
-    def callback(step: int, cost: float) -> None:
-        seconds.append(time.process_time() - clock)
-        costs.append(cost)
-
-    given = (tracks.points2d, tracks.camera, tracks.point, poses, tracks.points, tracks.K, tracks.distortion)
-    options = {"model": tracks.model, "kernel": tracks.kernel, "max_steps": config.steps}
-    found = bundle(*given, callback=callback, **options)  # type: ignore[arg-type]
-    callback(-1, found.cost.item())  # the polish with the exact Hessian is part of it
-    return seconds, costs, found.x.points3d, found.x.world_to_camera, "" if found.converged.all() else "not converged"
+    clock = Clock()
+    poses = tracks.place_poses(tracks.points, None).x if tracks.poses is None else tracks.poses
+    found = bundle(
+        tracks.points2d, tracks.camera, tracks.point, poses, tracks.points, tracks.K, tracks.distortion,
+        model=tracks.model, kernel=tracks.kernel, max_steps=config.steps, callback=lambda step, cost: clock.note(cost),
+    )  # fmt: skip
+    clock.note(found.cost.item())  # the polish with the exact Hessian is part of it
+    return clock.course(found.x.points3d, found.x.world_to_camera, "" if found.converged.all() else "not converged")
 
 
-def adam(tracks: Tracks, config: Config) -> tuple[list[float], list[float], Tensor, Tensor, str]:
+def adam(tracks: Tracks, config: Config) -> Course:
     """Adam on the points, the gradient through the layer."""
-    size = (tracks.points - tracks.points.mean(0)).square().sum(-1).mean().sqrt().item()
+    size = rms_radius(tracks.points).item()
     which, seen, points2d = tracks.packed
-    lens = {"distortion": tracks.distortion, "model": tracks.model, "kernel": tracks.kernel}
-    clock = time.process_time()
+    clock = Clock()
     points = tracks.points.clone().requires_grad_()
     optimizer = torch.optim.Adam([points], lr=config.learning_rate * size)
-    seconds, costs, poses = [], [], tracks.poses
+    poses = tracks.poses
     for _ in range(config.adam_steps):
-        found = pnp(points2d, points[which], tracks.K, mask=seen, init=poses, **lens)  # type: ignore[arg-type]
-        p = se3.transform(found.x, points[which])
+        placed = tracks.place_poses(points, poses)
+        p = se3.transform(placed.x, points[which])
         p = torch.where(seen[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
         pixels = project_camera_frame(p, tracks.K, tracks.distortion, model=tracks.model)
         s = torch.where(seen, (pixels - points2d).square().sum(-1), 0)
         cost = 0.5 * (s if tracks.kernel is None else tracks.kernel(s)).sum()
-        seconds.append(time.process_time() - clock)
-        costs.append(cost.item())
-        if not math.isfinite(costs[-1]):
-            return seconds, costs, points.detach(), found.x.detach(), "a pose was lost"
-        end = points.detach().clone(), found.x.detach()
+        clock.note(cost.item())
+        if not math.isfinite(clock.costs[-1]):
+            return clock.course(points.detach(), placed.x.detach(), "a pose was lost")
+        end = points.detach().clone(), placed.x.detach()
         poses = None if tracks.poses is None else end[1]
         optimizer.zero_grad()
         cost.backward()
         optimizer.step()
-    return seconds, costs, *end, "steps spent"
+    return clock.course(*end, "steps spent")
 
 
 SOLVE = dict(zip(ROUTES, (backprop, alternating, full_bundle, adam), strict=True))
@@ -277,125 +187,12 @@ def follow(route: str, tracks: Tracks, config: Config) -> Trace | None:
     # compiled kernels are loaded at their first call
     SOLVE[route](tracks, replace(config, steps=2, rounds=1, adam_steps=2))
     runs = [SOLVE[route](tracks, config)]
-    while len(runs) < 3 and sum(run[0][-1] for run in runs) < 0.5:
+    while len(runs) < 3 and sum(run.seconds[-1] for run in runs) < 0.5:
         runs.append(SOLVE[route](tracks, config))
-    seconds, costs, points, poses, end = min(runs, key=lambda run: run[0][-1])
-    p = se3.transform(poses[tracks.camera], points[tracks.point][:, None])
-    return Trace(seconds, costs, tracks.error(points), int((~in_front(p, model=tracks.model)).sum()), end)
-
-
-# ---- the scenes ----
-
-
-def noisy(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def moved(poses: Tensor, turn: Tensor, share: Tensor) -> Tensor:
-    """Poses (V,4,4) turned by `turn` (V,3) radians about the world's origin, t scaled by 1 + share (V,3)."""
-    return se3.make(poses[:, :3, :3] @ se3.exp(turn), poses[:, :3, 3] * (1 + share))
-
-
-def solid(
-    views: int,
-    points: int,
-    generator: torch.Generator,
-    *,
-    far: float = 1.0,
-    arc: float | None = None,
-    share: float = 0.5,
-    wrong: float = 0.0,
-    kernel: RobustKernel | None = None,
-) -> Tracks:
-    """A duck of unit rms radius, 5 * far away, seen with 0.5 px of noise by cameras of 800 * far px.
-
-    arc: degrees between views in a row, None for all around. share of the points, those nearest, in each view. wrong:
-    share of the observations that lie anywhere in an image of 640 x 480 px.
-    """
-    X = duck(points, generator)
-    X = (X - X.mean(0)) / (X - X.mean(0)).square().sum(-1).mean().sqrt()
-    if arc is None:
-        R = se3.rotation_from_quat_wxyz(noisy((views, 4), generator))
-    else:
-        angle = math.radians(arc) * torch.arange(views, dtype=torch.float64)
-        R = se3.exp(torch.stack([0.3 * angle, angle, torch.zeros_like(angle)], -1))
-    poses = se3.make(R, torch.tensor([0.0, 0.0, 5 * far], dtype=torch.float64).expand(views, 3))
-    f = 800 * far
-    K = torch.tensor([[f, 0, 319.5], [0, f, 239.5], [0, 0, 1]], dtype=torch.float64).expand(views, 3, 3)
-    p = se3.transform(poses, X)
-    camera, point = (p[..., 2] <= p[..., 2].quantile(share, dim=1, keepdim=True)).nonzero().T
-    points2d = project_camera_frame(p, K)[camera, point] + 0.5 * noisy((len(camera), 2), generator)
-    anywhere = torch.rand(len(camera), 2, generator=generator, dtype=torch.float64) * torch.tensor([639.0, 479.0])
-    gross = torch.rand(len(camera), 1, generator=generator) < wrong
-    start = moved(poses, math.radians(3) * noisy((views, 3), generator), 0.05 * noisy((views, 3), generator))
-    return Tracks(
-        torch.where(gross, anywhere, points2d), camera, point, K, K.new_zeros(views, 0),
-        X + 0.05 * noisy(X.shape, generator), start, kernel=kernel, points_gt=X, poses_gt=poses,
-    )  # fmt: skip
-
-
-def ring(views: int, points: int, neighbours: int, generator: torch.Generator) -> Tracks:
-    """Cameras one unit apart on a circle, looking outward at points 4 to 8 units away, each seen by its neighbours.
-
-    The start drifts: the error of every pose is the last one's and 0.2 degrees and 0.01 units more, each point keeps
-    its place in the frame of the first camera that sees it.
-    """
-    angle = 2 * math.pi * torch.arange(views, dtype=torch.float64) / views
-    zero = torch.zeros_like(angle)
-    R = se3.exp(torch.stack([zero, -angle, zero], -1))
-    centre = views / (2 * math.pi) * torch.stack([angle.sin(), zero, angle.cos()], -1)
-    poses = se3.make(R, -(R @ centre[..., None]).squeeze(-1))
-    K = torch.tensor([[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]], dtype=torch.float64).expand(views, 3, 3)
-    first = torch.randint(views, (points,), generator=generator)
-    offset = torch.rand(points, 3, generator=generator, dtype=torch.float64)
-    local = torch.stack([6 * (offset[:, 0] - 0.5), 3 * (offset[:, 1] - 0.5), 4 + 4 * offset[:, 2]], -1)
-    middle = (first + neighbours // 2) % views
-    X = se3.transform(se3.inverse(poses)[middle], local[:, None]).squeeze(1)
-    camera = ((first[:, None] + torch.arange(neighbours)) % views).flatten()
-    point = torch.arange(points).repeat_interleave(neighbours)
-    pixels = project_camera_frame(se3.transform(poses[camera], X[point][:, None]), K[camera]).squeeze(1)
-    walk = torch.cat([math.radians(0.2) * noisy((views, 3), generator), 0.01 * noisy((views, 3), generator)], -1)
-    start = se3.retract(poses, (walk - walk[:1]).cumsum(0))
-    drifted = se3.inverse(start)[first] @ poses[first]
-    return Tracks(
-        pixels + 0.5 * noisy(tuple(pixels.shape), generator), camera, point, K, K.new_zeros(views, 0),
-        se3.transform(drifted, X[:, None]).squeeze(1), start, points_gt=X, poses_gt=poses,
-    )  # fmt: skip
-
-
-def read_tracks(name: str) -> Tracks:
-    """A file's tracks; observations behind their camera at the start and tracks of one view are left out."""
-    scene = read_reconstruction(shared.locate(name))
-    index = scene.intrinsics_index
-    p = se3.transform(scene.world_to_camera[scene.camera_index], scene.points3d[scene.point_index][:, None])
-    keep = in_front(p, model=scene.model).squeeze(1)
-    keep &= (torch.bincount(scene.point_index[keep], minlength=len(scene.points3d)) >= 2)[scene.point_index]
-    used, point = scene.point_index[keep].unique(return_inverse=True)
-    left_out = int((~keep).sum())
-    return Tracks(
-        scene.points2d[keep], scene.camera_index[keep], point, scene.K[index], scene.distortion[index],
-        scene.points3d[used], scene.world_to_camera, scene.model,
-        note=f"{left_out} of {len(keep)} observations left out: behind their camera, or of one view only",
-    )  # fmt: skip
-
-
-def make_starts(regime: Regime, config: Config) -> list[Tracks]:
-    """The scene of a regime, once for every start."""
-    generator = torch.Generator().manual_seed(config.seed)
-    if regime == "tracks":
-        return [read_tracks(config.scene)]
-    if regime == "ring":
-        return [ring(60, 600, 5, generator)]
-    if regime == "random_start":
-        scene = replace(solid(12, 80, generator), poses=None)
-        return [replace(scene, points=noisy((80, 3), generator) / math.sqrt(3)) for _ in range(config.starts)]
-    if regime == "few_views":
-        return [solid(3, 100, generator, arc=20.0, share=1.0)]
-    if regime == "weak_perspective":
-        return [solid(12, 300, generator, far=25.0)]
-    wrong = 0.1 if regime.startswith("outliers") else 0.0
-    kernel = cauchy(1.0) if regime == "outliers_robust" else None
-    return [solid(24, 300, generator, wrong=wrong, kernel=kernel)]
+    quickest = min(runs, key=lambda run: run.seconds[-1])
+    points, poses = quickest.points, quickest.poses
+    behind = int(tracks.behind(points, poses).sum())
+    return Trace(quickest.seconds, quickest.costs, tracks.error(points), behind, quickest.end)
 
 
 # ---- what came out ----
@@ -412,7 +209,7 @@ class Outcome(NamedTuple):
 
 def run_regime(regime: Regime, config: Config) -> Outcome:
     """Every route from every start. Where there is a truth, bundle from there is one more witness of the best cost."""
-    starts = make_starts(regime, config)
+    starts = make_starts(regime, seed=config.seed, starts=config.starts, file=config.scene)
     traces: dict[str, list[Trace]] = {}
     for route in ROUTES:
         found = [trace for tracks in starts if (trace := follow(route, tracks, config))]
@@ -421,7 +218,7 @@ def run_regime(regime: Regime, config: Config) -> Outcome:
     first = starts[0]
     if first.points_gt is not None and first.poses_gt is not None:
         witness = full_bundle(replace(first, points=first.points_gt, poses=first.poses_gt), config)
-        best = min(best, witness[1][-1])
+        best = min(best, witness.costs[-1])
     M, N, V = len(first.points2d), len(first.points), len(first.K)
     note = f"{V} views, {N} points, {M} observations" + (f"; {first.note}" if first.note else "")
     return Outcome(regime, best, traces, note)

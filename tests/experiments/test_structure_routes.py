@@ -7,35 +7,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.bal import write_bal
-from datasets.reconstruction import Reconstruction
 from experiments import EXIT_SKIPPED, structure_routes
 from experiments.run import Run
+from experiments.structure_route_scenes import Regime, Tracks, make_starts, read_file, solid
 from experiments.structure_routes import (
     NEAR,
     PRESETS,
     SOLVE,
     Outcome,
     Trace,
-    Tracks,
     follow,
-    make_starts,
-    read_tracks,
     report,
-    solid,
     time_to,
     verdict,
 )
-from geometry import se3
 from geometry.camera import project
 from geometry.robust import cauchy
-from geometry.structure import triangulate
 
 SMOKE = PRESETS["smoke"]
 
 
 def small(seed: int = 0, **options) -> Tracks:
     return solid(10, 40, torch.Generator().manual_seed(seed), **options)
+
+
+def starts(regime: Regime) -> list[Tracks]:
+    return make_starts(regime, seed=0, starts=3, file="")
 
 
 def half_squares(tracks: Tracks, points: Tensor, poses: Tensor) -> float:
@@ -52,12 +49,12 @@ def test_all_routes_reach_the_same_minimum(options: dict, kernel) -> None:
     config = replace(SMOKE, rounds=600, adam_steps=0)
     costs = {}
     for route in ("alternating", "bundle") if kernel else ("backprop", "alternating", "bundle"):
-        seconds, traced, points, poses, end = SOLVE[route](tracks, config)
-        assert end == ""
-        assert len(seconds) == len(traced)
-        assert half_squares(tracks, points, poses) == pytest.approx(traced[-1], rel=1e-9)
-        assert tracks.error(points) < 0.05
-        costs[route] = traced[-1]
+        course = SOLVE[route](tracks, config)
+        assert course.end == ""
+        assert len(course.seconds) == len(course.costs)
+        assert half_squares(tracks, course.points, course.poses) == pytest.approx(course.costs[-1], rel=1e-9)
+        assert tracks.error(course.points) < 0.05
+        costs[route] = course.costs[-1]
     for cost in costs.values():
         assert cost == pytest.approx(costs["bundle"], rel=NEAR)
 
@@ -66,7 +63,7 @@ def test_all_routes_reach_the_same_minimum(options: dict, kernel) -> None:
     "regime", ["overlap", "few_views", pytest.param("ring", marks=pytest.mark.slow), "outliers", "outliers_robust"]
 )
 def test_bundle_is_never_above_the_others(regime) -> None:
-    (tracks,) = make_starts(regime, SMOKE)
+    (tracks,) = starts(regime)
     config = replace(SMOKE, rounds=10)
     costs = {route: trace.costs[-1] for route in SOLVE if (trace := follow(route, tracks, config))}
     assert ("backprop" in costs) == (regime != "outliers_robust")
@@ -75,68 +72,23 @@ def test_bundle_is_never_above_the_others(regime) -> None:
 
 def test_adam_goes_down_to_the_same_minimum() -> None:
     tracks = small()
-    least = SOLVE["bundle"](tracks, SMOKE)[1][-1]
-    traced = SOLVE["adam"](tracks, replace(SMOKE, adam_steps=300))[1]
+    least = SOLVE["bundle"](tracks, SMOKE).costs[-1]
+    traced = SOLVE["adam"](tracks, replace(SMOKE, adam_steps=300)).costs
     assert len(traced) == 300
     assert least * (1 - 1e-9) < traced[-1] < 1.01 * least < 0.01 * traced[0]
 
 
-def test_points_come_to_rest_where_they_are_triangulated() -> None:
-    tracks = small()
-    expected = triangulate(*tracks.dense, tracks.poses_gt, tracks.K, tracks.distortion).x
-    points = tracks.points
-    for _ in range(4):
-        points = tracks.place_points(points, tracks.poses_gt)
-    torch.testing.assert_close(points, expected, rtol=0, atol=1e-6)
-
-
-def test_a_point_stays_in_front_of_its_cameras() -> None:
-    tracks = small()
-    behind = tracks.points.clone()
-    behind[0] = se3.inverse(tracks.poses)[tracks.camera[tracks.point == 0][0], :3, 3] * 2
-    costs = tracks.point_costs(behind, tracks.poses)
-    assert costs[0] == math.inf
-    assert costs[1:].isfinite().all()
-    moved = tracks.place_points(behind, tracks.poses)
-    assert torch.equal(moved[0], behind[0])
-    assert (tracks.point_costs(moved, tracks.poses)[1:] < costs[1:]).all()
-
-
 def test_outliers_need_the_kernel() -> None:
-    (plain,), (robust,) = make_starts("outliers", SMOKE), make_starts("outliers_robust", SMOKE)
+    (plain,), (robust,) = starts("outliers"), starts("outliers_robust")
     assert torch.equal(plain.points2d, robust.points2d)
-    plain_error, error = (tracks.error(SOLVE["bundle"](tracks, SMOKE)[2]) for tracks in (plain, robust))
+    plain_error, error = (tracks.error(SOLVE["bundle"](tracks, SMOKE).points) for tracks in (plain, robust))
     assert error < 0.005 < 0.1 < plain_error
 
 
-def test_a_random_start_has_no_poses_and_the_right_scene() -> None:
-    starts = make_starts("random_start", replace(SMOKE, starts=3))
-    assert len(starts) == 3
-    assert all(tracks.poses is None for tracks in starts)
-    assert not torch.equal(starts[0].points, starts[1].points)
-    assert torch.equal(starts[0].points2d, starts[2].points2d)
-    costs = [SOLVE["bundle"](tracks, SMOKE)[1] for tracks in starts]
-    assert all(trace[-1] < trace[0] for trace in costs)
-
-
-def test_only_tracks_in_front_of_two_cameras_are_read(tmp_path: Path) -> None:
-    poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
-    poses[1, 0, 3] = -1.0
-    poses[2, 2, 3] = -5.0  # at z = 5: point 1 lies behind
-    points = torch.tensor([[0.0, 0, 10], [1, 1, 4], [0, 1, 4], [0, 0, 9]], dtype=torch.float64)
-    camera = torch.tensor([0, 1, 2, 0, 1, 2, 0, 2, 0])
-    point = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
-    K = torch.tensor([[500.0, 0, 0], [0, 500, 0], [0, 0, 1]], dtype=torch.float64).repeat(3, 1, 1)
-    points2d = torch.randn(9, 2, dtype=torch.float64)
-    scene = Reconstruction(poses, points, K, K.new_zeros(3, 2), torch.arange(3), camera, point, points2d)
-    write_bal(tmp_path / "scene.txt", scene)
-    tracks = read_tracks(str(tmp_path / "scene.txt"))
-    # point 1 loses its view from behind, points 2 and 3 have one view left
-    assert tracks.camera.tolist() == [0, 1, 2, 0, 1]
-    assert tracks.point.tolist() == [0, 0, 0, 1, 1]
-    torch.testing.assert_close(tracks.points, points[:2])
-    torch.testing.assert_close(tracks.points2d, points2d[:5])
-    assert tracks.note.startswith("4 of 9 ")
+def test_random_starts_go_down() -> None:
+    costs = [SOLVE["bundle"](tracks, SMOKE).costs for tracks in starts("random_start")]
+    assert len(costs) == 3
+    assert all(traced[-1] < traced[0] for traced in costs)
 
 
 def outcome(**costs: list[list[float]]) -> Outcome:
@@ -218,10 +170,10 @@ def test_absent_tracks_are_one_sentence(
 
 @pytest.mark.slow
 def test_ladybug_ends_where_bundle_does(real_data) -> None:
-    tracks = read_tracks(str(real_data("bal") / "problem-49-7776-pre.txt"))
+    tracks = read_file(real_data("bal") / "problem-49-7776-pre.txt")
     assert len(tracks.points2d) == 31812
     config = replace(PRESETS["real"], rounds=3, adam_steps=3)
-    backprop, alternating, bundled, adam = (SOLVE[route](tracks, config)[1] for route in SOLVE)
+    backprop, alternating, bundled, adam = (SOLVE[route](tracks, config).costs for route in SOLVE)
     assert backprop[-1] == pytest.approx(bundled[-1], rel=NEAR)
     assert bundled[-1] == pytest.approx(16330.597, rel=1e-6)
     assert bundled[-1] <= min(alternating[-1], adam[-1])
