@@ -76,15 +76,10 @@ class BundleData(NamedTuple):
     prior: Prior
 
 
-def _centre(pose: Tensor) -> Tensor:
-    """Camera centre in the world. (…,4,4) -> (…,3)."""
-    return -(pose[..., :3, :3].mT @ pose[..., :3, 3:]).squeeze(-1)
-
-
 def _pose_prior(pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
     """Residual (6,) of one camera."""
     turn = se3.log(pose[:3, :3] @ prior[:3, :3].mT)
-    return weights * torch.cat([turn, _centre(pose) - _centre(prior)])
+    return weights * torch.cat([turn, se3.centre(pose) - se3.centre(prior)])
 
 
 @dataclass(frozen=True)
@@ -219,7 +214,7 @@ class BundleProblem:
     def rays(self, state: State) -> Tensor:
         """From the camera that saw a point first to the point: (N,3)."""
         first = self.layout.begin[:-1].clamp_max(max(0, len(self.layout.view) - 1))
-        return state.points3d - _centre(state.world_to_camera)[self.layout.view[first]]
+        return state.points3d - se3.centre(state.world_to_camera)[self.layout.view[first]]
 
     def advance(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
         """Move the unknowns along a step, every point on the better of two ways; returns the cost () there.

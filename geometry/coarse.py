@@ -52,7 +52,7 @@ def similarities(pose: Tensor, points: Tensor, centroid: Tensor, size: Tensor) -
 
 def coarse_motions(pose: Tensor, layout: Layout) -> Coarse:
     """Groups of cameras by place, and their common motions. pose (V,4,4)."""
-    centre = -(pose[:, :3, :3].mT @ pose[:, :3, 3:]).squeeze(-1)
+    centre = se3.centre(pose)
     groups = _halve(centre)
     count = int(groups.max()) + 1
     middle = torch.zeros(count, 3, dtype=centre.dtype, device=centre.device).index_add_(0, groups, centre)

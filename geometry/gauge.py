@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from geometry import se3
 from geometry.bundle_problem import BundleData, BundleProblem, State
 from geometry.coarse import similarities
 from geometry.schur import Tangent
@@ -53,7 +54,7 @@ def _columns(u: Tangent) -> tuple[Tensor, Tensor]:
 
 def _place(pose: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (3,) of the camera centres, and their rms distance () from it; 1 where all stand in one place."""
-    centre = -(pose[:, :3, :3].mT @ pose[:, :3, 3:]).squeeze(-1)
+    centre = se3.centre(pose)
     mean = centre.mean(0)
     size = (centre - mean).square().sum(-1).mean().sqrt()
     return mean, torch.where(size > 1e-9 * mean.norm(), size, torch.ones_like(size))

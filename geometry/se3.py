@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "centre",
     "exp",
     "from_rotvec_t",
     "hat",
@@ -140,6 +141,11 @@ def inverse(pose: Tensor) -> Tensor:
     """Inverse rigid motion. (…,4,4) -> (…,4,4)."""
     Rt = pose[..., :3, :3].mT
     return make(Rt, -(Rt @ pose[..., :3, 3:]).squeeze(-1))
+
+
+def centre(pose: Tensor) -> Tensor:
+    """Camera centre -R^T t in the world. (…,4,4) -> (…,3)."""
+    return -(pose[..., :3, :3].mT @ pose[..., :3, 3:]).squeeze(-1)
 
 
 def retract(pose: Tensor, step: Tensor) -> Tensor:

@@ -236,3 +236,8 @@ def test_exp_axioms(shape: tuple[int, ...], dtype: torch.dtype, seed: int, size:
     assert (se3.log(R).norm(dim=-1) <= math.pi * (1 + 4 * EPS[dtype])).all()
     step = torch.zeros(*shape, 6, dtype=dtype)
     close(se3.retract(pose, step), pose, 0)
+
+
+def test_centre_is_where_the_inverse_puts_the_origin() -> None:
+    pose = se3.from_rotvec_t(torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(se3.centre(pose), se3.inverse(pose)[:, :3, 3], rtol=0, atol=1e-15)
