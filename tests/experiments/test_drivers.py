@@ -213,23 +213,11 @@ def test_a_killed_paper_run_resumes_to_the_same_numbers(driver: str, at: int, tm
 
 
 @pytest.mark.slow
-def test_an_interrupted_network_of_points_resumes_to_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_network_of_points_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Any) -> None:
     preset = structure_from_motion.PRESETS["paper"]
     config = replace(preset, points=30, views=4, iterations=4, log_every=3, look_again=2, threads=1)
     structure_from_motion.main(replace(config, out=tmp_path / "whole"))
-    log = Run.log
-
-    def dying(self: Run, step: int, **values: Any) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-        log(self, step, **values)
-
-    monkeypatch.setattr(Run, "log", dying)
-    with pytest.raises(KeyboardInterrupt):
-        structure_from_motion.main(replace(config, out=tmp_path / "cut"))
-    monkeypatch.undo()
+    interrupted(structure_from_motion.main, replace(config, out=tmp_path / "cut"), at=2)
     structure_from_motion.main(replace(config, out=tmp_path / "cut", resume=True))
     one, other = (tmp_path / name / "structure_from_motion" / "paper-seed0" for name in ("whole", "cut"))
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
@@ -322,22 +310,10 @@ def test_known_intrinsics_bundle_and_backprop_meet(tmp_path: Path, saved_models:
 
 
 @pytest.mark.slow
-def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Any) -> None:
     config = replace(ORBIT, log_every=2)
     whole = structure_from_motion.main(replace(config, out=tmp_path / "whole"))
-    log = Run.log
-
-    def dying(self: Run, step: int, **values: Any) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-        log(self, step, **values)
-
-    monkeypatch.setattr(Run, "log", dying)
-    with pytest.raises(KeyboardInterrupt):
-        structure_from_motion.main(replace(config, out=tmp_path / "cut"))
-    monkeypatch.undo()
+    interrupted(structure_from_motion.main, replace(config, out=tmp_path / "cut"), at=3)
     resumed = structure_from_motion.main(replace(config, out=tmp_path / "cut", resume=True))
     one, other = (tmp_path / name / "structure_from_motion" / "real-seed0" for name in ("whole", "cut"))
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()

@@ -2,13 +2,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from experiments import EXIT_SKIPPED, structure_routes
-from experiments.run import Run
 from experiments.structure_route_scenes import Regime, Tracks, make_starts, read_file, solid
 from experiments.structure_routes import (
     NEAR,
@@ -124,22 +124,12 @@ def test_time_to_the_minimum() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_says_what_came_out_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_what_came_out_and_resumes(tmp_path: Path, interrupted: Any) -> None:
     config = replace(SMOKE, rounds=3, adam_steps=3)
     summary = structure_routes.main(replace(config, out=tmp_path / "whole"))
     assert summary["converged"]
     assert summary["errors"]["bundle_above_lowest"] <= NEAR
-    log = Run.log
-
-    def dying(self: Run, step: int, **values) -> None:
-        if step == 1:
-            raise KeyboardInterrupt
-        log(self, step, **values)
-
-    monkeypatch.setattr(Run, "log", dying)
-    with pytest.raises(KeyboardInterrupt):
-        structure_routes.main(replace(config, out=tmp_path / "cut"))
-    monkeypatch.undo()
+    interrupted(structure_routes.main, replace(config, out=tmp_path / "cut"), at=1)
     structure_routes.main(replace(config, out=tmp_path / "cut", resume=True))
     whole, cut = (tmp_path / name / "structure_routes" / "smoke-seed0" for name in ("whole", "cut"))
     assert (whole / "metrics.csv").read_bytes() == (cut / "metrics.csv").read_bytes()
