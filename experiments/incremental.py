@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.structure_tracks import as_table
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
 from geometry.pnp import pnp, pnp_problem
@@ -186,9 +187,7 @@ def _resect(scene: _Scene, v: int, x: Tensor, X: Tensor) -> tuple[Tensor, int]:
 
 def _resect_all(scene: _Scene, pose: Tensor, points3d: Tensor, K: Tensor, inlier: Tensor) -> tuple[Tensor, Tensor]:
     """The least that `refine` can do: all poses anew, in one batch, by robust PnP from the inliers."""
-    V, N, where = len(K), len(points3d), (scene.camera[inlier], scene.point[inlier])
-    x = pose.new_zeros(V, N, 2).index_put(where, scene.points2d[inlier])
-    mask = torch.zeros(V, N, dtype=torch.bool, device=x.device).index_put(where, inlier[inlier])
+    x, mask = as_table(scene.points2d[inlier], scene.camera[inlier], scene.point[inlier], len(K), len(points3d))
     kernel, lens = cauchy(scene.threshold / 2), scene.distortion
     solution = pnp(x, points3d, K, distortion=lens, mask=mask, init=pose, model=scene.model, kernel=kernel)
     return torch.where(solution.converged[:, None, None], solution.x, pose), points3d
@@ -256,7 +255,7 @@ def _triangulate(scene: _Scene, state: Incremental) -> Incremental:
 def compare(world_to_camera: Tensor, world_to_camera_gt: Tensor) -> tuple[Tensor, Tensor]:
     """Errors of poses (V,4,4), V >= 3, after the similarity that suits their centres best: rotation (V,) in degrees and
     centre (V,) as a share of the largest distance between two true centres."""
-    found, true = (se3.inverse(pose)[:, :3, 3] for pose in (world_to_camera, world_to_camera_gt))
+    found, true = (se3.centre(pose) for pose in (world_to_camera, world_to_camera_gt))
     to_true = align_similarity(found, true)
     turn = world_to_camera[:, :3, :3] @ to_true.R.mT @ world_to_camera_gt[:, :3, :3].mT
     centre = (to_true.apply(found) - true).norm(dim=-1) / torch.cdist(true, true).max()

@@ -40,8 +40,8 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     note = ""
     if scene.poses_gt is not None:
         rotation, centre = compare(poses, scene.poses_gt.cpu())
-        true = se3.inverse(scene.poses_gt.cpu())[:, :3, 3]
-        alignment = align_similarity(se3.inverse(poses)[:, :3, 3], true)
+        true = se3.centre(scene.poses_gt.cpu())
+        alignment = align_similarity(se3.centre(poses), true)
         points, poses = move(alignment, points, poses)
         errors |= {"rotation_deg": rotation.median().item(), "largest_rotation_deg": rotation.max().item()}
         errors |= {"centre_share": centre.median().item(), "largest_centre_share": centre.max().item()}

@@ -190,7 +190,7 @@ def make_tracks(options: SceneOptions, seed: int) -> Scene:
     R = se3.exp(torch.stack([up, zero, zero], -1)) @ se3.exp(torch.stack([zero, angle, zero], -1))
     poses = se3.make(R, torch.cat([aside, 4 + zero[:, None]], -1))
     K = pinhole(900.0, 900.0, 319.5, 239.5).expand(V, 3, 3)
-    towards = se3.inverse(poses)[:, None, :3, 3] - X
+    towards = se3.centre(poses)[:, None] - X
     camera, point = ((towards * X).sum(-1) > 0.3).nonzero().T
     points2d = project(X, poses, K)[camera, point] + 0.5 * noise(g, len(camera), 2)
     flat = Flat(points2d, camera, point, V, (640, 480))

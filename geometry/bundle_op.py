@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from geometry.robust import Kernel, RobustKernel
-from geometry.schur_op import Layout, compiled
-from geometry.threads import in_parallel
+from geometry.schur_op import Layout, symmetric
+from geometry.threads import compiled, in_parallel
 
 __all__ = ["Blocks", "linearize", "point_costs", "supported"]
 
@@ -84,9 +84,6 @@ def linearize(
         return compiled("bundle").linearize(*first, codes, *robust, exact, i, j, *out)
 
     cost = sum(in_parallel(layout.parts, work))
-    return Blocks(torch.tensor(cost, dtype=torch.float64), views.sum(0), points, _full(U.sum(0)), W, _full(blocks))
-
-
-def _full(lower: Tensor) -> Tensor:
-    """Symmetric matrices of their lower triangles."""
-    return lower + lower.tril(-1).mT
+    return Blocks(
+        torch.tensor(cost, dtype=torch.float64), views.sum(0), points, symmetric(U.sum(0)), W, symmetric(blocks)
+    )

@@ -243,16 +243,15 @@ class BundleProblem:
             index, layout = self.intrinsics_index, self.layout
             blocks = bundle_op.linearize(scene, index, *data[:2], layout, self.kernel, self.names, exact)
         else:
-            blocks = self._blocks(state, data, exact)
-        return self._with_prior(blocks, state, data, exact)
+            blocks = self._blocks(scene, state, data, exact)
+        return self._with_prior(blocks, scene, state, data, exact)
 
     def _compiled(self, data: BundleData) -> bool:
         return not self.in_tensors and bundle_op.supported(data.points2d, self.names, self.model, self.kernel)
 
-    def _blocks(self, state: State, data: BundleData, exact: bool) -> bundle_op.Blocks:
+    def _blocks(self, scene: Bundle, state: State, data: BundleData, exact: bool) -> bundle_op.Blocks:
         """What the observations add to the normal equations."""
         layout, P = self.layout, len(self.names)
-        scene = self.compose(state, data.given)
         R, q, p = self._camera_frame(scene)
         index = self.intrinsics_index[layout.view]
         given = data.given.K[index], data.given.distortion[index]
@@ -292,9 +291,11 @@ class BundleProblem:
         U, V = layout.per_view(H[:, :-3, :-3]), layout.per_point(H[:, -3:, -3:])
         return bundle_op.Blocks(0.5 * rho.sum(), views, points, U, H[:, :-3, -3:].contiguous(), V)
 
-    def _with_prior(self, blocks: bundle_op.Blocks, state: State, data: BundleData, exact: bool) -> NormalEquations:
+    def _with_prior(
+        self, blocks: bundle_op.Blocks, scene: Bundle, state: State, data: BundleData, exact: bool
+    ) -> NormalEquations:
         """The normal equations of observations and prior."""
-        scene, prior, layout = self.compose(state, data.given), data.prior, self.layout
+        prior, layout = data.prior, self.layout
         cost, g, points, U, W, V = blocks
         if prior.world_to_camera is not None and prior.pose_weights is not None:
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,6 +44,12 @@ class Task:
     solver: Solver
     stiff: Tensor | None = None
 
+    @cached_property
+    def rounding(self) -> Tensor:
+        """Cost () that a perfect fit leaves: pixels are known to a few digits less than they have."""
+        eps = torch.finfo(self.data.points2d.dtype).eps
+        return (eps * self.data.weights * self.data.points2d).square().sum()
+
     def gauge_at(self, state: State) -> Gauge | None:
         return gauge_at(self.problem, state, self.data, self.gauge, self.rows)
 
@@ -61,8 +68,9 @@ class Task:
         if self.solver != "auto":
             iterative = self.solver == "iterative"
         unseen = None if gauge is None else gauge.motions.cameras
-        scene = self.problem.compose(state, self.data.given)
-        coarse = coarse_motions(scene.world_to_camera, layout) if iterative else None
+        coarse = None
+        if iterative:
+            coarse = coarse_motions(self.problem.compose(state, self.data.given).world_to_camera, layout)
         return Schur(
             equations, layout, damping, unseen, self.stiff, iterative=iterative, truncated=truncated, coarse=coarse
         )
@@ -75,12 +83,10 @@ def descend(task: Task, state: State, max_steps: int, tolerance: float) -> Itera
     cost = equations.cost
     damping, growth = torch.full_like(cost, 1e-4), torch.full_like(cost, 2.0)
     steps = 0
-    # pixels are known to a few digits less than they have: a perfect fit leaves that
-    rounding = (torch.finfo(cost.dtype).eps * data.weights * data.points2d).square().sum()
     done = not bool(torch.isfinite(cost))
     yield Progress(state, cost, 0, 0, done)
+    gauge = task.gauge_at(state)
     for trial in range(1, max_steps + 1):
-        gauge = task.gauge_at(state)
         system = task.factorise(state, equations, gauge, float(damping), truncated=True)
         step = system.solve(equations.gradient.times(-1))
         predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(equations.gradient))
@@ -90,10 +96,11 @@ def descend(task: Task, state: State, max_steps: int, tolerance: float) -> Itera
         accept = system.ok & (trial_cost < cost)
         ratio = (cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
         damping, growth = next_damping(damping, growth, accept, torch.nan_to_num(ratio, -1.0))
-        small = tolerance * torch.minimum(cost, trial_cost) + rounding
+        small = tolerance * torch.minimum(cost, trial_cost) + task.rounding
         done = bool(system.ok & ((predicted <= small) | (accept & (cost - trial_cost <= small))) | (damping > 1e12))
         if accept:
             state, steps = candidate, steps + 1
+            gauge = task.gauge_at(state)
             equations = problem.linearize(state, data)
             cost = equations.cost
         yield Progress(state, cost, trial, steps, done)
@@ -125,8 +132,6 @@ def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State,
     problem, data = task.problem, task.data
     best, best_cost, decrease = state, cost, torch.full_like(cost, torch.inf)
     status = Status.SINGULAR
-    eps = torch.finfo(cost.dtype).eps
-    rounding = (eps * data.weights * data.points2d).square().sum()
     for _ in range(rounds):
         equations = problem.linearize(state, data, exact=True)
         gauge = task.gauge_at(state)
@@ -134,13 +139,13 @@ def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State,
         step = system.solve(equations.gradient.times(-1))
         new_decrease = -0.5 * step.dot(equations.gradient)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        near = equations.cost <= 1.001 * best_cost + 1e3 * rounding
+        near = equations.cost <= 1.001 * best_cost + 1e3 * task.rounding
         if not (system.ok & near & (new_decrease < decrease)):
             break
         best, best_cost, decrease = state, equations.cost, new_decrease
         status = Status.STALLED
         state = problem.retract(state, step if gauge is None else gauge.section(step))
-        if decrease <= 1e-13 * best_cost + rounding:
+        if decrease <= 1e-13 * best_cost + task.rounding:
             return state, best_cost, Status.CONVERGED
     return best, best_cost, status
 

@@ -9,7 +9,6 @@ and a gradient b is made to ignore what leaves it by Pi^T. Any solution u of H u
 (the S-transformation of Baarda 1973; Triggs et al. 2000, section 9).
 """
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,23 +32,17 @@ class Gauge(NamedTuple):
 
     def section(self, u: Tangent) -> Tangent:
         """Pi u, of one vector or of several: cameras (D,…), points (N,3,…)."""
-        cameras, points = _columns(u)
+        cameras, points = u.side_by_side()
         amount = torch.linalg.solve(self.normals.T @ self.motions.cameras, self.normals.T @ cameras)
         cameras = cameras - self.motions.cameras @ amount
         return Tangent(cameras.view_as(u.cameras), (points - self.motions.points @ amount).view_as(u.points))
 
     def ignore(self, b: Tangent) -> Tangent:
         """Pi^T b."""
-        cameras, points = _columns(b)
+        cameras, points = b.side_by_side()
         share = self.motions.cameras.T @ cameras + self.motions.points.flatten(0, 1).T @ points.flatten(0, 1)
         amount = torch.linalg.solve(self.motions.cameras.T @ self.normals, share)
         return Tangent((cameras - self.normals @ amount).view_as(b.cameras), b.points)
-
-
-def _columns(u: Tangent) -> tuple[Tensor, Tensor]:
-    """Several vectors side by side: (D,R), (N,3,R)."""
-    several = math.prod(u.cameras.shape[1:])
-    return u.cameras.reshape(len(u.cameras), several), u.points.reshape(len(u.points), 3, several)
 
 
 def _place(pose: Tensor) -> tuple[Tensor, Tensor]:

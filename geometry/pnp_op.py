@@ -5,10 +5,8 @@ vector-Jacobian product, whose own derivative (double backward) is left to autom
 `geometry.pnp_problem`. Operators are opaque to torch.compile, so that a network that contains them is one graph.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from geometry import se3
 from geometry.optim import Status, solve_spd
 from geometry.pnp_problem import pnp_problem
 from geometry.robust import RobustKernel
-from geometry.threads import in_parallel
+from geometry.threads import compiled, in_parallel
 
 __all__ = ["adjoint", "better", "search", "solve"]
 
@@ -50,17 +48,11 @@ def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | 
             raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
 
 
-@lru_cache(maxsize=4)
-def _compiled(name: str) -> Any:
-    """A module of kernels. Imported at the first call: numba takes half a second that only solving should cost."""
-    return importlib.import_module("geometry.compiled." + name)
-
-
 def _kernel_inputs(data: tuple[Tensor, ...], robust: str, scale: float, alpha: float) -> tuple[Any, ...]:
     """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
     *numbers, mask = (d.contiguous() for d in data)
     arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
-    return arrays, _compiled("equations").ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
+    return arrays, compiled("equations").ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
 
 
 def _spread(problems: int, points: int) -> bool:
@@ -108,7 +100,7 @@ def _solve(
     inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
     dtype = inputs[0][0].dtype
     out = np.empty((B, 4, 4), dtype), np.empty(B, dtype), np.empty(B, np.int8), np.empty(B, np.int32)
-    start, spread, run = init.contiguous().numpy(), _spread(B, N), _compiled("solve").solve
+    start, spread, run = init.contiguous().numpy(), _spread(B, N), compiled("solve").solve
 
     def work(begin: int, end: int, slot: int) -> int:
         return run(*inputs, start, max_steps, fewest, spread, begin, end, *out)
@@ -142,7 +134,7 @@ def search(
     data = points2d, points3d, K, distortion, weights, mask
     inputs = _kernel_inputs(data, robust, scale, alpha)
     starts = points2d.new_empty(2, B, 4, 4)
-    first, second, run = starts[0].numpy(), starts[1].numpy(), _compiled("start").start
+    first, second, run = starts[0].numpy(), starts[1].numpy(), compiled("start").start
 
     def work(begin: int, end: int, slot: int) -> None:
         run(*inputs, begin, end, first, second)
@@ -197,7 +189,7 @@ def _adjoint(
     """Gradients of <covectors, poses> by the first five arguments, in their shapes; empty where not wanted."""
     B, N, _ = points2d.shape
     inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
-    threads, spread, run = _threads(B, N), _spread(B, N), _compiled("adjoint").adjoint
+    threads, spread, run = _threads(B, N), _spread(B, N), compiled("adjoint").adjoint
     out = []
     for i, (d, want) in enumerate(zip(inputs[0], wanted, strict=False)):
         shared = len(d) == 1 and i > 0

@@ -40,9 +40,10 @@ class Tangent(NamedTuple):
         """Entry by entry."""
         return Tangent(self.cameras * other.cameras, self.points * other.points)
 
-    def plus(self, other: "Tangent") -> "Tangent":
-        """Sum."""
-        return Tangent(self.cameras + other.cameras, self.points + other.points)
+    def side_by_side(self) -> tuple[Tensor, Tensor]:
+        """One vector or several, side by side: (D,R), (N,3,R)."""
+        several = math.prod(self.cameras.shape[1:])
+        return self.cameras.reshape(len(self.cameras), several), self.points.reshape(len(self.points), 3, several)
 
 
 class NormalEquations(NamedTuple):
@@ -142,8 +143,7 @@ class Schur:
         if not self.ok:
             return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         W, layout = self.equations.W, self.layout
-        columns = math.prod(b.cameras.shape[1:])
-        cameras, points = b.cameras.reshape(layout.size, columns), b.points.reshape(len(b.points), 3, columns)
+        cameras, points = b.side_by_side()
         eliminated = self.V_inverse @ points
         right = cameras - couple(W, eliminated, layout)
         if self.factor is not None:

@@ -4,17 +4,15 @@ Tensor operations are the reference, and what runs on a GPU; on the CPU the kern
 the same.
 """
 
-import importlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from geometry.threads import in_parallel
+from geometry.threads import compiled, in_parallel
 
-__all__ = ["Layout", "compiled", "couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product"]
+__all__ = ["Layout", "couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product", "symmetric"]
 
 # Entries of S that a chunk of pairs of observations may touch at a time.
 _CHUNK = 4_000_000
@@ -22,12 +20,6 @@ _CHUNK = 4_000_000
 _WORTH_A_THREAD = 2048
 # Numbers that the vectors of `reduce_pairs` may touch behind the last column.
 _MARGIN = 24
-
-
-@lru_cache(maxsize=8)
-def compiled(name: str) -> Any:
-    """A module of kernels. Imported at the first call: numba takes half a second that only solving should cost."""
-    return importlib.import_module("geometry.compiled." + name)
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,11 @@ class Layout:
         return values.new_zeros(len(self.rows), *values.shape[1:]).index_add_(0, self.view, values)
 
 
+def symmetric(lower: Tensor) -> Tensor:
+    """Symmetric matrices (…,p,p) of their lower triangles, which is all that kernels fill."""
+    return lower + lower.tril(-1).mT
+
+
 def _kernels(W: Tensor, other: Tensor) -> bool:
     """Whether the kernels take these: on the CPU, one right-hand side."""
     return W.device.type == "cpu" and other.shape[-1] == 1
@@ -150,8 +147,7 @@ def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     """The diagonal blocks of W V^-1 W^T, view by view: (V,p,p)."""
     if W.device.type == "cpu":
         out = W.new_zeros(len(layout.rows), W.shape[1], W.shape[1])
-        lower = layout.in_parts("own_blocks", W, V_inverse, out=out)
-        return lower + lower.tril(-1).mT
+        return symmetric(layout.in_parts("own_blocks", W, V_inverse, out=out))
     return layout.per_view(W @ V_inverse[layout.point] @ W.mT)
 
 

@@ -1,16 +1,23 @@
-"""Threads of Python over kernels that release its lock; as many as torch has (`torch.set_num_threads`)."""
+"""Compiled kernels, and threads of Python over them, whose lock they release; as many as torch has."""
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["in_parallel"]
+__all__ = ["compiled", "in_parallel"]
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=8)
+def compiled(name: str) -> Any:
+    """A module of kernels. Imported at the first call: numba takes half a second that only solving should cost."""
+    return importlib.import_module("geometry.compiled." + name)
 
 
 @lru_cache(maxsize=4)
