@@ -1,4 +1,4 @@
-"""Runs every experiment and writes one summary of them all: results/summary.md and results/summary.json.
+"""Runs every experiment and writes one summary of them all: results/index.html, summary.md and summary.json.
 
 Each run is a process of its own, so that one that dies takes no other with it. The exit code is 0 when every
 run converged; a run whose data are not on this machine is reported as skipped and does not count.
@@ -6,17 +6,19 @@ run converged; a run whose data are not on this machine is reported as skipped a
 
 import argparse
 import json
-import math
-import statistics
+import platform
+import shutil
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from experiments import EXIT_SKIPPED, replacing, write_json
+from experiments import EXIT_SKIPPED, replacing, spread, write_json
 
 ROOT = Path(__file__).resolve().parent
 EXPERIMENTS = (
@@ -56,11 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:  # after Ctrl-C, too: what has been computed is worth its summary
         ok = all(run["status"] in ("converged", "skipped") for run in runs)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "summary.json", {"ok": ok, "runs": runs})
+        made = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "machine": machine()}
+        write_json(out / "summary.json", {"ok": ok, **made, "runs": runs})
         text = report(runs)
         with replacing(out / "summary.md") as temporary:
             temporary.write_text(text)
-        print(f"\n{text}\n{out / 'summary.md'}")
+        print(f"\n{text}\n{out / 'summary.md'}", flush=True)
+        from experiments.viewers.index import write_index  # here: it needs jinja2
+
+        print(write_index(out))
     return 0 if ok else 1
 
 
@@ -90,6 +96,31 @@ def launch(module: str, preset: str, seed: int, out: Path, resume: bool) -> dict
     return {"status": status, "message": summary["note"], "summary": summary}
 
 
+def machine() -> dict[str, str]:
+    """What the seconds were measured on: torch's version, the processor's name, and the graphics cards'."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = ""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):  # no Linux, or no x86
+        cpu = platform.processor() or platform.machine()
+    return {"torch": torch, "cpu": cpu, "gpu": _graphics_cards()}
+
+
+def _graphics_cards() -> str:
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    if not shutil.which(asked[0]):
+        return ""
+    try:
+        named = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # installed, but there is no card
+        return ""
+    return ", ".join(dict.fromkeys(named.splitlines()))
+
+
 def report(runs: Sequence[dict[str, Any]]) -> str:
     """The runs as Markdown: one table, where the seeds of an experiment share a line, and what went wrong."""
     lines = ["# Experiments", "", "Over several seeds: median (range). Errors are against the truth.", ""]
@@ -114,25 +145,10 @@ def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     good = sum(run["status"] == "converged" for run in group)
     summaries = [run["summary"] for run in group if run["summary"]]
     names = list(dict.fromkeys(name for summary in summaries for name in summary["errors"]))
-    errors = [f"{name} {_spread(s['errors'][name] for s in summaries if name in s['errors'])}" for name in names]
+    errors = [f"{name} {spread(s['errors'][name] for s in summaries if name in s['errors'])}" for name in names]
     paper = [f"{name} {value}" for name, value in (summaries[0]["reference"] if summaries else {}).items()]
-    columns = [_spread(summary[key] for summary in summaries) for key in ("iterations", "seconds", "loss")]
+    columns = [spread(summary[key] for summary in summaries) for key in ("iterations", "seconds", "loss")]
     return [seeds, f"{good}/{len(group)}", *columns, "<br>".join(errors), "<br>".join(paper)]
-
-
-def _spread(values: Iterable[Any]) -> str:
-    """Median and range, or the one value there is; a nan among them is not hidden by the others."""
-    numbers = [float(value) for value in values]  # nan and inf are strings in JSON
-    if not numbers:
-        return ""
-    if lost := sum(map(math.isnan, numbers)):
-        return f"nan in {lost} of {len(numbers)}"
-    low, middle, high = min(numbers), statistics.median(numbers), max(numbers)
-    return _number(middle) if low == high else f"{_number(middle)} ({_number(low)} to {_number(high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from geometry import se3
 
-__all__ = ["CUBE", "PUBLISHED_POSE", "duck", "half_visible", "random_poses"]
+__all__ = ["CUBE", "CUBE_EDGES", "PUBLISHED_POSE", "duck", "half_visible", "random_poses"]
 
 # Corners of the cube of side 2, in the order of the published demo's cube.mat (MIT licence, B. Chen 2020).
 CUBE = torch.tensor(
     [[1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, -1, -1], [1, -1, 1], [1, 1, 1], [-1, 1, 1], [-1, -1, 1]],
     dtype=torch.float64,
+)
+# The pairs of its corners that an edge connects.
+CUBE_EDGES = torch.tensor(
+    [[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]]
 )
 # First pose [rotvec, t] of the published demo's poses.mat, rounded to the digits that matter to a cube at 4.7.
 PUBLISHED_POSE = torch.tensor([-1.9496, 1.9800, 0.12222, 0.065936, -0.037431, 4.6802], dtype=torch.float64)

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from datasets.shared import image_paths
@@ -146,6 +144,9 @@ def link(matches: Mapping[tuple[int, int], np.ndarray]) -> tuple[np.ndarray, np.
     both = np.stack([np.concatenate(column) for column in zip(*ends, strict=True)], axis=1).astype(np.int64)
     nodes, edge = np.unique(both, axis=0, return_inverse=True)
     one, other = edge.reshape(2, -1)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(len(nodes), len(nodes)))
     component = connected_components(graph, directed=False)[1]
     _, first, count = np.unique(np.stack([component, nodes[:, 0]]), axis=1, return_index=True, return_counts=True)

@@ -6,7 +6,8 @@ Only the standard library is imported here, so that run_all.py starts at once.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,19 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def number(value: float) -> str:
+    """As people read it: whole, or to four digits."""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def spread(values: Iterable[Any]) -> str:
+    """Median and range, or the one value there is; a nan among them is not hidden by the others."""
+    numbers = [float(value) for value in values]  # nan and inf are strings in JSON
+    if not numbers:
+        return ""
+    if lost := sum(map(math.isnan, numbers)):
+        return f"nan in {lost} of {len(numbers)}" if len(numbers) > 1 else "nan"
+    low, middle, high = min(numbers), statistics.median(numbers), max(numbers)
+    return number(middle) if low == high else f"{number(middle)} ({number(low)} to {number(high)})"

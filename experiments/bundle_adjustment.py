@@ -53,6 +53,9 @@ def main(config: Config) -> dict:
     with Run("bundle_adjustment", config) as run:
         if run.finished:
             return run.finished
+        views = scene.point_index.bincount(minlength=len(scene.points3d))
+        run.stage(colors=scene.colors, views=views, K=scene.K[scene.intrinsics_index])
+        run.frame(0, points3d=scene.points3d, world_to_camera=scene.world_to_camera)
         costs: list[float] = []
 
         def tell(step: int, cost: float) -> None:
@@ -76,6 +79,7 @@ def main(config: Config) -> dict:
             start = problem.residual(data.given, data)
         poses, points, K, distortion = (t.cpu() for t in found.x)
         model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
+        run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
         run.save_model("colmap", model)
         run.save_points("points", points, colors=scene.colors, cameras=poses)
         run.figure("loss", len(costs), loss_curve(costs), final=True)

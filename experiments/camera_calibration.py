@@ -6,19 +6,20 @@ error from the image size alone), `real` (folders of chessboard images and corne
 their standard deviations, beside OpenCV's joint calibration), `smoke`.
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets import shared
 from datasets.chessboard import Views, detect, read_corners
-from datasets.synthetic import CUBE, PUBLISHED_POSE
+from datasets.synthetic import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments import write_json
 from experiments.figures import loss_curve, trajectories
 from experiments.run import Run, RunConfig, cli, skip
@@ -27,6 +28,9 @@ from geometry.calibration import CalibrationProblem, free_intrinsics, start_intr
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
 from geometry.nested import NestedState, nested_start, nested_step
 from geometry.pnp import pnp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES = ["fx", "fy", "cx", "cy"]
 
@@ -95,8 +99,17 @@ def cube(config: Config) -> dict:
         truth = points3d.new_tensor([800.0, 700.0, 400.0, 300.0])
         pose_gt = se3.from_rotvec_t(PUBLISHED_POSE.to(run.device, run.dtype))[None]
         points2d = project(points3d, pose_gt, matrix_from_intrinsics(truth))
+        run.stage(
+            points3d=points3d,
+            edges=CUBE_EDGES,
+            points2d_gt=points2d[0],
+            world_to_camera_gt=pose_gt,
+            image_size=torch.tensor([800, 600]),
+            targets={"loss": config.threshold, **dict(zip(NAMES, truth.tolist(), strict=True))},
+        )
         learn = by_sgd if config.method == "sgd" else by_gauss_newton
         losses, history, pose = learn(config, run, points2d, points3d)
+        show(run, len(losses), points3d, pose, history[-1])
         run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
         run.figure("intrinsics", len(losses), trajectories(torch.stack(history), NAMES, truth), final=True)
         run.save_points("cube", points3d, cameras=pose, K=matrix_from_intrinsics(history[-1])[None])
@@ -111,7 +124,14 @@ def cube(config: Config) -> dict:
                 "translation": (pose[0, :3, 3] - pose_gt[0, :3, 3]).norm().item(),
             },
             reference={"iterations": "612 to 1019"},
+            picture="intrinsics",
         )
+
+
+def show(run: Run, step: int, points3d: Tensor, pose: Tensor, intrinsics: Tensor) -> None:
+    """A frame: the camera (1,4,4), its intrinsics (4,), and where it sees the points (N,3)."""
+    K = matrix_from_intrinsics(intrinsics)
+    run.frame(step, world_to_camera=pose, K=K, points2d=project(points3d, pose[0], K))
 
 
 def by_sgd(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> tuple[list[float], list[Tensor], Tensor]:
@@ -133,6 +153,8 @@ def by_sgd(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> tupl
         history.append(intrinsics.detach())
         init = pose.detach()  # the pose is followed, as in the published demo, from a global first start
         run.log(step, loss=loss, **dict(zip(NAMES, history[-1].tolist(), strict=True)))
+        if run.records(step):
+            show(run, step, points3d, init, history[-1])
         if losses[-1] < config.threshold:
             break
         optimizer.zero_grad()
@@ -160,6 +182,8 @@ def by_gauss_newton(
         losses.append(2 * state.cost.item())
         history.append(state.theta[0])
         run.log(step, loss=losses[-1], **dict(zip(NAMES, history[-1].tolist(), strict=True)))
+        if run.records(step):
+            show(run, step, points3d, state.inner[0], history[-1])
         if losses[-1] < config.threshold or state.done.all():
             break
         state = nested_step(problem, state)
@@ -195,9 +219,22 @@ def chessboards(config: Config) -> dict:
                 state = nested_start(problem, theta[None])
             else:
                 state = nested_step(problem, state)
+            if state.steps == 0 or run.start == step:
+                run.stage(
+                    len(results),
+                    name=target_name(target),
+                    points3d=views.points3d,
+                    edges=grid_edges(*target.corners),
+                    points2d_gt=views.points2d[0],
+                    image_size=torch.tensor(views.image_size),
+                )
             rms = rms_px(state, mask)
             intrinsics = dict(zip(NAMES, state.theta[0, :4].tolist(), strict=True))
             run.log(step, loss=rms, target=len(results), **intrinsics)
+            if run.records(step):
+                K, distortion = free_intrinsics(state.theta[0])
+                seen = project(problem.points3d, state.inner[0, 0], K, distortion, model=target.model)
+                run.frame(step, world_to_camera=state.inner[0], K=K, points2d=seen)
             if state.done.all() or state.steps >= config.iterations - 1:
                 results.append(describe(target, views, problem, state, rms, config.opencv))
                 name = results[-1]["name"]
@@ -215,6 +252,10 @@ def chessboards(config: Config) -> dict:
                 state = None
             if run.due(step) or state is None:
                 run.checkpoint(step, results=results, state=state and tuple(state))
+        if results:
+            from experiments.viewers.picture import picture  # a viewer: not before there is something to see
+
+            run.figure("scene", len(results), picture(run.recorded()), final=True)
         worst = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
         return run.finish(
             converged=len(results) == len(found) and all(r["converged"] for r in results),
@@ -226,6 +267,7 @@ def chessboards(config: Config) -> dict:
             },
             reference={f"{r['name']} rms_px": f"{r['opencv']['rms_px']:.6f} (OpenCV)" for r in results if r["opencv"]},
             note="; ".join(f"{r['name']}: left out {n} ({why})" for r in results for n, why in r["left_out"]),
+            picture="scene",
         )
 
 
@@ -237,10 +279,24 @@ def read_views(target: Target) -> Views:
     return read_corners(path, target.corners, target.square, target.image_size)
 
 
+def target_name(target: Target) -> str:
+    """Source and number of coefficients."""
+    path = Path(target.source)
+    return f"{(path.parent.name or path.stem) if path.suffix else path.name}-{target.distortion}"
+
+
+def grid_edges(columns: int, rows: int) -> Tensor:
+    """Neighbours among the corners of a board, which are numbered along its rows. (E,2)."""
+    index = torch.arange(columns * rows).view(rows, columns)
+    across, down = (index[:, :-1], index[:, 1:]), (index[:-1], index[1:])
+    return torch.cat([torch.stack(pair, -1).flatten(0, 1) for pair in (across, down)])
+
+
 def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
     """An image of the board before and after the fitted distortion is taken out: its lines must come out straight."""
     import cv2
     from kornia.geometry.calibration import undistort_image
+    from matplotlib.figure import Figure
 
     pixels = cv2.imread(str(image))
     assert pixels is not None
@@ -270,9 +326,8 @@ def describe(
         theta = torch.tensor(peer["intrinsics"] + peer["distortion"], dtype=torch.float64)
         peer["largest_relative_difference"] = ((state.theta[0].cpu() - theta) / theta).abs().max().item()
     K, distortion = free_intrinsics(state.theta[0])
-    path = Path(target.source)
     return {
-        "name": f"{(path.parent.name or path.stem) if path.suffix else path.name}-{target.distortion}",
+        "name": target_name(target),
         "target": asdict(target),
         "converged": bool(state.done.all() and torch.isfinite(state.cost).all()),
         "iterations": state.steps,

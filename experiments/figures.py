@@ -1,21 +1,19 @@
 """What the experiments show: pure functions from arrays or tensors to a matplotlib Figure or coloured points.
 
-No pyplot: nothing here needs a display or leaves a figure open.
+No pyplot: nothing here needs a display or leaves a figure open. matplotlib is imported by the functions that draw, so
+that an experiment starts without it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
-from datasets.reconstruction import Reconstruction
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
@@ -45,33 +43,17 @@ def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
     else:
         K = np.broadcast_to(array(K), (len(cameras), 3, 3))
         half = np.stack([K[:, 0, 2] / K[:, 0, 0], K[:, 1, 2] / K[:, 1, 1]], axis=-1)
+        half = np.where((half > 0).all(1, keepdims=True), half, [0.6, 0.45])  # a K of centred coordinates tells no size
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     corners = np.concatenate([half[:, None] * signs, np.ones((len(cameras), 4, 1))], axis=-1) * depth
     corners = np.einsum("vji,vkj->vki", R, corners) + centres[:, None]
     return np.concatenate([centres[:, None], corners], axis=1)
 
 
-def colored_points(
-    points: Any, colors: Any = None, cameras: Any = None, K: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N,3) and their colors (N,3) uint8, blue by default; behind them `cameras` as dotted frusta."""
-    points = array(points)
-    if colors is None:
-        colors = np.full((len(points), 3), _rgb(BLUE), np.uint8)
-    colors = np.asarray(colors.detach().cpu() if hasattr(colors, "detach") else colors)
-    if colors.dtype != np.uint8 or colors.shape != points.shape:
-        raise ValueError(f"colors must be {points.shape} uint8, not {colors.shape} {colors.dtype}")
-    if cameras is None:
-        return points, colors
-    ends = frusta(cameras, points, K)[:, FRUSTUM_EDGES]
-    along = np.linspace(0, 1, 16)[:, None]
-    dots = (ends[:, :, None, 0] * (1 - along) + ends[:, :, None, 1] * along).reshape(-1, 3)
-    orange = np.full((len(dots), 3), _rgb(ORANGE), np.uint8)
-    return np.concatenate([points, dots]), np.concatenate([colors, orange])
-
-
 def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
     """Loss over iterations on a log axis; `threshold` is the loss below which the run counts as converged."""
+    from matplotlib.ticker import MaxNLocator
+
     losses = array(losses)
     figure, axes = _axes(6.4, 3.6)
     shown = np.where(np.isfinite(losses) & (losses > 0), losses, np.nan)  # all that a log axis can show
@@ -95,6 +77,9 @@ def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
 
 def keypoint_tracks(tracks: Any, target: Any, title: str) -> Figure:
     """Paths of N image points over T iterations, `tracks` (T,N,2) px, towards `target` (N,2) px."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import Normalize
+
     tracks, target = array(tracks), array(target)
     figure, axes = _axes(6.4, 5.2)
     steps = np.broadcast_to(np.arange(len(tracks) - 1)[:, None], (len(tracks) - 1, tracks.shape[1]))
@@ -118,6 +103,9 @@ def keypoint_tracks(tracks: Any, target: Any, title: str) -> Figure:
 
 def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure:
     """Each column of `values` (T,k) over iterations on an axis of its own, dashed where it should end."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     values = array(values)
     columns = 1 if len(names) == 1 else 2
     rows = -(-len(names) // columns)
@@ -146,70 +134,29 @@ def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure
 
 def value_colors(values: Any) -> np.ndarray:
     """Colours (N,3) uint8 of values (N,), from their 1st percentile (dark blue) to their 99th (yellow)."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
     values = array(values)
     low, high = np.nanpercentile(values, [1, 99])
     scale = Normalize(low, high, clip=True)
     return colormaps["viridis"](scale(values), bytes=True)[:, :3]
 
 
-def point_clouds(clouds: Sequence[Any], titles: Sequence[str], values: Sequence[Any]) -> Figure:
-    """Clouds (N,3) side by side, z up, equal axes, each point in the colour of its value (N,).
-
-    A panel shows the middle 98 % along each axis: one stray point must not shrink all others to a dot.
-    """
-    count = len(clouds)
-    figure = Figure(figsize=(3.0 * count, 3.2), layout="constrained")
-    scale = Normalize(*np.nanpercentile(np.concatenate([array(v) for v in values]), [1, 99]))
-    for i, (cloud, title, value) in enumerate(zip(clouds, titles, values, strict=True)):
-        points, value = array(cloud), array(value)
-        axes: Any = figure.add_subplot(1, count, i + 1, projection="3d")
-        low, high = np.nanpercentile(points, [1, 99], axis=0)
-        middle, half = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
-        seen = (np.abs(points - middle) <= half).all(1)
-        points, value = points[seen], value[seen]
-        axes.scatter(*points.T, c=value, cmap="viridis", norm=scale, s=60 / len(points) ** 0.4, linewidths=0)
-        axes.set(**{f"{axis}lim": (m - half, m + half) for axis, m in zip("xyz", middle, strict=True)})
-        axes.set_box_aspect((1, 1, 1), zoom=1.25)
-        axes.set_title(title, fontsize=10)
-        axes.view_init(elev=18, azim=-70)
-        for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-            axis.set_ticklabels([])
-            axis.pane.set_facecolor("white")
-            axis._axinfo["grid"].update(color="#E3E6EA", linewidth=0.7)
-    return figure
+def rgb(color: str) -> np.ndarray:
+    """#RRGGBB as (3,) uint8."""
+    return np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
 
 
-def scene_figure(model: Reconstruction) -> Figure:
-    """Cloud with cameras, and the cloud close by; up is across the plane that fits the cameras best. 98 % of points."""
-    corners, X = frusta(model.world_to_camera, model.points3d, model.K[model.intrinsics_index]), array(model.points3d)
-    low, high = np.percentile(X, [1, 99], axis=0)
-    kept = (X.clip(low, high) == X).all(1)
-    _, _, axes3 = np.linalg.svd(corners[:, 0] - corners[:, 0].mean(0))
-    up = np.sign(-array(model.world_to_camera)[:, 1, :3].mean(0) @ axes3[2]) * axes3[2]
-    turn = np.stack([axes3[0], np.cross(up, axes3[0]), up])
-    corners, cloud = corners @ turn.T, X[kept] @ turn.T
-    colors = np.full((len(cloud), 3), 0.3) if model.colors is None else array(model.colors)[kept] / 255
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    for i, shown in enumerate((np.concatenate([cloud, corners.reshape(-1, 3)]), cloud)):
-        axes: Any = figure.add_subplot(1, 2, i + 1, projection="3d", computed_zorder=False)
-        axes.scatter(*cloud.T, c=colors, s=(1.0, 4.0)[i], linewidths=0)
-        if i == 0:
-            lines = corners[:, FRUSTUM_EDGES].reshape(-1, 2, 3)
-            axes.add_collection3d(Line3DCollection(lines, colors=ORANGE, linewidths=0.8))
-        middle, half = (shown.max(0) + shown.min(0)) / 2, np.ptp(shown, axis=0).max() / 2
-        axes.set(**{f"{name}lim": (m - half, m + half) for name, m in zip("xyz", middle, strict=True)})
-        axes.set_box_aspect((1, 1, 1), zoom=1.4)
-        axes.view_init(elev=(35, 8)[i], azim=-60)
-        axes.set_title((f"{len(X)} points, {len(corners)} cameras", "the points")[i], fontsize=10)
-        axes.set_axis_off()
-    return figure
-
-
-def _rgb(color: str) -> list[int]:
-    return [round(255 * channel) for channel in to_rgb(color)]
+def widest(points: np.ndarray) -> int:
+    """The axis along which points (N,3) spread most, but for the 2 % at its ends; colours by it tell most."""
+    low, high = np.nanpercentile(points, [1, 99], axis=0)
+    return int((high - low).argmax())
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, _tidy(figure.add_subplot())
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datasets import shared
 from datasets.matches import read_box_matches
-from datasets.synthetic import CUBE, PUBLISHED_POSE
+from datasets.synthetic import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments import write_json
 from experiments.figures import keypoint_tracks, loss_curve, trajectories
 from experiments.networks import ConstantVgg11
@@ -132,11 +132,15 @@ def learn_keypoints(config: Config, run: Run, scene: Scene) -> tuple[Tensor, lis
         losses.append(state.cost.item())
         tracks.append(state.theta[0])
         run.log(step, loss=losses[-1], **scene.errors(state.theta, state.inner))
+        if run.records(step):
+            run.frame(step, points2d=tracks[-1], world_to_camera=state.inner)
         if losses[-1] < config.threshold or state.done.all():
             break
         state = nested_step(problem, state)
         if run.due(step):
-            run.figure("keypoints", step, keypoint_tracks(torch.stack(tracks), scene.target, "predicted keypoints"))
+            if step:
+                shown = torch.stack(tracks)
+                run.figure("keypoints", step, keypoint_tracks(shown, scene.target, "predicted keypoints"))
             run.checkpoint(step, state=tuple(state), tracks=tracks, losses=losses)
     return state.theta, tracks, losses
 
@@ -159,6 +163,8 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, list[
         losses.append(loss.item())
         tracks.append(x[0].detach())
         run.log(step, loss=loss, **scene.errors(x, pose))
+        if run.records(step):
+            run.frame(step, points2d=tracks[-1], world_to_camera=pose)
         if losses[-1] < config.threshold:
             break
         optimizer.zero_grad()
@@ -166,7 +172,9 @@ def train_network(config: Config, run: Run, scene: Scene) -> tuple[Tensor, list[
         optimizer.step()
         init = pose.detach()  # the pose is followed, as in the published demo, from a global first start
         if run.due(step):
-            run.figure("keypoints", step, keypoint_tracks(torch.stack(tracks), scene.target, "predicted keypoints"))
+            if step:
+                shown = torch.stack(tracks)
+                run.figure("keypoints", step, keypoint_tracks(shown, scene.target, "predicted keypoints"))
             run.checkpoint(
                 step,
                 model=model.state_dict(),
@@ -184,10 +192,20 @@ def cube(config: Config) -> dict:
         if run.finished:
             return run.finished
         scene = Scene(run, config)
+        run.stage(
+            points3d=scene.points3d,
+            edges=CUBE_EDGES,
+            points2d_gt=scene.target,
+            world_to_camera_gt=scene.pose[None],
+            K=scene.K,
+            image_size=torch.tensor([256, 256]),
+            targets={"loss": config.threshold, "rotation_deg": 0, "translation": 0},
+        )
         learn = train_network if config.method == "vgg11_adam" else learn_keypoints
         x, tracks, losses = learn(config, run, scene)
         pose, projected = scene.solve(x)
         loss = scene.residual(x, projected).square().sum().item()
+        run.frame(len(losses), points2d=x[0], world_to_camera=pose)
         run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
         shown = torch.stack(tracks)
         run.figure("keypoints", len(losses), keypoint_tracks(shown, scene.target, "predicted keypoints"), final=True)
@@ -201,6 +219,7 @@ def cube(config: Config) -> dict:
             loss=loss,
             errors=scene.errors(x, pose),
             reference={"iterations": "293 to 312"} if config.regularise else {"keypoint_rms_px": "about 26"},
+            picture="keypoints",
         )
 
 
@@ -219,6 +238,8 @@ def video(config: Config) -> dict:
         if run.finished:
             return run.finished
 
+        from experiments.viewers.picture import picture  # a viewer: not before there is a run
+
         def padded(tensors: list[Tensor]) -> Tensor:
             return pad_sequence(tensors, batch_first=True).to(run.device, run.dtype)
 
@@ -231,6 +252,7 @@ def video(config: Config) -> dict:
             centre = theta.new_tensor([(width - 1) / 2, (height - 1) / 2])
             return matrix_from_intrinsics(torch.cat([theta, theta, centre])), theta.new_zeros(0)
 
+        run.stage(points3d=points3d[likely > 0].unique(dim=0), image_size=torch.tensor(config.image_size))
         kernel = geman_mcclure(config.inlier)
         problem = CalibrationProblem(points2d, points3d, likely > 0, camera, kernel=kernel)
         history: list[Tensor] = []
@@ -244,14 +266,18 @@ def video(config: Config) -> dict:
             share, median = inliers(problem, state, config.inlier)
             run.log(step, loss=state.cost.item(), focal_px=state.theta.item(), inlier_share=share.mean())
             history.append(state.theta[0])
+            if run.records(step):
+                run.frame(step, world_to_camera=state.inner[0], K=camera(state.theta[0])[0])
             if state.done.all():
                 break
             state = nested_step(problem, state)
             if run.due(step):
                 run.checkpoint(step, state=tuple(state), history=history)
 
+        run.frame(len(history), world_to_camera=state.inner[0], K=camera(state.theta[0])[0])
         share, median = inliers(problem, state, config.inlier)
         deviation = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
+        run.figure("scene", len(history), picture(run.recorded()), final=True)
         run.figure("focal", len(history), trajectories(torch.stack(history), ["f (px)"]), final=True)
         run.save_points("object", points3d[likely > 0], cameras=state.inner[0], K=camera(state.theta[0])[0][None])
         poses = [
@@ -270,7 +296,12 @@ def video(config: Config) -> dict:
                 "lowest_inlier_share": share.min().item(),
                 "median_px": median.median().item(),
             },
-            reference={"focal_px": "703 to 705 (OpenCV self-calibration)", "inlier_share": 0.58, "median_px": 1.20},
+            reference={
+                "focal_px": "703 to 705 (OpenCV self-calibration)",
+                "inlier_share": "0.58 (OpenCV)",
+                "median_px": "1.20 (OpenCV)",
+            },
+            picture="scene",
             note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
         )
 

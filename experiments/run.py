@@ -19,46 +19,52 @@ A driver is one file, read top to bottom:
             for step in run.iterations(config.iterations):   # maybe none: killed after its last checkpoint
                 x, loss = update(x)
                 run.log(step, loss=loss)
+                if run.records(step):
+                    run.frame(step, points3d=x)
                 if run.due(step):
-                    run.cloud("points", step, x)
                     run.checkpoint(step, x=x, loss=loss)
             return run.finish(converged=loss < 1e-6, iterations=config.iterations, loss=loss, errors={...})
 
     if __name__ == "__main__":
         main(cli(__doc__, PRESETS))
 
-results/<experiment>/<run>/ then holds config.json, metrics.csv, checkpoint.pt, TensorBoard events, figures
-and point clouds, and, once the run is finished, summary.json. All but metrics and events, which grow, are
-written whole or not at all.
+results/<experiment>/<run>/ then holds config.json, metrics.csv, checkpoint.pt, TensorBoard events, the recording that
+viewers read, figures and point clouds, and, once the run is finished, index.html, the page to look at it, and
+summary.json. All but metrics and events, which grow, are written whole or not at all.
 """
 
+from __future__ import annotations
+
 import csv
+import io
 import json
 import os
 import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import torch
 import tyro
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from datasets.colmap import write_colmap
-from datasets.reconstruction import Reconstruction
-from experiments import EXIT_SKIPPED, plain, replacing, write_json
-from experiments.figures import FRUSTUM_EDGES, ORANGE, colored_points, frusta
+from experiments import EXIT_SKIPPED, plain, recording, replacing, write_json
+from experiments.board import Board
+from experiments.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from matplotlib.figure import Figure
+
+    from datasets.reconstruction import Reconstruction
 
 # What may differ between an interrupted run and the one that continues it.
 FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
@@ -85,7 +91,7 @@ class RunConfig:
     resume: bool = False
     """Continue the run in that folder from its last checkpoint."""
     log_every: int = 10
-    """Iterations between checkpoints, point clouds and figures."""
+    """Iterations between checkpoints and figures."""
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -116,6 +122,24 @@ def skip(message: str) -> NoReturn:
     raise SystemExit(EXIT_SKIPPED)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _counted(method: F) -> F:
+    """Add the time this method of Run takes to what summary.json says of the price of logging, or of final results."""
+
+    @wraps(method)
+    def timed(self: Run, *args: Any, **kwargs: Any) -> Any:
+        final = kwargs.get("final") or method.__name__.startswith("save_")
+        begun = time.monotonic()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._spent["drawing_seconds" if final else "logging_seconds"] += time.monotonic() - begun
+
+    return timed  # type: ignore[return-value]
+
+
 class Run:
     """One run of an experiment and the folder it writes: a context manager, used as in the example above."""
 
@@ -133,11 +157,14 @@ class Run:
         self._restored = False
         self._loadable = False
         self._columns: list[str] = []
+        self._number = 0
+        self._stage: recording.Stage | None = None
+        self._spent = {"logging_seconds": 0.0, "drawing_seconds": 0.0}
         self._total = 0
         self._bar: tqdm | None = None
         self._open = ExitStack()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Run:
         self._prepare_folder()
         if self.finished:
             return self
@@ -160,8 +187,10 @@ class Run:
                 raise ValueError(f"{path} is shorter than it was at the checkpoint: cannot resume")
             self._metrics.seek(size)
             self._metrics.truncate()  # rows after the checkpoint are computed, and written, again
-        self._board = SummaryWriter(str(self.folder), purge_step=self.start if self._saved else None)
+        self._board = Board(self.folder, self.start)
         self._open.callback(self._board.close)
+        if self._saved:
+            self._spent = self._saved["spent"]
         self._clock = time.monotonic() - (self._saved["seconds"] if self._saved else 0.0)
         return self
 
@@ -188,9 +217,14 @@ class Run:
         yield from self._bar
 
     def due(self, step: int) -> bool:
-        """Whether this step is one to checkpoint and to draw: every `log_every`-th, and the last."""
+        """Whether this step is one to checkpoint: every `log_every`-th, and the last."""
         return step % self.config.log_every == 0 or step + 1 == self._total
 
+    def records(self, step: int) -> bool:
+        """Whether this step is one to `frame`: each of the first 64, then fewer and fewer (recording.is_recorded)."""
+        return recording.is_recorded(step)
+
+    @_counted
     def log(self, step: int, *, loss: Any, **scalars: Any) -> None:
         """One row of metrics.csv and as many TensorBoard scalars; every step has the first one's columns."""
         values = {tag: plain(value) for tag, value in {"loss": loss, **scalars}.items()}
@@ -201,11 +235,11 @@ class Run:
         if self._columns != ["step", *values]:
             raise ValueError(f"log got {list(values)}, but this run's columns are {self._columns[1:]}")
         rows.writerow([step, *values.values()])
-        for tag, value in values.items():
-            self._board.add_scalar(tag, float(value), step)
+        self._board.scalars(step, {tag: float(value) for tag, value in values.items()})
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {float(values['loss']):.3e}", refresh=False)
 
+    @_counted
     def checkpoint(self, step: int, **state: Any) -> None:
         """Save what `restore` gives back: tensors, numbers, strings, and lists, tuples and dicts of them."""
         self._metrics.flush()
@@ -214,6 +248,7 @@ class Run:
             "state": state,
             "step": step,
             "seconds": time.monotonic() - self._clock,
+            "spent": self._spent,
             "metrics_bytes": self._metrics.tell(),
             "random": _random_state(),
         }
@@ -233,53 +268,60 @@ class Run:
 
     # ---- what there is to look at ----
 
-    def cloud(self, tag: str, step: int, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:
-        """Points (N,3) with colors (N,3) uint8 as TensorBoard's mesh `tag`; `cameras` as dotted frusta.
+    @_counted
+    def stage(self, number: int = 0, **values: Any) -> None:
+        """What does not move in the frames to come: keywords are those of `recording.Stage`.
 
-        Dotted: the mesh plugin shows no lines beside points, and another tag would have its own slider.
+        A driver that treats several targets in turn has a stage for each; a resumed one states its own again.
         """
-        points, colors = colored_points(points, colors, cameras, K)
-        seen = np.isfinite(points).all(1)  # one nan blanks the whole view
-        points = points[seen] * [1, -1, -1]  # the viewer's y is up, and it looks along -z
-        size = 0.005 * float(np.ptp(points, axis=0).max()) if len(points) else 1.0
-        self._board.add_mesh(
-            tag,
-            torch.tensor(points[None], dtype=torch.float32),
-            colors=torch.tensor(colors[seen][None]),
-            config_dict={"material": {"cls": "PointsMaterial", "size": size}},
-            global_step=step,
-        )
+        self._number, self._stage = number, recording.add_stage(self.folder, number, **values)
 
+    @_counted
+    def frame(self, step: int, **values: Any) -> None:
+        """What there is to see at this step: keywords are those of `recording.Frame`. Also for TensorBoard."""
+        if self._stage is None:
+            self.stage()
+            assert self._stage is not None
+        frame = recording.add_frame(self.folder, step=step, stage=self._number, **values)
+        self._metrics.flush()  # whoever watches sees curves as long as the frames
+        self._board.frame(self._stage, frame)
+
+    def recorded(self) -> recording.Recording:
+        """All of it so far."""
+        return recording.read_run(self.folder)
+
+    @_counted
     def figure(self, tag: str, step: int, figure: Figure, final: bool = False) -> None:
         """A figure for TensorBoard; the `final` one also becomes <tag>.png in the run folder."""
-        self._board.add_figure(tag, figure, step, close=False)  # close=True is for pyplot's figures
+        png = io.BytesIO()
+        figure.savefig(png, dpi=150 if final else 80, format="png")
+        self._board.picture(tag, step, png.getvalue())
         if final:
             with replacing(self.folder / f"{tag.replace('/', '_')}.png") as temporary:
-                figure.savefig(temporary, dpi=150)
+                temporary.write_bytes(png.getvalue())
 
+    @_counted
     def save_points(self, name: str, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:
-        """<name>.ply with points (N,3), colors (N,3) uint8; `cameras` (V,4,4) in <name>_cameras.ply."""
-        import open3d as o3d  # here: it is slow, and needs system libraries that not every machine has
+        """<name>.ply with points (N,3), colors (N,3) uint8; `cameras` (V,4,4) in <name>_cameras.ply, lines."""
+        from datasets.ply import write_ply
 
-        points, colors = colored_points(points, colors)
-        vectors = o3d.utility.Vector3dVector
-        cloud = o3d.geometry.PointCloud(vectors(points))
-        cloud.colors = vectors(colors / 255)
-        with replacing(self.folder / f"{name}.ply") as temporary:
-            if not o3d.io.write_point_cloud(temporary, cloud):
-                raise OSError(f"open3d could not write {name}.ply")
+        points = array(points)
+        colors = np.broadcast_to(rgb(BLUE), points.shape) if colors is None else np.asarray(colors)
+        if colors.dtype != np.uint8 or colors.shape != points.shape:
+            raise ValueError(f"colors must be {points.shape} uint8, not {colors.shape} {colors.dtype}")
+        write_ply(self.folder / f"{name}.ply", points, colors)
         if cameras is not None:
             corners = frusta(cameras, points, K)
             edges = np.array(FRUSTUM_EDGES) + 5 * np.arange(len(corners))[:, None, None]
-            pairs = o3d.utility.Vector2iVector(edges.reshape(-1, 2))
-            lines = o3d.geometry.LineSet(vectors(corners.reshape(-1, 3)), pairs)
-            lines.paint_uniform_color(to_rgb(ORANGE))
-            with replacing(self.folder / f"{name}_cameras.ply") as temporary:
-                if not o3d.io.write_line_set(temporary, lines):
-                    raise OSError(f"open3d could not write {name}_cameras.ply")
+            corners = corners.reshape(-1, 3)
+            lines = np.broadcast_to(rgb(ORANGE), corners.shape), edges.reshape(-1, 2)
+            write_ply(self.folder / f"{name}_cameras.ply", corners, *lines)
 
+    @_counted
     def save_model(self, name: str, model: Reconstruction) -> None:
         """A COLMAP model, binary, in the folder `name` of the run's."""
+        from datasets.colmap import write_colmap
+
         write_colmap(self.folder / name, model)
 
     def finish(
@@ -291,12 +333,17 @@ class Run:
         errors: Mapping[str, Any],
         reference: Mapping[str, Any] | None = None,
         note: str = "",
+        picture: str = "",
     ) -> dict[str, Any]:
-        """Write summary.json, which marks the run as finished, and return what it says.
+        """Write index.html and summary.json, which marks the run as finished, and return what it says.
 
-        `errors` are against the truth, by name; `reference` holds the paper's figures for the same things.
+        `errors` are against the truth, by name; `reference` holds the paper's figures for the same things; `picture` is
+        the tag of the figure that shows most.
         """
+        from experiments.viewers.page import write_page
+
         config = self.config
+        figures = sorted(path.name for path in self.folder.glob("*.png"))
         summary = {
             "experiment": self.experiment,
             **{field: getattr(config, field) for field in ("preset", "seed", "dtype")},
@@ -307,19 +354,21 @@ class Run:
             "errors": errors,
             "reference": reference or {},
             "note": note,
+            "figures": sorted(figures, key=lambda name: name != f"{picture}.png"),
         }
-        final = {f"final/{key}": float(plain(value)) for key, value in {"loss": loss, **errors}.items()}
+        final = {key: float(plain(value)) for key, value in {"loss": loss, **errors}.items()}
         chosen = {
-            key: str(value) if isinstance(value, (list, dict)) else value
+            key: value
             for key, value in plain(asdict(config)).items()
-            if key == "iterations" or key not in FREE_ON_RESUME
+            if (key == "iterations" or key not in FREE_ON_RESUME) and not isinstance(value, (list, dict))
         }
-        writer: Any = self._board.file_writer  # add_hparams would put them into a second run, beside this one
-        for block in hparams(chosen, final):
-            writer.add_summary(block)
-        for tag, value in final.items():
-            self._board.add_scalar(tag, value, iterations)
+        self._board.hyperparameters(chosen, final, iterations)
         self._open.close()
+        shown = replace(self.recorded(), summary=plain(summary))
+        begun = time.monotonic()
+        write_page(shown, self.folder / "index.html")
+        self._spent["drawing_seconds"] += time.monotonic() - begun
+        summary |= self._spent
         write_json(self.folder / "summary.json", summary)
         self.finished = json.loads((self.folder / "summary.json").read_text())
         assert self.finished is not None
@@ -350,6 +399,8 @@ class Run:
             print(f"{self.folder} has no checkpoint: starting at iteration 0", file=sys.stderr)
         self.folder.mkdir(parents=True, exist_ok=True)
         summary.unlink(missing_ok=True)
+        (self.folder / "index.html").unlink(missing_ok=True)
+        recording.drop_frames(self.folder, self.start)
         if self._saved is None:
             # The checkpoint first and config.json never: whenever this is killed, what is left is a run of
             # ours that does not pretend to be finished or resumable.

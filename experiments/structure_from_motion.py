@@ -13,16 +13,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.figures import loss_curve, point_clouds, scene_figure, value_colors
+from experiments.figures import loss_curve, value_colors
 from experiments.networks import ConstantVgg11
 from experiments.run import Run, RunConfig, cli, skip
-from experiments.structure_alignment import move
 from experiments.structure_refinement import refine
 from experiments.structure_scenes import Scene, SceneOptions, read_scene
 from geometry.camera import project
 from geometry.nested import NestedState, nested_start, nested_step
 from geometry.pnp import pnp
-from geometry.registration import align_similarity
 from geometry.structure import find_structure, mirror, triangulate
 
 
@@ -72,18 +70,13 @@ PRESETS = {
 }
 
 
-Album = list[tuple[int, Tensor, Tensor]]
-"""Clouds on the way: iteration, points (n,3) laid onto the truth where there is one, a value (n,) to colour them by."""
-
-
 class Learned(NamedTuple):
-    """Points (N,3), poses (V,4,4), losses over iterations, whether they are at their end, and clouds on the way."""
+    """Points (N,3), poses (V,4,4), losses over iterations, and whether they are at their end."""
 
     points: Tensor
     poses: Tensor
     losses: list[float]
     converged: bool
-    album: Album
 
 
 def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
@@ -94,10 +87,9 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
     N = scene.points2d.shape[1]
     problem = scene.problem(global_poses=False)
     losses: list[float] = []
-    album: Album = []
     state: NestedState | None = None
     if saved := run.restore():
-        state, losses, album = NestedState(*saved["state"]), saved["losses"], saved["album"]
+        state, losses = NestedState(*saved["state"]), saved["losses"]
     elif scene.points_start is not None and scene.poses_start is not None:
         state = nested_start(problem, scene.points_start[None], scene.poses_start[None])
     few = torch.randperm(N)[: config.search_points].to(run.device)
@@ -109,7 +101,7 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
         if state is None:
             guess = next(search)
             points, poses, losses = guess.points, guess.poses, [*losses, 2 * guess.cost * N / len(few)]
-            shown = scene.only(few)
+            shown, columns = scene.only(few), few
             if guess.found:
                 cameras = (poses, scene.K, scene.distortion)
                 start = triangulate(scene.points2d, scene.visible, *cameras).x
@@ -118,15 +110,16 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
             # far below the threshold, so that what remains is the structure's error and not the optimiser's
             state = nested_step(problem, state, floor=1e-8 * config.threshold if scene.points_start is None else 0.0)
             points, poses, losses = state.theta[0], state.inner[0], [*losses, 2 * state.cost.item()]
-            shown = scene
+            shown, columns = scene, None
         run.log(step, loss=losses[-1], points=len(points), **shown.errors(points))
-        show(run, shown, album, step, points, poses)
+        if run.records(step):
+            show(run, shown, step, points, poses, columns, N)
         if state is not None and run.due(step):
-            run.checkpoint(step, state=tuple(state), losses=losses, album=album)
+            run.checkpoint(step, state=tuple(state), losses=losses)
     if state is None:  # nothing was found in time: the best few points are all there is
-        return Learned(points, poses, losses, converged=False, album=album)
+        return Learned(points, poses, losses, converged=False)
     done = losses[-1] < config.threshold if scene.points_start is None else bool(state.done.all())
-    return Learned(state.theta[0], state.inner[0], losses, done, album)
+    return Learned(state.theta[0], state.inner[0], losses, done)
 
 
 def train_network(config: Config, run: Run, scene: Scene) -> Learned:
@@ -137,12 +130,11 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
     mask = scene.visible if config.masked else None
     poses: Tensor | None = None
     losses: list[float] = []
-    album: Album = []
     stalls = 0
     if saved := run.restore():
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        poses, losses, album, stalls = (saved[key] for key in ("poses", "losses", "album", "stalls"))
+        poses, losses, stalls = (saved[key] for key in ("poses", "losses", "stalls"))
     for step in run.iterations(config.iterations):
         points = model().view(N, 3)
         found = pnp(scene.points2d, points, scene.K, mask=mask, init=poses)
@@ -167,30 +159,31 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if run.records(step):
+            show(run, scene, step, points.detach(), poses)
         if run.due(step):
-            show(run, scene, album, step, points.detach(), poses)
             run.checkpoint(
                 step,
                 model=model.state_dict(),
                 optimizer=optimizer.state_dict(),
                 poses=poses,
                 losses=losses,
-                album=album,
                 stalls=stalls,
             )
     assert poses is not None
     with torch.no_grad():
-        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold, album)
+        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold)
 
 
-def show(run: Run, scene: Scene, album: Album, step: int, points: Tensor, poses: Tensor) -> None:
-    """The cloud for TensorBoard, with its cameras, and for the album; a point keeps its colour as it moves."""
-    values = points[:, 2]
-    if scene.points_gt is not None:
-        points, poses = move(align_similarity(points, scene.points_gt), points, poses)
-        values = scene.points_gt[:, 0]
-    run.cloud("points", step, points, colors=value_colors(values), cameras=poses)
-    album.append((step, points.cpu(), values.cpu()))
+def show(
+    run: Run, scene: Scene, step: int, points: Tensor, poses: Tensor, columns: Tensor | None = None, N: int = 0
+) -> None:
+    """A frame: points and cameras laid onto the truth where there is one. columns: which of the N points these are."""
+    error_px = scene.reprojection_error(points, poses) if scene.points_gt is None else None
+    points, poses = scene.laid_onto_truth(points, poses)
+    if columns is not None and len(columns) < N:
+        points = points.new_full((N, 3), torch.nan).index_copy(0, columns, points)
+    run.frame(step, points3d=points, world_to_camera=poses, error_px=error_px)
 
 
 def main(config: Config) -> dict:
@@ -202,9 +195,19 @@ def main(config: Config) -> dict:
     with Run("structure_from_motion", config) as run:
         if run.finished:
             return run.finished
+        from experiments.viewers.picture import evolution, picture  # a viewer: not before there is a run
+
         scene = scene.to(run.device, run.dtype)
+        run.stage(
+            colors=scene.colors,
+            views=scene.visible.sum(0),
+            points3d_gt=scene.points_gt,
+            world_to_camera_gt=scene.poses_gt,
+            K=scene.K,
+            targets={"loss": config.threshold} if scene.points_start is None else {},
+        )
         learn = train_network if config.method == "vgg11_adam" else learn_points
-        points, poses, losses, converged, album = learn(config, run, scene)
+        points, poses, losses, converged = learn(config, run, scene)
         complete = len(points) == scene.points2d.shape[1]
         rms, note = float("nan"), scene.note
         colors: Any = None
@@ -220,31 +223,34 @@ def main(config: Config) -> dict:
             K, distortion = (
                 lens[model.intrinsics_index].to(run.device, run.dtype) for lens in (model.K, model.distortion)
             )
-            found = {"learned_rms": rms, **refined.errors}
-            rms = replace(scene, K=K, distortion=distortion).reprojection_rms(points, poses)
+            found = {**refined.errors, "learned_rms": rms}
+            scene = replace(scene, K=K, distortion=distortion)
+            rms = scene.reprojection_rms(points, poses)
             note += refined.note
             colors = model.colors
             run.save_model("colmap", model)
-            run.figure("reconstruction", len(losses), scene_figure(model), final=True)
-        elif truth is not None and complete:
-            points, poses = move(align_similarity(points, truth), points, poses)
+        elif complete:
+            points, poses = scene.laid_onto_truth(points, poses)
+        if complete:
+            show(run, scene, len(losses), points, poses)
         run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
         errors = scene.errors(points) if complete else {}
         if errors:  # where perspective is weak, the mirror image fits nearly as well: say whether it is that
             errors["rms_share_of_mirror"] = scene.errors(mirror(points))["rms_share"]
-        steps, clouds, values = zip(*(album[round(i * (len(album) - 1) / 4)] for i in range(5)), strict=True)
-        titles = [f"iteration {step}" for step in steps]
-        run.figure("structure", len(losses), point_clouds(clouds, titles, values), final=True)
-        if colors is None and complete:
-            colors = value_colors(values[-1])
+        shown = run.recorded()
+        run.figure("structure", len(losses), evolution(shown), final=True)
+        run.figure("scene", len(losses), picture(shown), final=True)
+        if truth is not None and complete:
+            colors = value_colors(truth[:, 0])
         run.save_points("points", points, colors=colors, cameras=poses)
         return run.finish(
             converged=converged,
             iterations=len(losses),
             loss=losses[-1],
-            errors={"reprojection_rms": rms, **found, **errors},
+            errors={**errors, **found, "reprojection_rms": rms},
             reference=PAPER if truth is not None and scene.poses_start is None else {},
             note=note,
+            picture="structure" if scene.colors is None else "scene",
         )
 
 

@@ -15,11 +15,12 @@ from datasets.middlebury import read_middlebury
 from datasets.synthetic import duck, half_visible, random_poses
 from datasets.tracks import find_tracks
 from experiments.incremental import Refine, reconstruct
-from experiments.structure_alignment import shape_errors
+from experiments.structure_alignment import move, shape_errors
 from experiments.structure_tracks import as_table, noise, pinhole, read_tracks
 from geometry import se3
 from geometry.bundle import bundle
 from geometry.camera import Model, project
+from geometry.registration import align_similarity
 from geometry.robust import cauchy
 from geometry.structure import StructureProblem
 
@@ -113,8 +114,23 @@ class Scene:
 
     def reprojection_rms(self, points: Tensor, poses: Tensor) -> float:
         """Root mean square distance of the visible points from their projections, in px."""
+        return self._squares(points, poses)[self.visible].mean().sqrt().item()
+
+    def reprojection_error(self, points: Tensor, poses: Tensor) -> Tensor:
+        """The same of each point (N,)."""
+        return ((self._squares(points, poses) * self.visible).sum(0) / self.visible.sum(0)).sqrt()
+
+    def _squares(self, points: Tensor, poses: Tensor) -> Tensor:
         error = project(points, poses, self.K, self.distortion, model=self.model) - self.points2d
-        return error.square().sum(-1)[self.visible].mean().sqrt().item()
+        return error.square().sum(-1)
+
+    def laid_onto_truth(self, points: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (N,3) and poses (V,4,4), moved so that the points, or else the camera centres, fit the truth best."""
+        if self.points_gt is not None:
+            return move(align_similarity(points, self.points_gt), points, poses)
+        if self.poses_gt is not None:
+            return move(align_similarity(se3.centre(poses), se3.centre(self.poses_gt)), points, poses)
+        return points, poses
 
 
 def read_scene(options: SceneOptions, seed: int) -> Scene:
@@ -135,7 +151,9 @@ def read_scene(options: SceneOptions, seed: int) -> Scene:
         points, poses = duck(options.points, generator), random_poses(options.views, generator)
     K = pinhole(0.0005, 0.0005, 0.0, 0.0).expand(len(poses), 3, 3)
     points2d = project(points, poses, K)
-    return Scene(points2d, half_visible(points, len(poses)), K, K.new_zeros(len(K), 0), points_gt=points)
+    return Scene(
+        points2d, half_visible(points, len(poses)), K, K.new_zeros(len(K), 0), points_gt=points, poses_gt=poses
+    )
 
 
 def read_file(path: Path) -> Scene:

@@ -1,7 +1,9 @@
 """What every test may ask for."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +21,43 @@ def real_data() -> Callable[[str], Path]:
             pytest.skip(str(error))
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium (playwright's Browser); the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"there is no browser to open pages in: none of {', '.join(names)}")
+    flags = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # WebGL without a GPU
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=found, args=flags)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """visit(path or address, width=, height=): the page, opened as a person would; its console must stay clean.
+
+    A file is opened without a network: it asks for nothing but itself.
+    """
+    troubles: list[str] = []
+    contexts: list[Any] = []
+
+    def opened(address: Path | str, width: int = 1400, height: int = 900) -> Any:
+        local = isinstance(address, Path)
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, offline=local))
+        page = contexts[-1].new_page()
+        page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("requestfailed", lambda request: troubles.append(f"asked for {request.url}"))
+        page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []

@@ -52,8 +52,16 @@ def test_it_goes_on_after_a_failure(stubs: list[str], capfd: pytest.CaptureFixtu
     assert "| good | real | 0 | skipped: The data are absent. |" in table
     assert "    ValueError: no such luck" in table
     assert "good default --seed 0: converged\n\n    ended as default" in table
+    index = Path(stubs[1]) / "index.html"
+    page = index.read_text()
+    assert [page.count(f'<span class="badge {state}">') > 0 for state in ("failed", "converged", "skipped")] == [
+        True
+    ] * 3
+    assert "ValueError: no such luck" in page
+    assert "torch" in page
     said = capfd.readouterr()
     assert table in said.out
+    assert said.out.endswith(f"{index}\n")
     assert "no such luck" in said.err
 
 
@@ -101,6 +109,7 @@ def test_ctrl_c_still_writes_the_summary(monkeypatch: pytest.MonkeyPatch, tmp_pa
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {run["status"] for run in summary["runs"]} == {"not run"}
     assert not summary["ok"]
+    assert '<span class="badge not-run">' in (tmp_path / "index.html").read_text()
 
 
 def test_seeds_are_aggregated_and_nan_stands_out() -> None:
@@ -123,5 +132,5 @@ def test_bad_arguments_exit_2(arguments: list[str]) -> None:
 
 
 def test_it_imports_nothing_heavy() -> None:
-    code = "import run_all, sys; sys.exit(bool({'torch', 'numpy', 'matplotlib'} & sys.modules.keys()))"
+    code = "import run_all, sys; sys.exit(bool({'torch', 'numpy', 'matplotlib', 'jinja2'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=run_all.ROOT, check=False).returncode == 0

@@ -23,6 +23,7 @@ from datasets.synthetic import CUBE, duck
 from experiments import EXIT_SKIPPED, camera_calibration, pose_estimation, structure_from_motion
 from experiments.run import Run
 from geometry import se3
+from tests.experiments.summaries import without_times
 
 ROOT = Path(__file__).parents[2]
 DRIVERS = ("pose_estimation", "structure_from_motion", "camera_calibration")
@@ -114,18 +115,17 @@ def test_tensorboard_shows_what_was_logged(smoke: Callable[[str], Path], driver:
     events = EventAccumulator(str(folder), {"tensors": 0, "images": 0, "scalars": 0}).Reload()
     logged = rows(folder)
     for column in logged[0].keys() - {"step"}:
-        shown = events.Scalars(column)
-        assert [event.step for event in shown] == [int(row["step"]) for row in logged]
-        np.testing.assert_allclose([e.value for e in shown], [float(row[column]) for row in logged], rtol=1e-6)
+        shown = events.Scalars(column if column == "loss" else f"metrics/{column}")
+        values = {event.step: event.value for event in shown}
+        np.testing.assert_allclose(
+            [values[int(r["step"])] for r in logged], [float(r[column]) for r in logged], rtol=1e-6
+        )
     tags = events.Tags()
-    assert set(tags["images"]) >= FIGURES[driver]
+    assert set(tags["images"]) >= {f"pictures/{name}" for name in FIGURES[driver]}
     for name in FIGURES[driver]:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    if driver == "structure_from_motion":
-        clouds = events.Tensors("points_VERTEX")
-        assert [event.step for event in clouds] == [int(row["step"]) for row in logged]
-        frusta = 8 * 8 * 16  # eight cameras, eight edges each, sixteen dots an edge
-        assert clouds[-1].tensor_proto.tensor_shape.dim[1].size == 100 + frusta
+    clouds = [event.step for event in events.Tensors("points_VERTEX")]
+    assert clouds == [*(int(row["step"]) for row in logged), len(logged)]
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_a_killed_paper_run_resumes_to_the_same_numbers(driver: str, at: int, tm
     assert (folder / "metrics.csv").read_bytes() == (expected / "metrics.csv").read_bytes()
     assert len(rows(folder)) == short["iterations"]
     assert float(rows(folder)[-1]["loss"]) < float(rows(folder)[0]["loss"])
-    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert without_times(resumed) == without_times(whole)
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(tmp_path: Pat
     resumed = structure_from_motion.main(replace(config, out=tmp_path / "cut", resume=True))
     one, other = (tmp_path / name / "structure_from_motion" / "real-seed0" for name in ("whole", "cut"))
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert without_times(resumed) == without_times(whole)
     assert (one / "colmap" / "points3D.bin").read_bytes() == (other / "colmap" / "points3D.bin").read_bytes()
 
 

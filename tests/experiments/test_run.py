@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tensorboard.util.tensor_util import make_ndarray
 
 from experiments import figures, write_json
+from experiments.board import Board
+from experiments.recording import read_run
 from experiments.run import Run, RunConfig, cli
 from tests.experiments import toy_driver
+from tests.experiments.summaries import without_times
 from tests.experiments.toy_driver import PRESETS, Config
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +43,6 @@ def interrupt(config: Config, monkeypatch: pytest.MonkeyPatch, step: int) -> Non
     monkeypatch.delenv("TOY_RAISE_AT")
 
 
-def same_apart_from_time(one: dict, other: dict) -> bool:
-    return {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, bytes]:
     config = replace(PRESETS["default"], out=tmp_path_factory.mktemp("whole"))
@@ -60,10 +59,11 @@ def test_a_killed_run_resumes_to_the_same_numbers(config: Config, uninterrupted:
     )
     assert killed.returncode == -9, killed.stderr.decode()
     assert not (folder(config) / "summary.json").exists()
-    assert len((folder(config) / "metrics.csv").read_text().splitlines()) == 1 + 31  # up to the checkpoint
+    rows = len((folder(config) / "metrics.csv").read_text().splitlines())
+    assert rows == 1 + len(read_run(folder(config)).frames) == 1 + 38  # those past the checkpoint are computed again
 
     summary = toy_driver.main(replace(config, resume=True))
-    assert same_apart_from_time(summary, uninterrupted[0])
+    assert without_times(summary) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_keeps_every_row_and_resumes(
     assert not (folder(config) / "summary.json").exists()
 
     summary = toy_driver.main(replace(config, resume=True, log_every=7))  # log_every changes no number
-    assert same_apart_from_time(summary, uninterrupted[0])
+    assert without_times(summary) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
 
 
@@ -112,7 +112,7 @@ def test_without_resume_an_unfinished_run_starts_afresh(
     interrupt(replace(config, rate=0.2), monkeypatch, 15)
     (folder(config) / "old").mkdir()
     (folder(config) / "old" / "left.over").touch()
-    assert same_apart_from_time(toy_driver.main(config), uninterrupted[0])
+    assert without_times(toy_driver.main(config)) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
     assert not (folder(config) / "old").exists()
     assert len(list(folder(config).glob("events*"))) == 1
@@ -133,7 +133,7 @@ def test_resume_of_a_finished_run_returns_its_summary(config: Config, monkeypatc
 
 def test_a_finished_run_can_be_given_more_iterations(config: Config, uninterrupted: tuple[dict, bytes]) -> None:
     toy_driver.main(replace(config, iterations=20))
-    assert same_apart_from_time(toy_driver.main(replace(config, resume=True)), uninterrupted[0])
+    assert without_times(toy_driver.main(replace(config, resume=True))) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
     with pytest.raises(ValueError, match="iteration 50 already"):
         toy_driver.main(replace(config, resume=True, iterations=20))
@@ -211,13 +211,13 @@ def test_tensorboard_reads_everything_back(config: Config, monkeypatch: pytest.M
     events = EventAccumulator(str(folder(config)), {"tensors": 0, "images": 0, "scalars": 0}).Reload()
 
     losses = events.Scalars("loss")
-    assert [event.step for event in losses] == list(range(50))  # the rows past the checkpoint are purged
+    assert [event.step for event in losses] == list(range(51))  # the rows past the checkpoint are purged
     assert losses[-1].value == pytest.approx(summary["loss"], rel=1e-6)
-    assert events.Scalars("final/x")[0].value == pytest.approx(summary["errors"]["x"], rel=1e-6)
-    assert [event.step for event in events.Images("loss")] == [50]
-    (vertices,) = {event.tensor_proto.tensor_shape.dim[1].size for event in events.Tensors("points_VERTEX")}
-    assert vertices == 4 + 2 * 8 * 16  # two cameras, eight edges each, sixteen dots an edge
-    assert [event.step for event in events.Tensors("points_COLOR")] == [0, 10, 20, 30, 40, 49]
+    assert events.Scalars("metrics/x")[0].value == pytest.approx(summary["errors"]["x"], rel=1e-6)
+    assert [event.step for event in events.Images("pictures/loss")] == [50]
+    steps = [event.step for event in events.Tensors("points_VERTEX")]
+    assert steps[:32] == list(range(32))
+    assert steps[-19:] == list(range(31, 50))  # some after the checkpoint twice: this loader purges no tensors
     data = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert data.session_start_info.hparams["rate"].number_value == 0.1
     assert data.session_start_info.hparams["preset"].string_value == "default"
@@ -290,15 +290,59 @@ def test_columns_do_not_change_under_way(config: Config) -> None:
     assert (folder(config) / "metrics.csv").read_text() == "step,loss,error\n0,1.0,2\n"
 
 
-def test_a_cloud_drops_what_is_not_finite_and_refuses_other_colors(config: Config) -> None:
-    points = np.array([[0, 0, 0], [np.nan, 0, 0], [1, 2, 3]])
+def test_a_resumed_run_has_every_frame_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replace(config, name="whole")
+    toy_driver.main(whole)
+    interrupt(config, monkeypatch, 38)
+    assert not (folder(config) / "index.html").exists()
+    toy_driver.main(replace(config, resume=True))
+    one, other = (read_run(config.out / "toy_driver" / name) for name in ("whole", "default-seed0"))
+    assert [frame.step for frame in one.frames] == [frame.step for frame in other.frames] == list(range(50))
+    for a, b in zip(one.frames, other.frames, strict=True):
+        np.testing.assert_array_equal(a.points3d, b.points3d)
+    assert other.stages[0].targets == {"loss": 0.1}
+
+
+def test_an_overwritten_run_keeps_no_frame_and_no_page(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_driver.main(config)
+    assert (folder(config) / "index.html").exists()
+    interrupt(config, monkeypatch, 3)
+    assert [frame.step for frame in read_run(folder(config)).frames] == [0, 1, 2, 3]
+    assert not (folder(config) / "index.html").exists()
+
+
+def test_whoever_watches_sees_curves_as_long_as_the_frames(config: Config) -> None:
     with Run("toy_driver", config) as run:
-        run.cloud("points", 0, points)
-        with pytest.raises(ValueError, match="uint8"):
-            run.cloud("points", 1, points, colors=np.ones((3, 3)))
-    (event,) = EventAccumulator(str(folder(config)), {"tensors": 0}).Reload().Tensors("points_VERTEX")
-    upright = [[[0, 0, 0], [1, -2, -3]]]  # the viewer's y is up
-    np.testing.assert_array_equal(make_ndarray(event.tensor_proto), upright)
+        for step in range(3):
+            run.log(step, loss=1.0)
+            run.frame(step, points3d=np.zeros((2, 3)))
+            shown = run.recorded()
+            assert len(shown.metrics["loss"]) == len(shown.frames) == step + 1
+
+
+def test_the_price_of_logging_is_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Board, "frame", slow)
+    monkeypatch.setattr("experiments.viewers.page.write_page", slow)
+    summary = toy_driver.main(replace(config, iterations=20))
+    assert summary["logging_seconds"] > 20 * 0.02
+    assert 0.02 < summary["drawing_seconds"] < summary["seconds"] + 0.02
+
+
+def test_the_picture_comes_first_among_the_figures(config: Config) -> None:
+    with Run("toy_driver", config) as run:
+        for tag in ("a", "z", "m"):
+            run.figure(tag, 0, figures.loss_curve([1.0]), final=True)
+        run.figure("b", 0, figures.loss_curve([1.0]))
+        run.finish(converged=True, iterations=1, loss=0, errors={}, picture="m")
+    assert json.loads((folder(config) / "summary.json").read_text())["figures"] == ["m.png", "a.png", "z.png"]
+
+
+def test_colors_must_be_bytes_of_every_point(config: Config) -> None:
+    with Run("toy_driver", config) as run, pytest.raises(ValueError, match="uint8"):
+        run.save_points("points", np.zeros((3, 3)), colors=np.ones((3, 3)))
 
 
 # ---- the command line ----
@@ -333,14 +377,8 @@ def test_figures_draw_extreme_values() -> None:
         figures.loss_curve([]),
         figures.keypoint_tracks(rng.normal(size=(1, 3, 2)), rng.normal(size=(3, 2)), "one frame"),
         figures.trajectories(torch.ones(5, 3), ["fx", "fy", "cx"], truth=[1.0, 2.0, 3.0]),
-        figures.point_clouds([torch.zeros(1, 3)], ["one point"], [torch.zeros(1)]),
     ]
     for figure in drawn:
         figure.canvas.draw()
     rows = figures.keypoint_tracks(rng.normal(size=(4, 3, 2)), rng.normal(size=(3, 2)), "rows").axes[0]
     assert rows.yaxis_inverted()
-    stray = np.concatenate([rng.normal(size=(999, 3)), [[1e6, 0, 0]]])
-    box = figures.point_clouds([stray], ["one point astray"], [stray[:, 2]]).axes[0]
-    spans = [abs(high - low) for low, high in (box.get_xlim(), box.get_ylim(), box.get_zlim())]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(spans, spans[0])
-    assert spans[0] < 10

@@ -45,15 +45,17 @@ def main(config: Config) -> dict:
         x, loss = torch.randn(4, 3, dtype=run.dtype, device=run.device), math.inf
         if saved := run.restore():
             x, loss = saved["x"], saved["loss"]
+        cameras = torch.eye(4).repeat(2, 1, 1)
+        cameras[:, 2, 3] = 4.0
+        run.stage(points3d_gt=torch.ones(4, 3), targets={"loss": 0.1})
         for step in run.iterations(config.iterations):
             noise = torch.randn_like(x) + float(np.random.randn()) + random.gauss(0, 1)  # noqa: NPY002
             x = x - config.rate * (2 * (x - 1) + config.noise * noise)
             loss = (x - 1).square().sum().item()
             run.log(step, loss=loss, mean=x.mean())
+            if run.records(step):
+                run.frame(step, points3d=x, world_to_camera=cameras)
             if run.due(step):
-                cameras = torch.eye(4).repeat(2, 1, 1)
-                cameras[:, 2, 3] = 4.0
-                run.cloud("points", step, x, cameras=cameras)
                 run.checkpoint(step, x=x, loss=loss)
             if str(step) == os.environ.get("TOY_KILL_AT"):
                 os.kill(os.getpid(), signal.SIGKILL)

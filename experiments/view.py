@@ -1,0 +1,124 @@
+"""Look at a run, finished or going on, or at points in a file: in a window, in a browser, or as a picture.
+
+Where there is a screen a window opens (left, right, home, end: step; space: play). Where there is none, as over ssh, a
+page is served. `--save out.png` needs neither.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import replacing
+from experiments.viewers.page import write_page
+from experiments.viewers.picture import picture
+from experiments.viewers.scene import has_space
+from experiments.viewers.server import serve
+from experiments.viewers.source import CannotViewError, Source
+from experiments.viewers.window import has_screen, show
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Options:
+    path: tyro.conf.Positional[Path]
+    """A run's folder, results/EXPERIMENT/RUN; a .ply; a COLMAP model's folder; a BAL, Bundler or libmv file."""
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a picture (.png, .pdf, .svg) or the page (.html), and end."""
+    step: Annotated[int | None, tyro.conf.arg(metavar="ITERATION")] = None
+    """Show it as it stood at this iteration. By default, as it is now."""
+    watch: bool = False
+    """Follow a run that goes on, or has still to begin."""
+    serve: bool = False
+    """Serve the page, even where there is a screen."""
+    host: str = "127.0.0.1"
+    """Where to serve: nobody but this machine can see the default; 0.0.0.0 is open to the network."""
+    port: int = 8765
+    """First port to try."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, or 2 where something is wrong with what was asked, which stderr says in one sentence."""
+    options = tyro.cli(
+        Options, args=arguments, prog="python -m experiments.view", description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+    try:
+        _view(options)
+    except CannotViewError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def _view(options: Options) -> None:
+    source = Source(options.path, options.step)
+    if options.save:
+        if options.watch or options.serve:
+            raise CannotViewError("--save writes one file and ends: leave out --watch and --serve")
+        _save(source, options.save)
+        return
+    if options.watch:
+        _await_run(source)
+    if not options.serve and has_screen() and _has_space(source, options.watch):
+        show(source, options.watch)
+    else:
+        serve(source, options.host, options.port, options.watch)
+
+
+def _save(source: Source, path: Path) -> None:
+    kind = path.suffix.lower()
+    if kind not in (*PICTURES, ".html"):
+        raise CannotViewError(f"--save {path}: the name must end in {', '.join(PICTURES)} or .html")
+    recording = source.read()
+    try:
+        if kind == ".html":
+            write_page(recording, path)
+        else:
+            if not has_space(recording):
+                raise CannotViewError(f"{source.path} has nothing in space, only curves: --save them as .html")
+            figure = picture(recording)
+            with replacing(path) as temporary:
+                figure.savefig(temporary, dpi=150)
+    except OSError as error:
+        raise CannotViewError(f"{path} cannot be written ({error.strerror}): choose another place") from None
+    print(path)
+
+
+def _await_run(source: Source) -> None:
+    """Until the run's folder is there. Raises CannotViewError where the path is that of something else."""
+    path, told = source.path, False
+    while not source.has_begun:
+        if path.is_file() or (path.is_dir() and any(not child.name.startswith(".") for child in path.iterdir())):
+            source.read()  # says what is wrong, but with a file that can be shown
+            raise CannotViewError(f"{path} is no run: leave out --watch")
+        if not told:
+            print(f"waiting for {path} to begin (Ctrl-C ends)", flush=True)
+            told = True
+        time.sleep(0.2)
+
+
+def _has_space(source: Source, watch: bool) -> bool:
+    """Whether there is something to show in a window; of a run to watch, as soon as there is a frame or the end."""
+    recording, told = source.read(), False
+    while watch and not recording.frames and not recording.summary:
+        if not told:
+            print(f"waiting for the first frame of {source.path} (Ctrl-C ends)", flush=True)
+            told = True
+        time.sleep(0.5)
+        recording = source.read()
+    if not has_space(recording):
+        print(f"{source.path} has neither points nor cameras for a window: its page shows what there is")
+    return has_space(recording)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
