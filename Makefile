@@ -1,4 +1,4 @@
-# make run    run every experiment's preset; results go to results/
+# make run    run every experiment's preset; results go to results/, see results/index.html
 # make test   lint, types and all tests, in a few minutes (`.venv/bin/pytest -m "not slow"` takes seconds)
 # make clean  remove the environment and every cache; results/ stays
 #

@@ -21,6 +21,9 @@ __all__ = ["encode", "page", "write_page"]
 
 WEB = Path(__file__).with_name("web")
 
+SCRIPTS = ("base", "data", "space", "colors", "image", "charts", "header", "show", "controls", "page")
+"""The files of the page's one module, in their order."""
+
 LIMIT = 1_500_000
 """Points of all frames together that a page holds; about 20 MB. What is beyond is left out, and the page says so."""
 
@@ -35,9 +38,15 @@ def page(recording: Recording, live: str | None = None) -> str:
         "title": html.escape(recording.title),
         "live": html.escape(live or ""),
         "data": base64.b64encode(encode(recording)).decode() if live is None else "",
-        **{name.replace(".", "_"): (WEB / name).read_text("utf-8") for name in ("page.css", "vendor.js", "page.js")},
+        "page_css": _text("page.css"),
+        "vendor_js": _text("vendor.js"),
+        "page_js": "\n".join(_text(f"{name}.js") for name in SCRIPTS),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (WEB / "page.html").read_text("utf-8"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
+
+
+def _text(name: str) -> str:
+    return (WEB / name).read_text("utf-8")
 
 
 def write_page(recording: Recording, path: Path) -> None:

@@ -306,7 +306,7 @@ def test_known_intrinsics_bundle_and_backprop_meet(tmp_path: Path, saved_models:
     folder = tmp_path / "structure_from_motion" / "real-seed0"
     (model,) = saved_models
     assert equal(replace(model, names=tuple(f"{v:06d}" for v in range(12))), read_colmap(folder / "colmap"))
-    assert (folder / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "scene.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

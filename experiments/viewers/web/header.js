@@ -1,0 +1,47 @@
+// What came of the run, in words and numbers.
+
+function describe(data) {
+  const { summary } = data;
+  const done = Object.keys(summary).length > 0;
+  document.title = $("title").textContent = data.title;
+  const reached = Math.max(data.metrics.step?.at(-1) ?? -1, data.frames.at(-1)?.step ?? -1);
+  const [words, mood] = !data.is_run
+    ? ["File", ""]
+    : !done
+      ? [reached < 0 ? "Unfinished" : `Unfinished, at iteration ${short(reached)}`, ""]
+      : summary.converged
+        ? ["Converged", "good"]
+        : ["Not converged", "bad"];
+  $("state").textContent = words;
+  $("state").className = mood;
+
+  const reference = { ...summary.reference };
+  const facts = [];
+  const add = (name, value) => {
+    const text = reference[name];
+    delete reference[name];
+    facts.push([name, value, text]);
+  };
+  for (const name of ["iterations", "seconds", "loss"]) if (summary[name] !== undefined) add(name, summary[name]);
+  for (const [name, value] of Object.entries(summary.errors ?? {})) add(name, value);
+  for (const name of Object.keys(reference)) add(name);
+  $("facts").replaceChildren(
+    ...facts.map(([name, value, text]) => {
+      const unit =
+        name.endsWith("_px") || name.endsWith(" px")
+          ? " px"
+          : name.endsWith("_deg")
+            ? "°"
+            : name === "seconds"
+              ? " s"
+              : "";
+      const label = name === "seconds" ? "time" : name.replace(/_(px|deg)$/, "").replaceAll("_", " ");
+      const shown = element("dd");
+      if (value !== undefined) shown.append(short(value) + unit);
+      if (text !== undefined) shown.append(element("span", { class: "reference" }, `reference ${short(text)}`));
+      return element("div", {}, element("dt", {}, label), shown);
+    }),
+  );
+  $("note").hidden = !summary.note;
+  $("note").lastElementChild.textContent = summary.note ?? "";
+}
