@@ -26,8 +26,8 @@ from geometry import se3
 from geometry.calibration import CalibrationProblem
 from geometry.camera import matrix_from_intrinsics, project
 from geometry.nested import NestedState, nested_start, nested_step
-from geometry.pnp import pnp, pnp_problem
-from geometry.ransac import ransac
+from geometry.pnp import pnp
+from geometry.pnp_ransac import pnp_ransac
 from geometry.robust import geman_mcclure
 
 
@@ -260,8 +260,10 @@ def video(config: Config) -> dict:
             state, history = NestedState(*saved["state"]), saved["history"]
         else:
             theta = points2d.new_tensor([[max(width, height)]])
-            start = ransac_poses(points2d, points3d, camera(theta[0])[0], likely, 2 * config.inlier)
-            state = nested_start(problem, theta, start[None])
+            start = pnp_ransac(
+                points2d, points3d, camera(theta[0])[0], mask=likely > 0, candidates=likely, threshold=2 * config.inlier
+            )
+            state = nested_start(problem, theta, start.x[None])
         for step in run.iterations(config.iterations):
             share, median = inliers(problem, state, config.inlier)
             run.log(step, loss=state.cost.item(), focal_px=state.theta.item(), inlier_share=share.mean())
@@ -304,20 +306,6 @@ def video(config: Config) -> dict:
             picture="scene",
             note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
         )
-
-
-def ransac_poses(points2d: Tensor, points3d: Tensor, K: Tensor, likely: Tensor, threshold: float) -> Tensor:
-    """A pose (V,4,4) for each frame from samples of five matches, drawn with the odds `likely` (V,N)."""
-    V, N = likely.shape
-
-    def five_points(index: Tensor) -> Tensor:
-        rows = torch.arange(V, device=index.device)[:, None, None]
-        pose = pnp(points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1), K).x
-        return pose.unflatten(0, (V, -1))
-
-    data = (points2d, points3d, K[None], K.new_zeros(1, 0), points2d.new_ones(V, N, 2), likely > 0)
-    found = ransac(pnp_problem(), five_points, *data, candidates=likely, size=5, threshold=threshold, hypotheses=128)
-    return found.x
 
 
 def inliers(problem: CalibrationProblem, state: NestedState, threshold: float) -> tuple[Tensor, Tensor]:

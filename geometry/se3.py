@@ -40,8 +40,8 @@ def _rodrigues_coefficients(angle2: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.where(small, angle2, torch.zeros_like(angle2))
     # Horner forms of the Taylor series in a^2; seven terms reach float64 precision, derivatives included.
     sinc = 1 - s / 6 * (1 - s / 20 * (1 - s / 42 * (1 - s / 72 * (1 - s / 110 * (1 - s / 156)))))
-    cosc = 0.5 * (1 - s / 12 * (1 - s / 30 * (1 - s / 56 * (1 - s / 90 * (1 - s / 132 * (1 - s / 182))))))
-    half = 0.5 * angle
+    cosc = (1 - s / 12 * (1 - s / 30 * (1 - s / 56 * (1 - s / 90 * (1 - s / 132 * (1 - s / 182)))))) / 2
+    half = angle / 2  # 0.5 * angle would get a float64 tangent of a float32 scalar under jvp
     # 2 sin^2(a/2) keeps the digits that 1 - cos(a) would cancel
     return (
         torch.where(small, sinc, angle.sin() / angle),

@@ -4,7 +4,7 @@ import importlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-KERNELS = ("start", "solve", "adjoint", "bundle", "schur")
+KERNELS = ("start", "solve", "adjoint", "bundle", "schur", "ransac")
 
 
 def compile_kernel(name: str) -> None:

@@ -1,5 +1,7 @@
 """RANSAC: the inliers are found, the weights decide who is drawn, and the score is what it says."""
 
+import importlib
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +15,10 @@ from geometry import se3
 from geometry.camera import project
 from geometry.optim import Problem, Status, minimize
 from geometry.pnp import pnp, pnp_problem
-from geometry.ransac import ransac
+from geometry.ransac import draw, ransac, search, truncated
 from geometry.robust import geman_mcclure
 
+module = importlib.import_module("geometry.ransac")
 torch.set_num_threads(1)
 
 
@@ -98,7 +101,7 @@ class Lines:
 
     def ransac(self, candidates: Tensor | None = None, seed: int | None = 0, **options: Any) -> Any:
         candidates = torch.ones_like(self.t) if candidates is None else candidates
-        options = {"size": 2, "threshold": 0.05, "hypotheses": 64, **options}
+        options = {"size": 2, "threshold": 0.05, "hypotheses": 64, "refine": 0, **options}
         g = None if seed is None else generator(seed)
         return ransac(LINE, self.solver, self.t, self.y, candidates=candidates, generator=g, **options)
 
@@ -127,21 +130,21 @@ def test_what_has_weight_zero_is_never_drawn_and_never_counts() -> None:
     weights = torch.rand(lines.t.shape, generator=generator(1), dtype=torch.float64) + 0.1
     weights[:, :16] = 0
     weights[1, 30:] = 0
-    before = lines.ransac(weights, hypotheses=500)
-    (index,) = lines.drawn
+    before = lines.ransac(weights, hypotheses=500, refine=2)
+    index = torch.cat(lines.drawn, 1)
     assert (weights.gather(1, index.flatten(1)) > 0).all()
     lines.y[:, :16] = torch.inf
     lines.y[1, 30:] = torch.nan
-    after = lines.ransac(weights, hypotheses=500)
+    after = lines.ransac(weights, hypotheses=500, refine=2)
     assert torch.equal(before.x, after.x)
     assert torch.equal(before.cost, after.cost)
+    assert torch.equal(before.inliers, after.inliers)
+    assert not (after.inliers & (weights == 0)).any()
 
 
 def test_the_weights_are_the_odds() -> None:
-    lines = Lines(B=1, N=5, wrong=0)
     weights = torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0]], dtype=torch.float64)
-    lines.ransac(weights, hypotheses=20000)
-    (index,) = lines.drawn
+    index = draw(weights, 2, 20000, generator())
     p = weights[0] / 10
     for i in range(4):
         for j in range(4):
@@ -166,7 +169,10 @@ def test_too_few_inliers_are_reported() -> None:
     lines.y[1] = torch.randn(40, generator=generator(2), dtype=torch.float64) * 1e6
     weights = torch.ones_like(lines.t)
     found = lines.ransac(weights, threshold=1e-12)
-    assert (found.status == Status.CONVERGED).all()  # the two of the sample themselves
+    assert (found.status == Status.TOO_FEW).all()  # the two of the sample themselves say nothing
+    assert (found.inliers.sum(1) == 2).all()
+    found = lines.ransac(weights)
+    assert found.status[0] == Status.CONVERGED
     weights[1, 1:] = 0
     found = lines.ransac(weights)
     assert found.status.tolist() == [Status.CONVERGED, Status.TOO_FEW]
@@ -230,6 +236,131 @@ def test_a_generator_makes_it_repeatable() -> None:
     assert torch.equal(lines.ransac(seed=None).x, first.x)
 
 
+# ---- drawing ----
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_sample_has_no_index_twice(size: int) -> None:
+    weights = torch.rand(7, 12, generator=generator(1), dtype=torch.float64) ** 4
+    index = draw(weights, size, 3000, generator())
+    assert index.shape == (7, 3000, size)
+    assert (index.sort(-1).values.diff(dim=-1) > 0).all()
+    everything = draw(torch.ones(1, 5), 5, 200, generator())
+    assert (everything.sort(-1).values == torch.arange(5)).all()
+
+
+def test_the_third_of_a_sample_has_the_odds_of_what_is_left() -> None:
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    index = draw(p[None], 3, 60000, generator())[0]
+    for i, j, k in itertools.permutations(range(4), 3):
+        expected = (p[i] * p[j] / (1 - p[i]) * p[k] / (1 - p[i] - p[j])).item()
+        share = (index == torch.tensor([i, j, k])).all(1).double().mean().item()
+        assert share == pytest.approx(expected, abs=5 * math.sqrt(expected / 60000))
+
+
+# ---- rounds, refinement, inliers ----
+
+
+def test_enough_is_enough_when_the_confidence_says_so() -> None:
+    """Of n = 50 the model fits k: a sample of two is right with probability k (k-1) / (n (n-1))."""
+    n, counts = 50, torch.tensor([50, 20, 5, 1])
+    for confidence in (0.9, 0.9999):
+        rounds: list[int] = []
+
+        def attempt(H: int, running: Tensor, rounds: list[int] = rounds) -> tuple[Tensor, Tensor]:
+            rounds.append(H)
+            return torch.full((4,), n), counts.double()
+
+        samples = search(attempt, 4, 2, 5000, confidence, counts.device)
+        chance = (counts * (counts - 1) / (n * (n - 1))).double()
+        needed = (math.log(1 - confidence) / torch.log1p(-chance.clamp(1e-12, 1 - 1e-12))).clamp(1, 5000)
+        assert (samples >= needed.floor()).all()
+        # rounds of 64 or half of what was drawn before
+        assert (samples <= (1.5 * needed + 64)).all()
+        assert samples[0] == 64
+        assert samples[3] == 5000
+        assert sum(rounds) == 5000
+    assert (search(attempt, 4, 2, 300, 1.0, counts.device) == 300).all()
+    few = lambda H, running: (torch.tensor([1, 9]), torch.tensor([1.0, 0.0]))
+    assert search(few, 2, 2, 300, 0.99, counts.device).tolist() == [64, 300]
+
+
+def test_a_problem_does_not_depend_on_the_others_of_its_batch() -> None:
+    lines = Lines(wrong=16)
+    drawn = torch.randint(40, (5, 2, 64, 2), generator=generator(3))
+    rounds = iter(drawn)
+
+    def solve(index: Tensor, rows: Tensor) -> Tensor:
+        t, y = lines.t[rows[:, None, None], index], lines.y[rows[:, None, None], index]
+        slope = (y[..., 1] - y[..., 0]) / (t[..., 1] - t[..., 0])
+        return torch.stack([y[..., 0] - slope * t[..., 0], slope], -1)
+
+    # one needs more rounds than the other; unrefined, so that they would find better models for that one as well
+    options: dict[str, Any] = {"size": 2, "threshold": 0.05, "hypotheses": 300, "refine": 0}
+    lines.y[1, :34] += 3 + 9 * torch.rand(34, generator=generator(7), dtype=torch.float64)
+    ones = torch.ones_like(lines.t)
+    both = ransac(
+        LINE,
+        lambda i: solve(next(rounds)[:, : i.shape[1]], torch.arange(2)),
+        lines.t,
+        lines.y,
+        candidates=ones,
+        **options,
+    )
+    assert both.steps[0] < both.steps[1]
+    for b in range(2):
+        rounds, row = iter(drawn), torch.tensor([b])
+        one = ransac(
+            LINE,
+            lambda i, rounds=rounds, row=row, b=b: solve(next(rounds)[b : b + 1, : i.shape[1]], row),
+            lines.t[row],
+            lines.y[row],
+            candidates=ones[row],
+            **options,
+        )
+        torch.testing.assert_close(one.x[0], both.x[b], rtol=1e-12, atol=1e-12)
+        assert torch.equal(one.inliers[0], both.inliers[b])
+        assert one.steps[0] == both.steps[b]
+
+
+def test_refinement_ends_at_the_least_squares_line_of_its_inliers() -> None:
+    lines = Lines()
+    rough, found = lines.ransac(hypotheses=10), lines.ransac(hypotheses=10, refine=2)
+    assert (found.cost < rough.cost).all()
+    for b in range(2):
+        rows = found.inliers[b]
+        assert 20 <= rows.sum() <= 24
+        assert not rows[:16].any()
+        fit = np.polyfit(lines.t[b, rows].numpy(), lines.y[b, rows].numpy(), 1)[::-1]
+        np.testing.assert_allclose(found.x[b], fit, rtol=1e-8, atol=1e-8)
+    r = (found.x[:, :1] + found.x[:, 1:] * lines.t - lines.y).abs()
+    assert torch.equal(found.inliers, r <= 0.05)
+    torch.testing.assert_close(found.cost, 0.5 * r.clamp(max=0.05).square().sum(1))
+
+
+def test_the_score_counts_what_is_absent_nothing_and_what_is_infinite_in_full() -> None:
+    target = truncated(Problem(lambda x, r: r * x, dof=1), 2.0)
+    r = torch.tensor([1.0, 3.0, torch.inf, torch.nan, 0.5], dtype=torch.float64)
+    x, present = torch.ones(1, dtype=torch.float64), torch.tensor([True, True, True, True, False])
+    assert target.cost(x, r, present).item() == 0.5 * (1 + 4 + 4 + 4)
+    slope = torch.func.jacfwd(target.residual)(x, r, present)
+    assert torch.equal(slope[:, 0, 0], torch.tensor([1.0, 3, 0, 0, 0], dtype=torch.float64))
+
+
+def test_memory_is_bounded_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Lines()
+    whole = lines.ransac(refine=2)
+    monkeypatch.setattr(module, "_AT_ONCE", 100)
+    parts = lines.ransac(refine=2)
+    torch.testing.assert_close(parts.x, whole.x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [{"confidence": 0.0}, {"confidence": 1.5}, {"hypotheses": 0}, {"refine": -1}])
+def test_an_option_that_makes_no_sense_is_a_mistake(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must"):
+        Lines().ransac(**bad)
+
+
 def test_the_result_carries_no_gradient() -> None:
     lines = Lines()
     lines.y = lines.y.requires_grad_()
@@ -240,7 +371,11 @@ def test_the_result_carries_no_gradient() -> None:
 
 def test_x_may_be_a_tuple_and_rows_may_be_vectors() -> None:
     lines = Lines()
-    pairs = Problem(lambda x, t, y: torch.stack([residual(torch.stack(x), t, y), 0 * t], -1), dof=2)
+    pairs = Problem(
+        lambda x, t, y: torch.stack([residual(torch.stack(x), t, y), 0 * t], -1),
+        dof=2,
+        retract=lambda x, step: (x[0] + step[0], x[1] + step[1]),
+    )
     found = ransac(
         pairs,
         lambda index: lines.solver(index).unbind(-1),
@@ -252,7 +387,7 @@ def test_x_may_be_a_tuple_and_rows_may_be_vectors() -> None:
         hypotheses=64,
         generator=generator(),
     )
-    torch.testing.assert_close(torch.stack(found.x, -1), lines.ransac().x)
+    torch.testing.assert_close(torch.stack(found.x, -1), lines.ransac(refine=2).x)
 
 
 def test_a_sample_larger_than_the_data_is_a_mistake() -> None:

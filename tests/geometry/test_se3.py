@@ -140,6 +140,16 @@ def test_float32_follows_float64() -> None:
     close(se3.log(se3.exp(below_pi.float())).double(), below_pi, 2e-6)
 
 
+def test_float32_stays_float32_in_forward_mode() -> None:
+    """A pose problem in float32 is linearised by jvp over scalars, whose tangents must not become float64."""
+    step = torch.tensor([0.1, -0.2, 0.3, 1.0, 2.0, 3.0])
+    for x in (step, torch.zeros(6)):
+        J = torch.func.jacfwd(lambda v: se3.retract(torch.eye(4), v))(x)
+        assert J.dtype == torch.float32
+        reference = torch.func.jacfwd(lambda v: se3.retract(torch.eye(4, dtype=torch.float64), v))(x.double())
+        torch.testing.assert_close(J.double(), reference, rtol=0, atol=1e-6)
+
+
 def test_quaternions_agree_with_kornia_and_pytorch3d() -> None:
     # half turns about every axis: each of the four pivots is the largest somewhere
     R = torch.cat([random_pose(50)[..., :3, :3], matrix_exp(math.pi * axes()), matrix_exp(1e-8 * axes())])
