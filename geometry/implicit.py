@@ -17,6 +17,7 @@ from torch.func import vmap
 
 from geometry.optim import (
     Problem,
+    Program,
     Solution,
     State,
     batch_data,
@@ -100,9 +101,9 @@ def attach_gradient(
 
 
 def argmin(
-    problem: Problem,
+    problem: Problem | Program,
     x0: State,
-    *data: Tensor,
+    *data: Any,
     gradient: Gradient = "exact",
     max_steps: int = 50,
     polish: int = 2,
@@ -114,9 +115,15 @@ def argmin(
     "unrolled" (autograd through every accepted Levenberg-Marquardt step from x0; memory grows with the steps,
     and the result is as exact as the solver is converged). A problem that failed has gradient zero. x0 itself gets
     no gradient from the implicit routes: a local minimum does not depend on where the search began.
+    A `Program` (`geometry.quadratic`, `geometry.constrained`) brings its own adjoint and knows its own `gradient`s.
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
+    if not isinstance(problem, Problem):
+        found = problem.argmin(x0, *data, gradient=gradient, max_steps=max_steps, polish=polish)
+        if throw:
+            found.raise_if_failed()
+        return found
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
     if gradient == "unrolled" and len(solution.cost) > 0:
         # cut failed problems off the data: their steps may have derivatives that are not finite

@@ -8,7 +8,7 @@ independently, and nothing is moved to the host but one "is anyone still running
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,17 @@ from torch.func import hessian, jacfwd, vmap
 
 from geometry.robust import Kernel, kernel_derivatives
 
-__all__ = ["Problem", "Solution", "SolverError", "State", "Status", "batch_data", "minimize"]
+__all__ = [
+    "ConstrainedSolution",
+    "Problem",
+    "Program",
+    "Solution",
+    "SolverError",
+    "State",
+    "Status",
+    "batch_data",
+    "minimize",
+]
 
 State = Any
 """An unknown `x`: one tensor or a tuple of tensors. Not a union, or every caller would have to say which."""
@@ -30,6 +40,7 @@ class Status(IntEnum):
     SINGULAR = 2
     INFEASIBLE = 3
     TOO_FEW = 4
+    UNBOUNDED = 5
 
     @property
     def message(self) -> str:
@@ -41,8 +52,9 @@ _MESSAGES = {
     Status.CONVERGED: "converged to a strict local minimum",
     Status.STALLED: "stopped before the gradient vanished: raise max_steps, or the minimum lies at infinity",
     Status.SINGULAR: "the minimum is not isolated or not a minimum: the data do not determine the unknowns",
-    Status.INFEASIBLE: "no finite cost at the start; for a camera: a point lies behind it",
+    Status.INFEASIBLE: "no finite cost at the start; for a camera: a point lies behind it; or contrary constraints",
     Status.TOO_FEW: "fewer observations than the unknowns need",
+    Status.UNBOUNDED: "the cost falls for ever within the constraints",
 }
 
 
@@ -117,6 +129,30 @@ class Solution:
         if failed:
             lines = [f"problem {i}: {Status(int(self.status[i])).message}" for i in failed[:5]]
             raise SolverError(f"{len(failed)} of {len(self.status)} problems failed: " + "; ".join(lines))
+
+
+@dataclass(frozen=True)
+class ConstrainedSolution(Solution):
+    """The solution of a constrained problem, with multipliers w for which the gradient of cost + w . c vanishes.
+
+    inequality (B,m): nonnegative, of c <= 0; equality (B,q): of c = 0. A constraint's multiplier is the fall of the
+    cost per unit by which it is relaxed.
+    """
+
+    inequality: Tensor
+    equality: Tensor
+
+
+class Program(Protocol):
+    """A problem that is not a free sum of squares: it brings the two verbs itself, and they hand over to it."""
+
+    def minimize(self, x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Solution:
+        """See `geometry.optim.minimize`."""
+        ...
+
+    def argmin(self, x0: State, *data: Tensor | None, gradient: str, max_steps: int, polish: int) -> Solution:
+        """See `geometry.implicit.argmin`."""
+        ...
 
 
 def map_state(f: Callable[..., Tensor], *states: State) -> State:
@@ -300,9 +336,9 @@ def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -
 
 
 def minimize(
-    problem: Problem,
+    problem: Problem | Program,
     x0: State,
-    *data: Tensor,
+    *data: Any,
     max_steps: int = 50,
     polish: int = 2,
     throw: bool = False,
@@ -312,9 +348,19 @@ def minimize(
     x0: a tensor (B,…) or a tuple of them; data: tensors with leading size B, or 1 where shared. Levenberg-Marquardt
     (`levenberg_marquardt`), then `polish` exact Newton steps on the gradient. Each problem gets a `Status`; a
     failed one keeps the best x found and leaves the others untouched. Raises ValueError for data that does not fit
-    the batch and, with throw=True, SolverError if any problem failed.
+    the batch and, with throw=True, SolverError if any problem failed. A `Program` (`geometry.quadratic`,
+    `geometry.constrained`) is solved by its own method, to which max_steps and polish go.
     """
-    data = batch_data(x0, data)
+    if isinstance(problem, Problem):
+        solution = _least_squares(problem, x0, batch_data(x0, data), max_steps, polish)
+    else:
+        solution = problem.minimize(x0, *data, max_steps=max_steps, polish=polish)
+    if throw:
+        solution.raise_if_failed()
+    return solution
+
+
+def _least_squares(problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int) -> Solution:
     with torch.no_grad():
         x0 = map_state(lambda a: a.detach(), x0)
         if len(zero_step(problem, x0)) == 0:
@@ -324,7 +370,4 @@ def minimize(
         x, cost, stationary, definite = _polish(problem, x, data, polish)
         status = torch.where(stationary, Status.CONVERGED, torch.where(definite, Status.STALLED, Status.SINGULAR))
         status = torch.where(feasible, status, Status.INFEASIBLE).to(torch.int8)
-    solution = Solution(x, cost, status, steps)
-    if throw:
-        solution.raise_if_failed()
-    return solution
+    return Solution(x, cost, status, steps)

@@ -305,7 +305,7 @@ def test_solve_spd() -> None:
 
 
 def test_every_status_has_a_message() -> None:
-    assert len({status.message for status in Status}) == len(Status) == 5
+    assert len({status.message for status in Status}) == len(Status) == 6
 
 
 def test_an_unknown_of_no_numbers_is_no_obstacle() -> None:
