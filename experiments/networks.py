@@ -1,8 +1,9 @@
-"""The network of the paper's experiments."""
+"""The networks of the experiments."""
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["ConstantVgg11"]
+__all__ = ["ConstantVgg11", "ImageNetwork", "PointNetwork"]
 
 # Simonyan and Zisserman 2015, arXiv 1409.1556, table 1, column A; 0 is a 2 x 2 max-pool.
 _LAYERS = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
@@ -35,3 +36,80 @@ class ConstantVgg11(nn.Module):
     def forward(self) -> Tensor:
         weight = self.classifier.weight
         return self.classifier(self.features(weight.new_ones(1, 3, 32, 32))).squeeze(0)
+
+
+def _convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation and ReLU; the image keeps its size but for the stride."""
+    padding = dilation * (size // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, padding, dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.change = _convolution(channels, channels, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.change(x)
+
+
+def _toy_body(width: int) -> list[nn.Module]:
+    """An image (B,3,64,64) to features (B,4 width,8,8), each of which sees nearly all of the image."""
+    return [
+        _convolution(3, width, 5, 2),
+        _convolution(width, 2 * width, 3, 2),
+        *(_Residual(2 * width, dilation) for dilation in (1, 2, 3)),
+        _convolution(2 * width, 4 * width, 3, 2),
+        _Residual(4 * width),
+    ]
+
+
+def _centred(images: Tensor) -> Tensor:
+    """Grey as zero; channels last, which makes a step a quarter faster on a CPU."""
+    return (images - 0.5).contiguous(memory_format=torch.channels_last)
+
+
+class PointNetwork(nn.Module):
+    """Image (B,3,64,64) in [0,1] to 64 points (B,64,2) of the unit square and `extra` numbers for each (B,64,extra).
+
+    One point for each patch of 8 x 8 pixels, at most `reach` image sides from its middle along either axis: what the
+    published line example calls the patch size (arXiv 1611.05705).
+    """
+
+    middles: Tensor
+
+    def __init__(self, width: int, reach: float, extra: int = 0) -> None:
+        super().__init__()
+        layers = _toy_body(width)
+        self.layers = nn.Sequential(*layers, _convolution(4 * width, 4 * width, 1), nn.Conv2d(4 * width, 2 + extra, 1))
+        self.reach = reach
+        at = (torch.arange(8) + 0.5) / 8
+        grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
+        self.register_buffer("middles", grid.flatten(0, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.layers(_centred(images)).flatten(2).mT
+        return self.middles + self.reach * torch.tanh(out[..., :2]), out[..., 2:]
+
+
+class ImageNetwork(nn.Module):
+    """Image (B,3,64,64) in [0,1] to `outputs` numbers (B,outputs): `PointNetwork`'s body, then all of it together."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_toy_body(width),
+            _convolution(4 * width, 4 * width, 3, 2),
+            nn.Flatten(),
+            nn.Linear(64 * width, 8 * width, bias=False),
+            nn.BatchNorm1d(8 * width),
+            nn.ReLU(inplace=True),
+            nn.Linear(8 * width, outputs),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(_centred(images))

@@ -1,0 +1,163 @@
+"""The expert-selection toy: its gradient against the sum over everything that can be drawn, its choices, its runs."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datasets.toy_images import shape_images
+from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_experts, esac_loss, main
+from experiments.shapes import CIRCLE, LINE
+from geometry.selection import expected_loss
+
+TINY = replace(
+    PRESETS["smoke"], iterations=4, alone=2, batch=4, test_images=10, log_every=2, hypotheses=8, pools=2, width=2
+)
+
+
+class Place:
+    """As much of a Run as a Learner looks at."""
+
+    device, dtype = torch.device("cpu"), torch.float64
+
+
+def learner(method: str, config: Config = TINY) -> Learner:
+    torch.manual_seed(0)
+    return Learner(method, config, Place())  # type: ignore[arg-type]
+
+
+def some(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    data = shape_images(count, torch.Generator().manual_seed(seed), torch.float64)
+    return data.images, data.shape, data.is_circle.long()
+
+
+def test_esac_s_gradient_is_that_of_the_expectation_over_all_draws() -> None:
+    """Two experts, two pools of two hypotheses: sixteen ways to draw them, in one sum, and 4,000 draws of them."""
+    g = torch.Generator().manual_seed(0)
+    gate = torch.tensor([[0.4, -0.3]], dtype=torch.float64, requires_grad=True)
+    score, loss = (torch.rand(1, 2, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
+    log_gate = gate.log_softmax(-1)
+    expectation = torch.zeros((), dtype=torch.float64)
+    for drawn in itertools.product((0, 1), repeat=4):
+        p = log_gate[0, list(drawn)].sum().exp()
+        at = torch.tensor(drawn), torch.arange(4)
+        each = expected_loss(score[0][at].view(2, 2), loss[0][at].view(2, 2), 3.0)
+        expectation = expectation + p * each.mean()
+    inputs = (gate, score, loss)
+    truth = torch.cat([t.flatten() for t in torch.autograd.grad(expectation, inputs)])
+
+    torch.manual_seed(1)
+    draws = 4000
+    gates, scores, losses = (t.detach().expand(draws, *t.shape[1:]).clone().requires_grad_() for t in inputs)
+    value = esac_loss(gates.log_softmax(-1), scores, losses, pools=2, alpha=3.0)
+    found = torch.autograd.grad(value.sum(), (gates, scores, losses))
+    samples = torch.cat([t.flatten(1) for t in found], 1)
+    error = samples.std(0) / draws**0.5
+    assert ((samples.mean(0) - truth).abs() <= 4 * error + 1e-12).all()
+    assert error[:2].max() < 0.2 * truth[:2].abs().max()
+    assert abs(value.mean() - expectation) <= 4 * value.std() / draws**0.5
+
+
+def test_experts_are_drawn_as_often_as_the_gate_says() -> None:
+    log_gate = torch.tensor([[0.2, 0.8], [0.999, 0.001]], dtype=torch.float64).log()
+    torch.manual_seed(0)
+    share = draw_experts(log_gate, 100_000).double().mean(1)
+    assert share[0].item() == pytest.approx(0.8, abs=5 * (0.16 / 1e5) ** 0.5)
+    assert share[1].item() == pytest.approx(0.001, abs=5 * (0.001 / 1e5) ** 0.5)
+
+
+def test_the_best_of_those_asked_wins() -> None:
+    score = torch.tensor([[[1.0, 8.0, 2.0, 0.0], [9.0, 0.0, 6.0, 7.0]]])
+    sure = torch.tensor([[0.0, -torch.inf]])
+    assert [int(t) for t in choose(sure, score, "mixture")] == [0, 1]
+    assert [int(t) for t in choose(sure, score, "hard")] == [0, 1]
+    # evenly: 0 and 2 of expert 0, 1 and 3 of expert 1
+    assert [int(t) for t in choose(sure, score, "even")] == [1, 3]
+    other = torch.tensor([[-2.0, -0.1]])
+    assert [int(t) for t in choose(other, score, "hard")] == [1, 0]
+
+
+def test_a_wrong_kind_costs_the_most_and_is_never_correct() -> None:
+    made = learner("esac")
+    images, truth, kind = some(12)
+    log_gate, said = made.ask(images, truth, kind)
+    torch.testing.assert_close(log_gate.exp().sum(1), torch.ones(12, dtype=torch.float64))
+    wrong = torch.arange(12), 1 - kind
+    assert (said.loss[wrong] == TINY.scale).all()
+    assert said.error[wrong].isinf().all()
+    for i in range(12):
+        shape = CIRCLE if kind[i] else LINE
+        error = shape.error(said.model[i, kind[i]], truth[i])
+        torch.testing.assert_close(said.error[i, kind[i]], 64 * error)
+        torch.testing.assert_close(said.loss[i, kind[i]], TINY.scale * error / (TINY.scale + error))
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "together"),
+    [("separate", 99, False), ("esac", 1, False), ("esac", 2, True), ("unlabelled", 0, True)],
+)
+def test_who_learns_from_what(method: str, step: int, together: bool) -> None:
+    """Apart, an expert learns from its own kind of image alone; together, its scores count elsewhere as well."""
+    made = learner(method, replace(TINY, alone=2))
+    images, truth, _ = some(8)
+    kind = torch.zeros(8, dtype=torch.int64)  # say that all are lines
+    torch.manual_seed(0)
+    log_gate, said = made.ask(images, truth, kind)
+    made.loss(log_gate, said, kind, step).mean().backward()
+    gating, line, circle = made.network
+    assert all(p.grad is not None for p in line.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in gating.parameters())
+    taught = any(p.grad is not None and p.grad.any() for p in circle.parameters())
+    assert taught == together
+
+
+def test_the_right_expert_is_learned_from_losses_alone() -> None:
+    """One number per image says who is right, scores say nothing: a linear gate finds out without being told."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 1, generator=generator, dtype=torch.float64)
+    right = (x[:, 0] > 0).long()
+    loss = torch.ones(256, 2, 8, dtype=torch.float64)
+    loss[torch.arange(256), right] = 0
+    score = torch.rand(256, 2, 8, generator=generator, dtype=torch.float64)
+    gate = torch.nn.Linear(1, 2).double()
+    with torch.no_grad():
+        gate.weight.copy_(torch.tensor([[1.0], [-1.0]]))  # wrong, to begin with
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        esac_loss(gate(x).log_softmax(-1), score, loss, pools=2, alpha=1.0).mean().backward()
+        optimizer.step()
+    assert (gate(x).argmax(1) == right).double().mean() > 0.97
+
+
+def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
+    summary = main(replace(TINY, out=tmp_path))
+    assert summary["figures"] == ["examples.png", "curves.png"]
+    for method, others in (("esac", ("even", "hard")), ("separate", ("mixture", "even"))):
+        for name in (method, *(f"{method}_{other}" for other in others)):
+            right, correct = (summary["errors"][f"{name}_{key}"] for key in ("right_expert", "correct"))
+            assert 0 <= correct <= right <= 1
+
+
+def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in summary.items() if "seconds" not in key}
+    return kept | {"errors": {key: value for key, value in summary["errors"].items() if "seconds" not in key}}
+
+
+def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Callable[..., None]) -> None:
+    whole = main(replace(TINY, out=tmp_path / "whole"))
+    interrupted(main, replace(TINY, out=tmp_path / "cut"), at=3)
+    resumed = main(replace(TINY, out=tmp_path / "cut", resume=True))
+    one, other = (tmp_path / name / "expert_selection" / "smoke-seed0" for name in ("whole", "cut"))
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    assert without_seconds(whole) == without_seconds(resumed)
+
+
+def test_presets_are_told_apart() -> None:
+    assert {name: config.preset for name, config in PRESETS.items()} == {name: name for name in PRESETS}
