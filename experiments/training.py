@@ -45,7 +45,10 @@ class Training:
         return {name: getattr(self, name).state_dict() for name in _PARTS} | {"seconds": self.seconds}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave. Raises ValueError where that was to end at another iteration."""
+        planned, asked = state["schedule"]["total_steps"], self.schedule.total_steps
+        if planned != asked:
+            raise ValueError(f"iterations must stay {planned}, over which the learning rate falls, got {asked}")
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.seconds = state["seconds"]

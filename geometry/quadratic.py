@@ -46,7 +46,7 @@ def quadratic_program(
     A (B|1,q,n) and b (B|1,q). Leading size 1: shared by all problems. Either pair may be None. A row of zeros in G
     with a positive h is as if absent. The multipliers of the solution carry gradients too.
 
-    Status: INFEASIBLE where the constraints contradict each other or a number is not finite (x is then NaN),
+    Status: INFEASIBLE where the constraints contradict each other, or where a number is not finite and so x is NaN,
     UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique,
     STALLED where max_steps interior-point and 4 `polish` active-set steps do not reach it. These have gradient zero.
     The gradient is that of the problem whose strictly active constraints (z > 0) are equations and whose others are

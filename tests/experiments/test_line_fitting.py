@@ -151,6 +151,12 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrup
     assert without_seconds(whole) == without_seconds(resumed)
 
 
+def test_a_schedule_that_has_ended_is_not_prolonged(tmp_path: Path) -> None:
+    main(replace(TINY, out=tmp_path))
+    with pytest.raises(ValueError, match=f"iterations must stay {TINY.iterations}"):
+        main(replace(TINY, out=tmp_path, iterations=TINY.iterations + 5, resume=True))
+
+
 def test_all_methods_and_seeds_are_tested_on_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(Learner, "fit", remembering(Learner.fit, seen))

@@ -415,4 +415,4 @@ def test_compiling_ahead_removes_what_is_older_than_the_sources(
     monkeypatch.setitem(namespace["main"].__globals__, "__file__", str(tmp_path / "__main__.py"))
     namespace["main"]()
     assert {path.name for path in cache.iterdir()} == {"solve.new.nbi", "solve.new.1.nbc", "simd.pyc"}
-    assert sorted(compiled) == ["adjoint", "bundle", "schur", "solve", "start"]
+    assert sorted(compiled) == ["adjoint", "bundle", "ransac", "schur", "solve", "start"]
