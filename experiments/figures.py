@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
 
+# matplotlib's viridis at even distances: while an experiment goes on, nothing has to import the whole of it.
+VIRIDIS = (
+    "#440154", "#481E70", "#443982", "#3A528B", "#30678D", "#287B8E", "#20908C", "#20A485", "#35B778", "#5EC961",
+    "#90D643", "#C7E01F", "#FDE724",
+)  # fmt: skip
+
 # Corner pairs of one frustum of `frusta`: the apex to the image corners, then around the image.
 FRUSTUM_EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
 
@@ -133,14 +139,13 @@ def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure
 
 
 def value_colors(values: Any) -> np.ndarray:
-    """Colours (N,3) uint8 of values (N,), from their 1st percentile (dark blue) to their 99th (yellow)."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
-
+    """Colours (N,3) uint8 of values (N,), from their 1st percentile (dark blue) to their 99th (yellow); nan is dark."""
     values = array(values)
     low, high = np.nanpercentile(values, [1, 99])
-    scale = Normalize(low, high, clip=True)
-    return colormaps["viridis"](scale(values), bytes=True)[:, :3]
+    share = np.nan_to_num((values - low) / (high - low or 1.0), nan=0.0)
+    stops = np.stack([rgb(color) for color in VIRIDIS])
+    at = np.linspace(0, 1, len(stops))
+    return np.rint(np.stack([np.interp(share, at, channel) for channel in stops.T], -1)).astype(np.uint8)
 
 
 def rgb(color: str) -> np.ndarray:

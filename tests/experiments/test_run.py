@@ -382,3 +382,14 @@ def test_figures_draw_extreme_values() -> None:
         figure.canvas.draw()
     rows = figures.keypoint_tracks(rng.normal(size=(4, 3, 2)), rng.normal(size=(3, 2)), "rows").axes[0]
     assert rows.yaxis_inverted()
+
+
+def test_values_have_viridis_colors() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    values = torch.linspace(0, 100, 201)
+    found = figures.value_colors(values)
+    wanted = matplotlib.colormaps["viridis"](np.clip((values.numpy() - 1) / 98, 0, 1), bytes=True)[:, :3]
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= 10
+    assert (figures.value_colors([np.nan, 1.0, 2.0, 2.0])[0] == found[0]).all()
+    assert figures.value_colors(np.ones(3)).shape == (3, 3)
