@@ -300,7 +300,9 @@ def levenberg_marquardt(
         x = select(accept, candidate, x)
         lin = Linearization(*(select(accept, a, b) for a, b in zip(trial, lin, strict=True)))
         cost = torch.where(accept, trial_cost, cost)
-        damping, growth = next_damping(damping, growth, accept, ratio)
+        further, wider = next_damping(damping, growth, accept, ratio)
+        # that of a finished problem would grow without end while others go on, and its unrolled gradient be nan
+        damping, growth = torch.where(running, further, damping), torch.where(running, wider, growth)
         steps = steps + accept.int()
         running = running & ~done & (damping < 1e12)
     return x, steps, feasible

@@ -261,3 +261,28 @@ def test_covariance_against_opencv_s_jacobian(make_scene: Any) -> None:
     found = covariance(pnp_problem(), solution.x, *data, sigma=1.0)[0]
     expected = torch.linalg.inv(J.mT @ J)
     close(found / expected.abs().max(), expected / expected.abs().max(), 1e-8)
+
+
+def test_unrolled_gradients_do_not_depend_on_how_long_others_of_the_batch_run() -> None:
+    """Rosenbrock's valley: one problem starts near its minimum, the others need a hundred steps and more."""
+
+    def valley(x: Tensor, end: Tensor) -> Tensor:
+        return torch.stack([100 * (x[1] - x[0] ** 2), end - x[0]])
+
+    problem = Problem(valley, dof=2)
+    end = torch.tensor([1.0, 2.0, 3.0], **DOUBLE)
+    x0 = torch.tensor([[0.99, 0.98], [-6.0, 1.0], [-8.0, 5.0]], **DOUBLE)
+
+    def gradient(rows: slice) -> tuple[Tensor, Tensor]:
+        leaf = end[rows].clone().requires_grad_()
+        found = argmin(problem, x0[rows], leaf, gradient="unrolled", max_steps=500)
+        found.x.sum().backward()
+        assert found.converged.all()
+        assert leaf.grad is not None
+        return leaf.grad, found.steps
+
+    together, steps = gradient(slice(None))
+    assert steps[0] < 20
+    assert steps[1:].min() > 60
+    close(together, 1 + 2 * end, 1e-6)  # the minimum is (end, end^2)
+    close(together, torch.cat([gradient(slice(i, i + 1))[0] for i in range(3)]), 1e-12)
