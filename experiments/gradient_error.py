@@ -19,12 +19,11 @@ from typing import Literal
 import torch
 import tyro
 from torch import Tensor
-from torch.func import jacfwd, vmap
 
 from datasets.bpnp_demo import read_poses
 from datasets.synthetic import CUBE, random_poses
 from experiments import replacing, write_json
-from experiments.pose_derivatives import STEPS, numeric, solve, tangent
+from experiments.pose_derivatives import STEPS, numeric, published, solve, tangent
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics, project
 from geometry.implicit import Gradient
@@ -81,29 +80,6 @@ def analytic(inputs: dict[str, Tensor], init: Tensor, gradient: Gradient) -> dic
     six = tangent(pose, pose.detach())
     rows = [torch.autograd.grad(six[:, j].sum(), list(leaves.values()), retain_graph=True) for j in range(6)]
     return {name: torch.stack([row[i] for row in rows], 1) for i, name in enumerate(leaves)}
-
-
-def published(inputs: dict[str, Tensor], optimum: Tensor) -> dict[str, Tensor]:
-    """The same by the published formula, for the inputs that it has."""
-
-    def f(y: Tensor, points2d: Tensor, points3d: Tensor, intrinsics: Tensor) -> Tensor:
-        points2d, points3d = points2d.view(-1, 2), points3d.view(-1, 3)
-
-        def pixels(y: Tensor) -> Tensor:
-            return project(points3d, se3.from_rotvec_t(y), matrix_from_intrinsics(intrinsics))
-
-        depth = se3.transform(se3.from_rotvec_t(y), points3d)[:, 2:]
-        return torch.einsum("nkj,nk->j", -2 * jacfwd(pixels)(y), depth * (points2d - pixels(y)))
-
-    def single(pose: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        y = se3.rotvec_t(pose)
-        by_y, *by_inputs = jacfwd(f, argnums=(0, 1, 2, 3))(y, *inputs)
-        # the pose was a rotation vector there: turn its derivative into that of (omega, t)
-        chart = jacfwd(lambda y: tangent(se3.from_rotvec_t(y), pose))(y)
-        return tuple(-chart @ torch.linalg.solve(by_y, J) for J in by_inputs)
-
-    names = ("points2d", "points3d", "K")
-    return dict(zip(names, vmap(single)(optimum, *(inputs[name] for name in names)), strict=True))
 
 
 def measure(config: Config, noise: float) -> dict[str, dict[str, dict[str, float]]]:

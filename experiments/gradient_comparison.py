@@ -1,0 +1,226 @@
+"""Which gradient should a network learn a pose with? Every one on the same task, network and budget.
+
+A network corrects the keypoints of a known object and says what each should weigh (`gradient_scenes`); it is told the
+true pose of a view and nothing else. What turns keypoints, weights and pose into a loss is the method
+(`gradient_methods`): gradients through PnP, exact, approximate and as published; losses that go around it. All learn
+from the same views with Adam in the same number of steps, its rate falling linearly to zero, from the best of the same
+few rates, chosen for each method and regime on a seed that is not counted. All are tested alike: what `geometry.pnp`,
+searching globally, makes of the keypoints and weights of unseen views.
+
+A run has reached its goal once the median errors of rotation and translation are both below `goal` times those of the
+oracle: the maximum-likelihood pose of keypoints without bias and wrong matches, their noise being known. Runs of
+several seeds go side by side as one batch; seconds are steps times the processor time of a step of one run alone.
+Presets: `default`, `full` (the reference: five seeds), `smoke`.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from experiments import replacing, write_json
+from experiments.gradient_measures import Quality, measure
+from experiments.gradient_methods import METHODS, UNWEIGHTED, Method, View, displacement
+from experiments.gradient_report import Outcome, Trace, curves, report, summary
+from experiments.gradient_scenes import REGIMES, Refiner, Regime, Scene, make_scene
+from experiments.run import Run, RunConfig, cli
+from geometry import se3
+from geometry.camera import project
+from geometry.optim import Problem, Solution, minimize
+from geometry.pnp import pnp
+
+HELD_OUT = 2**20
+"""Added to the seed of the run on which learning rates are chosen."""
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    methods: tuple[Method, ...] = tuple(method for method in METHODS if method != "unrolled")
+    """What to compare. `unrolled` takes most of the time to say what exact says: only `full` has it."""
+    regimes: tuple[Regime, ...] = tuple(REGIMES)
+    """Where; what they are stands in `REGIMES`, and in gradient_comparison.md."""
+    seeds: int = 3
+    """Runs of each method in each regime: objects, biases, views and networks of their own."""
+    steps: int = 120
+    """Of Adam."""
+    batch: int = 8
+    """Views a step; none is seen twice."""
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    """Learning rates to choose from."""
+    test_views: int = 128
+    """Of each seed."""
+    test_every: int = 10
+    """Steps between tests."""
+    goal: float = 2.0
+    """Times the oracle's errors."""
+    noise: tuple[float, ...] = (1.0, 5.0, 20.0)
+    """Pixels, of the measures of a gradient."""
+    problems: int = 64
+    """Of each seed, for them."""
+    draws: int = 64
+    """Of a stochastic gradient, for its mean."""
+
+
+PRESETS = {
+    "default": Config(preset="default"),
+    "full": Config(preset="full", methods=tuple(METHODS), seeds=5, steps=150, batch=12),
+    "smoke": Config(
+        preset="smoke", regimes=("noise", "planar"), methods=("exact", "published", "epro_pnp", "linear_covariance"),
+        seeds=2, steps=20, rates=(1e-2, 3e-2), test_views=32, noise=(5.0,), problems=8, draws=8,
+    ),
+}  # fmt: skip
+
+
+class Runs:
+    """Networks of one method, side by side: one for each scene and learning rate."""
+
+    def __init__(self, method: Method, scenes: list[Scene], rates: list[float], config: Config) -> None:
+        self.method, self.scenes, self.config = method, scenes, config
+        self.network = Refiner([scene.seed for scene in scenes])
+        groups = [{"params": own, "lr": rate} for own, rate in zip(self.network.runs, rates, strict=True)]
+        self.optimizer = torch.optim.Adam(groups)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / config.steps)
+        self.points3d, self.K = torch.stack([scene.points3d for scene in scenes]), scenes[0].K
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def look(self, views: list) -> tuple[View, Tensor]:
+        """What the networks say of as many views each, flat (R B, …), and which runs (R,) still say anything."""
+        observed = torch.stack([some.observed for some in views])
+        points2d, log_weights = self.network(observed, torch.stack([some.cues for some in views]))
+        alive = torch.isfinite(points2d).flatten(1).all(1) & torch.isfinite(log_weights).flatten(1).all(1)
+        points2d = torch.where(alive[:, None, None, None], points2d, observed)
+        log_weights = torch.where(alive[:, None, None], log_weights, 0.0)
+        B = observed.shape[1]
+        init = None if views[0].init is None else torch.cat([some.init for some in views])
+        pose_gt = torch.cat([some.pose_gt for some in views])
+        points3d = self.points3d.repeat_interleave(B, 0)
+        flat = points2d.flatten(0, 1), log_weights.flatten(0, 1)
+        return View(*flat, points3d, self.K, pose_gt, init, self.generator), alive
+
+    def learn(self, step: int) -> None:
+        """One step of every run, on views that are its own."""
+        B = self.config.batch
+        view, _ = self.look([scene.train.part(step * B, (step + 1) * B) for scene in self.scenes])
+        loss = METHODS[self.method](view).sum() / B
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+
+    @torch.no_grad()
+    def test(self) -> Tensor:
+        """Median errors (R,3) on unseen views; infinite for a run that has come to nothing."""
+        view, alive = self.look([scene.test for scene in self.scenes])
+        weights = None if self.method in UNWEIGHTED else view.log_weights.exp()
+        errors = pose_errors(view, pnp(view.points2d, view.points3d, view.K, weights=weights))
+        return torch.where(alive[:, None], errors.unflatten(0, (len(alive), -1)).median(1).values, torch.inf)
+
+
+def pose_errors(view: View, found: Solution) -> Tensor:
+    """Rotation in degrees, translation, displacement (B,3) of the poses found; infinite where none was."""
+    assert isinstance(found.x, Tensor)
+    turn = se3.rotation_angle(found.x[:, :3, :3] @ view.pose_gt[:, :3, :3].mT).rad2deg()
+    shift = (found.x[:, :3, 3] - view.pose_gt[:, :3, 3]).norm(dim=-1)
+    errors = torch.stack([turn, shift, displacement(found.x, view.pose_gt, view.points3d)], -1)
+    return torch.where(found.converged[:, None], errors, torch.inf)
+
+
+def _white(pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, whitener: Tensor) -> Tensor:
+    return whitener @ (project(points3d, pose, K) - points2d)
+
+
+def oracle(scene: Scene) -> Tensor:
+    """Median errors (3,) of the maximum-likelihood pose: no bias, the true covariance of the noise, no wrong match."""
+    views = scene.test
+    points2d, sizes = views.observed - scene.bias, views.whitener.norm(dim=-1)
+    view = View(points2d, sizes.log(), scene.points3d[None], scene.K, views.pose_gt)
+    start = pnp(points2d, scene.points3d, scene.K, weights=sizes)
+    B = len(points2d)
+    data = (points2d, scene.points3d.expand(B, -1, 3), scene.K.expand(B, 3, 3), views.whitener)
+    found = minimize(Problem(_white, dof=6, retract=se3.retract), start.x, *data)
+    return pose_errors(view, found).median(0).values
+
+
+def train(method: Method, scenes: list[Scene], rates: list[float], config: Config) -> list[list[list[float]]]:
+    """Test errors of each run, a triple for each test."""
+    runs = Runs(method, scenes, rates, config)
+    tests = [runs.test()]
+    for step in range(config.steps):
+        runs.learn(step)
+        if (step + 1) % config.test_every == 0 or step + 1 == config.steps:
+            tests.append(runs.test())
+    return torch.stack(tests, 1).tolist()
+
+
+def step_milliseconds(method: Method, scene: Scene, config: Config) -> float:
+    """Processor time of a step of one run alone: the least of some."""
+    runs, times = Runs(method, [scene], [0.0], config), []
+    for step in range(min(6, config.steps)):
+        begun = time.process_time()
+        runs.learn(step)
+        times.append(time.process_time() - begun)
+    return 1e3 * min(times)
+
+
+def run_regime(regime: Regime, config: Config) -> Outcome:
+    """Every method: its rate chosen on a held-out seed, then run on all the others."""
+    count = config.steps * config.batch
+    held_out = make_scene(regime, config.seed + HELD_OUT, count, config.test_views)
+    scenes = [make_scene(regime, config.seed + i, count, config.test_views) for i in range(config.seeds)]
+    traces: dict[Method, Trace] = {}
+    for method in config.methods:
+        tried = train(method, [held_out] * len(config.rates), list(config.rates), config)
+        ends = [run[-1][2] for run in tried]
+        rate = config.rates[min(range(len(ends)), key=lambda i: ends[i] if math.isfinite(ends[i]) else math.inf)]
+        errors = train(method, scenes, [rate] * len(scenes), config)
+        traces[method] = Trace(rate, step_milliseconds(method, scenes[0], config), errors)
+    tested = sorted({0, config.steps, *range(0, config.steps + 1, config.test_every)})
+    return Outcome(regime, tested, [oracle(scene).tolist() for scene in scenes], traces)
+
+
+def main(config: Config) -> dict:
+    """Train, measure, and write the page."""
+    with Run("gradient_comparison", config) as run:
+        if run.finished:
+            return run.finished
+        outcomes: list[Outcome] = []
+        if saved := run.restore():
+            outcomes = [Outcome.loaded(some) for some in saved["outcomes"]]
+        for step in run.iterations(len(config.regimes)):
+            outcomes.append(run_regime(config.regimes[step], config))
+            ends: dict[str, float] = {method: outcomes[-1].final(method) for method in config.methods}
+            run.log(step, loss=min(ends.values()), **ends)
+            run.checkpoint(step, outcomes=[outcome.plain() for outcome in outcomes])
+        seeds = [config.seed + i for i in range(config.seeds)]
+        quality: dict[float, dict[Method, Quality]] = {
+            noise: {method: measure(method, noise, seeds, config.problems, config.draws) for method in config.methods}
+            for noise in config.noise
+        }
+        run.figure("curves", len(outcomes), curves(outcomes, config.goal), final=True)
+        run.figure("gradient_comparison", len(outcomes), summary(outcomes, quality, config.goal), final=True)
+        settings = {key: value for key, value in asdict(config).items() if key in REPORTED}
+        with replacing(run.folder / "gradient_comparison.md") as temporary:
+            temporary.write_text(report(outcomes, quality, config.goal, settings))
+        told = {
+            "outcomes": [outcome.plain() for outcome in outcomes],
+            "quality": {noise: {m: q._asdict() for m, q in some.items()} for noise, some in quality.items()},
+        }
+        write_json(run.folder / "gradient_comparison.json", told)
+        errors = {f"{o.regime}_{method}": o.final(method) for o in outcomes for method in config.methods}
+        return run.finish(
+            converged=all(math.isfinite(o.final(config.methods[0])) for o in outcomes),
+            iterations=len(outcomes),
+            loss=outcomes[-1].final(config.methods[0]),
+            errors=errors,
+            note="errors: median displacement of the object's points at the end, over that of the oracle",
+            picture="gradient_comparison",
+        )
+
+
+REPORTED = ("seeds", "steps", "batch", "rates", "test_views", "problems", "draws")
+
+
+if __name__ == "__main__":
+    main(cli(__doc__, PRESETS))
