@@ -127,21 +127,21 @@ def argmin(
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
     if gradient == "unrolled" and len(solution.cost) > 0:
         # cut failed problems off the data: their steps may have derivatives that are not finite
-        batched = _stop_gradient_where(~solution.converged, batch_data(x0, data))
+        batched = stop_gradient_where(~solution.converged, batch_data(x0, data))
         assert isinstance(batched, tuple)
         x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
         # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
         lin = linearize(problem, x, batched)
         step, _ = solve_spd(lin.gauss_newton, -lin.gradient)
         x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
-        x = _stop_gradient_where(~solution.converged, x)
+        x = stop_gradient_where(~solution.converged, x)
     else:
         how: Literal["exact", "gauss_newton"] = "exact" if gradient == "unrolled" else gradient
         x = attach_gradient(problem, solution.x, *data, ok=solution.converged, gradient=how)
     return Solution(x, solution.cost, solution.status, solution.steps)
 
 
-def _stop_gradient_where(condition: Tensor, x: State) -> State:
+def stop_gradient_where(condition: Tensor, x: State) -> State:
     return map_state(lambda a: torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a.detach(), a), x)
 
 

@@ -182,10 +182,8 @@ def zero_step(problem: Problem, x: State) -> Tensor:
     return first.new_zeros(first.shape[0], problem.dof)
 
 
-def linearize(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Linearization:
-    """Normal equations at x: the problem's own if it brings them, else by forward-mode differentiation."""
-    if problem.linearize is not None:
-        return problem.linearize(x, *data)
+def jacobian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Residual (B,M,k) at x and its derivative (B,M,k,P) by a tangent step, in forward mode; differentiable."""
 
     def single(x: State, step: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         def moved(step: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,10 +191,18 @@ def linearize(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Lineariza
             r = r if r.ndim == 2 else r[:, None]
             return r, r
 
-        jacobian, r = jacfwd(moved, has_aux=True)(step)
-        return r, jacobian
+        derivative, r = jacfwd(moved, has_aux=True)(step)
+        return r, derivative
 
-    r, J = vmap(single)(x, zero_step(problem, x), *data)
+    return vmap(single)(x, zero_step(problem, x), *data)
+
+
+def linearize(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Linearization:
+    """Normal equations at x: the problem's own if it brings them, else by forward-mode differentiation."""
+    if problem.linearize is not None:
+        return problem.linearize(x, *data)
+
+    r, J = jacobian(problem, x, data)
     rho, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
     weighted = slope[..., None] * r
     gradient = torch.einsum("bmk,bmkp->bp", weighted, J)

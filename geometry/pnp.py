@@ -34,18 +34,18 @@ class PoseSolution(Solution):
     ratio: Tensor | None = None
 
 
-def _check(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
+def check_shape(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
     # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
     if all(value.shape != shape for shape in shapes):
         raise ValueError(f"{name} must have shape {wanted.format(B=B, N=N)}, got {tuple(value.shape)}")
 
 
-def _precision(value: Tensor) -> torch.dtype:
+def precision(value: Tensor) -> torch.dtype:
     """The dtype of an argument, 16-bit floats counted as float32: no pose could be told in their three digits."""
     return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
 
 
-def _prepare(
+def prepare(
     points2d: Tensor,
     points3d: Tensor,
     K: Tensor,
@@ -62,8 +62,8 @@ def _prepare(
     if points2d.ndim != 3 or points2d.shape[-1] != 2:
         raise ValueError(f"points2d must have shape (B,N,2), got {tuple(points2d.shape)}")
     B, N, _ = points2d.shape
-    _check("points3d", points3d, B, N, "({B}|1,{N},3) or ({N},3)", (B, N, 3), (1, N, 3), (N, 3))
-    _check("K", K, B, N, "({B}|1,3,3) or (3,3)", (B, 3, 3), (1, 3, 3), (3, 3))
+    check_shape("points3d", points3d, B, N, "({B}|1,{N},3) or ({N},3)", (B, N, 3), (1, N, 3), (N, 3))
+    check_shape("K", K, B, N, "({B}|1,3,3) or (3,3)", (B, 3, 3), (1, 3, 3), (3, 3))
     if distortion is None:
         distortion = points2d.new_empty(1, 0, dtype=K.dtype)
     elif distortion.ndim not in (1, 2) or (distortion.ndim == 2 and distortion.shape[0] not in (1, B)):
@@ -72,28 +72,28 @@ def _prepare(
     if weights is None:
         weights = points2d.new_ones(1, 1, 1, dtype=K.dtype)
     else:
-        _check("weights", weights, B, N, "({B}|1,{N}) or ({B}|1,{N},2)", (B, N), (1, N), (B, N, 2), (1, N, 2))
+        check_shape("weights", weights, B, N, "({B}|1,{N}) or ({B}|1,{N},2)", (B, N), (1, N), (B, N, 2), (1, N, 2))
         weights = weights[..., None].expand(-1, -1, 2) if weights.ndim == 2 else weights
     if mask is None:
         mask = torch.ones(1, 1, dtype=torch.bool, device=points2d.device)
     else:
-        _check("mask", mask, B, N, "({B}|1,{N})", (B, N), (1, N))
+        check_shape("mask", mask, B, N, "({B}|1,{N})", (B, N), (1, N))
         if mask.dtype != torch.bool:
             raise ValueError(f"mask must be of dtype torch.bool, got {mask.dtype}")
         if mask.device != points2d.device:
             raise ValueError(f"mask must be on the device of points2d ({points2d.device}), got {mask.device}")
     if not points2d.is_floating_point():
         raise ValueError(f"points2d must be of a floating-point dtype, got {points2d.dtype}")
-    dtype, device = _precision(points2d), points2d.device
+    dtype, device = precision(points2d), points2d.device
     named = (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights), ("init", init))
     for name, value in named:
-        if value is not None and (_precision(value) != dtype or value.device != device):
+        if value is not None and (precision(value) != dtype or value.device != device):
             raise ValueError(
                 f"{name} must have the dtype and device of points2d ({points2d.dtype}, {device}), "
                 f"got {value.dtype}, {value.device}"
             )
     if init is not None:
-        _check("init", init, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+        check_shape("init", init, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
     needed = 4 if init is None else 3
     if needed > N:
         start = "" if init is None else " with init"
@@ -147,7 +147,7 @@ def pnp(
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
-    tensors = _prepare(points2d, points3d, K, distortion, weights, mask, init, model)
+    tensors = prepare(points2d, points3d, K, distortion, weights, mask, init, model)
     if any(d.dtype != solve_dtype for d in tensors[:5]):
         tensors = (*(d.to(solve_dtype) for d in tensors[:5]), tensors[5])
     if init is not None:
@@ -166,7 +166,7 @@ def pnp(
         pose, cost, status, steps, second, ratio = _pnp_in_tensors(tensors, init, model, kernel, gradient, max_steps)
     if second is not None and ratio is not None:
         second = torch.where((ratio > 0)[:, None, None], second, pose.detach())
-    dtype = _precision(points2d)
+    dtype = precision(points2d)
     if dtype != solve_dtype:
         pose, cost = pose.to(dtype), cost.to(dtype)
         second, ratio = (None, None) if second is None or ratio is None else (second.to(dtype), ratio.to(dtype))

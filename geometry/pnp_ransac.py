@@ -12,7 +12,7 @@ from geometry.camera import Model, in_front, project_camera_frame, unproject
 from geometry.implicit import Gradient
 from geometry.minimal import p3p
 from geometry.optim import Status
-from geometry.pnp import _prepare, pnp
+from geometry.pnp import pnp, prepare
 from geometry.pnp_problem import pnp_problem
 from geometry.ransac import RansacSolution, ransac, search
 from geometry.robust import Kernel
@@ -64,7 +64,7 @@ def pnp_ransac(
     """
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"threshold must be a positive number, got {threshold}")
-    tensors = _prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
     B, N, _ = points2d.shape
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
-from geometry.implicit import _stop_gradient_where, covariance
+from geometry.implicit import covariance, stop_gradient_where
 from geometry.optim import Problem, batch_data
 
 __all__ = ["PoseProposal", "PoseSamples", "log_normaliser", "sample_poses"]
@@ -242,7 +242,7 @@ def log_normaliser(problem: Problem, samples: PoseSamples, *data: Tensor) -> Ten
     d log Z / d data = -E[d cost / d data] (arXiv 2203.13254), up to the sampling error. NaN where samples.ok is
     False; such a problem gets no gradient.
     """
-    data = _stop_gradient_where(~samples.ok, batch_data(samples.mode, data))
+    data = stop_gradient_where(~samples.ok, batch_data(samples.mode, data))
     # A draw of weight zero is swapped for the mode, whose derivatives are finite.
     alive = torch.isfinite(samples.log_weight)
     poses = torch.where(alive[..., None, None], samples.pose, samples.mode[:, None])

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.implicit import _stop_gradient_where, covariance
-from geometry.optim import Problem, State, Status, batch_data, linearize, map_state, solve_spd, zero_step
-from geometry.pnp import _check, _precision, _prepare, pnp
+from geometry.implicit import covariance, stop_gradient_where
+from geometry.optim import Problem, State, Status, batch_data, jacobian, linearize, map_state, solve_spd
+from geometry.pnp import check_shape, pnp, precision, prepare
 from geometry.pnp_problem import pnp_problem
 from geometry.pose_sampling import log_normaliser, sample_poses
 from geometry.robust import Kernel, kernel_derivatives
@@ -89,7 +88,7 @@ def monte_carlo_pose_loss(
     SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, _precision(points2d))
+    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, precision(points2d))
     truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d))
     if init is not None:
         init = _about(centre, _checked_pose("init", init, points2d)).detach()
@@ -107,7 +106,7 @@ def monte_carlo_pose_loss(
         status = torch.where(found.converged & ~drawn.ok, Status.SINGULAR, found.status)
         status = torch.where(found.converged & ~feasible, Status.INFEASIBLE, status).to(torch.int8)
     ok = status == Status.CONVERGED
-    data, truth = _stop_gradient_where(~ok, data), _stop_gradient_where(~ok, truth)
+    data, truth = stop_gradient_where(~ok, data), stop_gradient_where(~ok, truth)
     drawn = replace(drawn, ok=ok)
     loss = problem.costs(truth, *data) + log_normaliser(problem, drawn, *data)
     return MonteCarloLoss(torch.where(ok, loss, 0), status, drawn.effective)
@@ -132,18 +131,9 @@ def linear_covariance(problem: Problem, x: State, *data: Tensor) -> Tensor:
         lin = linearize(problem, x, tuple(d.detach() for d in data))
         scale = lin.gauss_newton.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(lin.cost.dtype).tiny).rsqrt()
         ok = solve_spd(lin.gauss_newton, lin.gradient)[1] & torch.isfinite(lin.cost)
-    data = _stop_gradient_where(~ok, data)
+    data = stop_gradient_where(~ok, data)
 
-    def single(x: State, step: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        def moved(step: Tensor) -> tuple[Tensor, Tensor]:
-            r = problem.residual(problem.retract(x, step), *data)
-            r = r if r.ndim == 2 else r[:, None]
-            return r, r
-
-        jacobian, r = jacfwd(moved, has_aux=True)(step)
-        return r, jacobian
-
-    r, J = vmap(single)(x, zero_step(problem, x), *data)
+    r, J = jacobian(problem, x, data)
     _, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
     J = J * scale[:, None, None]
     score = ((slope[..., None] * r)[..., None] * J).flatten(1, 2)
@@ -183,7 +173,7 @@ def linear_covariance_loss(
     data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, torch.float64)
     truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d)).detach()
     if len(points2d) == 0:
-        nothing = _empty(data).to(_precision(points2d))
+        nothing = _empty(data).to(precision(points2d))
         return PoseLoss(nothing, nothing.to(torch.int8))
     problem = pnp_problem(model)
     with torch.no_grad():
@@ -204,7 +194,7 @@ def linear_covariance_loss(
     # the root has no derivative at zero
     positive = square > 0
     loss = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
-    return PoseLoss(loss.to(_precision(points2d)), status)
+    return PoseLoss(loss.to(precision(points2d)), status)
 
 
 def pose_covariance(
@@ -234,7 +224,7 @@ def pose_covariance(
     shift = se3.hat((pose.to(C.dtype)[:, :3, :3] @ centre[..., None]).squeeze(-1))
     eye = torch.eye(3, dtype=C.dtype, device=C.device).expand_as(shift)
     G = torch.cat([torch.cat([eye, torch.zeros_like(eye)], -1), torch.cat([shift, eye], -1)], -2)
-    return (G @ C @ G.mT).to(_precision(points2d))
+    return (G @ C @ G.mT).to(precision(points2d))
 
 
 def _pnp_data(
@@ -248,7 +238,7 @@ def _pnp_data(
     dtype: torch.dtype,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The data of `pnp_problem`, of batch B and of `dtype`, points3d about their centre; the centre (B,3)."""
-    tensors = _prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
     B, N, _ = points2d.shape
     points2d, points3d, K, distortion, weights = (d.expand(B, *d.shape[1:]).to(dtype) for d in tensors[:5])
     visible = tensors[5].expand(B, N)
@@ -269,8 +259,8 @@ def _pnp_data(
 def _checked_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
     """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
     B, N, _ = points2d.shape
-    _check(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
-    if _precision(pose) != _precision(points2d) or pose.device != points2d.device:
+    check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+    if precision(pose) != precision(points2d) or pose.device != points2d.device:
         raise ValueError(
             f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
             f"got {pose.dtype}, {pose.device}"

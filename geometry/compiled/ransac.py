@@ -10,7 +10,7 @@ from geometry.compiled.descent import levenberg_marquardt
 from geometry.compiled.equations import CAMERA, OPTIONS, POSE, ROW, L, distort, jit
 from geometry.compiled.p3p import POSES, ROOTS, SAMPLE, p3p
 from geometry.compiled.simd import get, load, put, splat, store, total, where_less
-from geometry.compiled.start import _rays
+from geometry.compiled.start import fill_rays
 from geometry.compiled.tile import fill, fill_pose, place, rows_of, write_pose
 
 __all__ = ["attempt", "score"]
@@ -198,7 +198,7 @@ def attempt(
         bad = fill(data, b, b + 1, True, tile, rows, camera, centre, counts)
         if bad:
             return bad
-        _rays(tile, rows, camera, lens, 1e-6, eps, rays)
+        fill_rays(tile, rows, camera, lens, 1e-6, eps, rays)
         count, chance = _survey(tile, n, rays, candidates, b, data[5], threshold2, ends)
         facts[b, 0], facts[b, 1], facts[b, 2] = count, 0.0, chance
         if count < 3:
@@ -270,7 +270,7 @@ def score(
         bad = fill(data, b, b + 1, True, tile, rows, camera, centre, counts)
         if bad:
             return bad
-        _rays(tile, rows, camera, lens, 1e-6, 2.0**-52, rays)
+        fill_rays(tile, rows, camera, lens, 1e-6, 2.0**-52, rays)
         _survey(tile, n, rays, candidates, b, data[5], threshold2, ends)
         for lane in range(L):
             fill_pose(poses, b, lane, centre, 0, pose)

@@ -48,7 +48,7 @@ _CUBE = np.pad(
 
 
 @jit
-def _rays(tile: Any, rows: Any, camera: Any, lens: Any, tolerance: Any, eps: Any, rays: Any) -> None:
+def fill_rays(tile: Any, rows: Any, camera: Any, lens: Any, tolerance: Any, eps: Any, rays: Any) -> None:
     """x, y of the ray (x, y, 1) and squared weight of every point of a spread tile (`geometry.camera.unproject`).
 
     The weight is zero where the lens has no or no unique ray.
@@ -439,7 +439,7 @@ def start(
             _write(pose, 0, centre, poses, b)
             _write(pose, 0, centre, second, b)
             continue
-        _rays(tile, rows, camera, lens, 1e-6 if eps < 1e-10 else 1e-4, eps, rays)
+        fill_rays(tile, rows, camera, lens, 1e-6 if eps < 1e-10 else 1e-4, eps, rays)
         size = _sum_up(tile, rows, rays, work, form, middle)
         _quadratic_form(form, eps, omega, T)
         rotations[:] = _CUBE
