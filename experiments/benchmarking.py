@@ -1,5 +1,7 @@
 """What the benchmarks share: memory of a process of its own, tables, and a command line of presets."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import multiprocessing
@@ -8,12 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
-from matplotlib.figure import Figure
 
 from experiments import replacing, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save", "table"]
 

@@ -7,14 +7,15 @@
 tracks of a BAL file, or of another reconstruction, with its own intrinsics), `smoke`.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets import shared
@@ -28,6 +29,9 @@ from geometry.bundle import bundle
 from geometry.camera import project_camera_frame
 from geometry.nested import nested_start, nested_step
 from geometry.structure import StructureProblem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROUTES = ("backprop", "alternating", "bundle", "adam")
 COLORS = {"backprop": BLUE, "alternating": ORANGE, "bundle": "#000000", "adam": "#009E73"}
@@ -296,6 +300,8 @@ def report(outcomes: list[Outcome]) -> str:
 
 def curves(outcomes: list[Outcome], over: Literal["seconds", "iterations"]) -> Figure:
     """Cost minus the lowest, a panel for each regime, a line for each route and start."""
+    from matplotlib.figure import Figure
+
     columns = min(4, len(outcomes))
     rows = -(-len(outcomes) // columns)
     figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 2.8 * rows), layout="constrained")

@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VIEWERS = {"open3d", "plotly", "matplotlib", "playwright", "experiments.viewers", "experiments.view"}
-DRIVERS = ["pose_estimation", "structure_from_motion", "camera_calibration", "bundle_adjustment"]
+DRIVERS = [
+    "bundle_adjustment", "camera_calibration", "expert_selection", "gradient_comparison", "line_fitting",
+    "pose_estimation", "robust_pose", "structure_from_motion", "structure_routes", "sudoku",
+]  # fmt: skip
 
 PROBE = """
 import importlib, json, multiprocessing, sys
