@@ -15,7 +15,7 @@ evenly (`even`), and all from the likelier expert (`hard`).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from datasets.toy_images import SIDE, ToyImages, shape_images
 from experiments.networks import ImageNetwork, PointNetwork
 from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import Shown, curves, outline, panels
+from experiments.shape_figures import Shown, by_method, curves, outline, panels
 from experiments.shapes import CIRCLE, LINE, bounded, consensus
-from experiments.training import Training
+from experiments.training import Training, checkpoint, restore
 from geometry.selection import draw_sets, expected_loss, score_function_loss
 
 Method = Literal["esac", "separate", "unlabelled"]
@@ -184,10 +184,8 @@ def main(config: Config) -> dict:
             return run.finished
         learners = {method: Learner(method, config, run) for method in config.methods}
         generator = torch.Generator().manual_seed(config.seed)
-        if saved := run.restore():
-            generator.set_state(saved["generator"])
-            for method, learner in learners.items():
-                learner.training.load(saved[method])
+        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+        restore(run, generator, trainings)
         columns: dict[str, float] = {}
         for step in run.iterations(config.iterations):
             images, truth, kind = _on(run, shape_images(config.batch, generator))
@@ -197,9 +195,7 @@ def main(config: Config) -> dict:
                 columns[f"{method}_right_expert"] = (expert == kind).double().mean().item()
                 columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
             run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            if run.due(step):
-                states = {method: learner.training.state() for method, learner in learners.items()}
-                run.checkpoint(step, generator=generator.get_state(), **states)
+            checkpoint(run, step, generator, trainings)
         errors = test(config, run, learners)
         return run.finish(
             converged=errors[f"{config.methods[0]}_correct"] >= config.wanted,
@@ -243,11 +239,8 @@ def test(config: Config, run: Run, learners: dict[Method, Learner]) -> dict[str,
                 if how == learner.usual and method not in rows:
                     rows[method] = shown(config, log_gate, said, images, truth, kind, expert, best)
     run.figure("examples", config.iterations, panels(rows), final=True)
-    metrics: Any = run.recorded().metrics
-    drawn: dict[str, dict[str, Any]] = {
-        title: {method: metrics[f"{method}_{key}"] for method in learners}
-        for title, key in (("share of right experts", "right_expert"), ("share of correct models", "correct"))
-    }
+    titles = {"share of right experts": "right_expert", "share of correct models": "correct"}
+    drawn = by_method(run.recorded().metrics, learners, titles)
     run.figure("curves", config.iterations, curves(drawn, window=max(1, config.iterations // 20)), final=True)
     found = {name: torch.cat(parts).double().mean().item() for name, parts in shares.items()}
     return found | {f"{method}_seconds": learner.training.seconds for method, learner in learners.items()}

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from datasets.toy_images import SIDE, ToyImages, line_images
 from experiments.networks import ImageNetwork, PointNetwork
 from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import Shown, curves, outline, panels
+from experiments.shape_figures import Shown, by_method, curves, outline, panels
 from experiments.shapes import LINE, Consensus, bounded, consensus, line_at
-from experiments.training import Training
+from experiments.training import Training, checkpoint, restore
 from geometry.selection import draw_sets, expected_loss, score_function_loss, set_log_probability
 
 TEST_SEED = 2**31
@@ -141,10 +141,8 @@ def main(config: Config) -> dict:
             return run.finished
         learners = {method: Learner(method, config, run) for method in config.methods}
         generator = torch.Generator().manual_seed(config.seed)
-        if saved := run.restore():
-            generator.set_state(saved["generator"])
-            for method, learner in learners.items():
-                learner.training.load(saved[method])
+        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+        restore(run, generator, trainings)
         columns: dict[str, float] = {}
         for step in run.iterations(config.iterations):
             most = min(5, 6 * step // config.easy) if config.easy else 5
@@ -154,9 +152,7 @@ def main(config: Config) -> dict:
                 columns |= {f"{method}_loss": loss, f"{method}_px": error.median().item()}
                 columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
             run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            if run.due(step):
-                states = {method: learner.training.state() for method, learner in learners.items()}
-                run.checkpoint(step, generator=generator.get_state(), **states)
+            checkpoint(run, step, generator, trainings)
         errors = test(config, run, learners)
         shares = [errors[f"{method}_correct"] for method in config.methods]
         return run.finish(
@@ -191,11 +187,8 @@ def test(config: Config, run: Run, learners: dict[Method, Learner]) -> dict[str,
             if method not in rows:
                 rows[method] = shown(config, fit, images, truth, error)
     run.figure("examples", config.iterations, panels(rows), final=True)
-    metrics: Any = run.recorded().metrics
-    drawn: dict[str, dict[str, Any]] = {
-        title: {method: metrics[f"{method}_{key}"] for method in learners}
-        for title, key in (("share of correct lines", "correct"), ("median error (px)", "px"))
-    }
+    titles = {"share of correct lines": "correct", "median error (px)": "px"}
+    drawn = by_method(run.recorded().metrics, learners, titles)
     run.figure("curves", config.iterations, curves(drawn, window=max(1, config.iterations // 20)), final=True)
     found: dict[str, float] = {}
     for method, parts in errors.items():

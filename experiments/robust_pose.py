@@ -32,9 +32,9 @@ from experiments import replacing
 from experiments.benchmarking import table
 from experiments.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.run import Run, RunConfig, cli, skip
-from experiments.shape_figures import COLORS, curves
+from experiments.shape_figures import COLORS, by_method, curves
 from experiments.shapes import bounded
-from experiments.training import Training
+from experiments.training import Training, checkpoint, restore
 from geometry import se3
 from geometry.pnp import pnp
 from geometry.pnp_ransac import pnp_ransac
@@ -186,10 +186,8 @@ def main(config: Config) -> dict:
             return run.finished
         learners = {method: Learner(method, config, run) for method in config.methods}
         generator = torch.Generator().manual_seed(config.seed)
-        if saved := run.restore():
-            generator.set_state(saved["generator"])
-            for method, learner in learners.items():
-                learner.training.load(saved[method])
+        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+        restore(run, generator, trainings)
         columns: dict[str, float] = {}
         for step in run.iterations(config.iterations):
             shares = 0.1 + 0.8 * torch.rand(config.batch, generator=generator)
@@ -197,9 +195,7 @@ def main(config: Config) -> dict:
             for method, learner in learners.items():
                 columns |= {f"{method}_{key}": value for key, value in learner.learn(matches).items()}
             run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            if run.due(step):
-                states = {method: learner.training.state() for method, learner in learners.items()}
-                run.checkpoint(step, generator=generator.get_state(), **states)
+            checkpoint(run, step, generator, trainings)
         return finish(config, run, learners, columns, box)
 
 
@@ -335,11 +331,8 @@ def finish(
     if real:
         shown = over("budget", {"agreement on a box in a video": real}, config.real_success)
         run.figure("real", config.iterations, shown, final=True)
-    metrics: Any = run.recorded().metrics
     titles = {"loss": "loss", "chance to draw a right match": "right"}
-    drawn: dict[str, dict[str, Any]] = {
-        title: {method: metrics[f"{method}_{key}"] for method in learners} for title, key in titles.items()
-    }
+    drawn = by_method(run.recorded().metrics, learners, titles)
     run.figure("curves", config.iterations, curves(drawn, window=max(1, config.iterations // 20)), final=True)
     errors: dict[str, float] = {}
     for name in dict.fromkeys(row["odds"] for row in rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,13 @@ def panels(rows: Mapping[str, Sequence[Shown]]) -> Figure:
         labels |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
+
+
+def by_method(
+    metrics: Mapping[str, Any], methods: Iterable[str], titles: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """What `curves` draws: for each title the columns METHOD_key of metrics.csv, titles (title -> key)."""
+    return {title: {method: metrics[f"{method}_{key}"] for method in methods} for title, key in titles.items()}
 
 
 def curves(columns: Mapping[str, Mapping[str, Any]], window: int) -> Figure:

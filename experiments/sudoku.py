@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from datasets.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.figures import BLUE, GREY, ORANGE, array
 from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import curves
+from experiments.shape_figures import by_method, curves
 from experiments.training import Training
 from geometry.quadratic import quadratic_program
 
@@ -227,11 +227,8 @@ def share_right(network: nn.Module, puzzles: Puzzles) -> float:
 @torch.no_grad()
 def draw(config: Config, run: Run, learners: dict[Method, Training], puzzles: Puzzles) -> None:
     """Learning curves, and what the methods make of the first puzzles."""
-    metrics: Any = run.recorded().metrics
-    lines: dict[str, dict[str, Any]] = {
-        title: {method: metrics[f"{method}_{key}"] for method in learners}
-        for title, key in (("share of right unseen boards", "test_right"), ("training loss", "loss"))
-    }
+    metrics = run.recorded().metrics
+    lines = by_method(metrics, learners, {"share of right unseen boards": "test_right", "training loss": "loss"})
     if "optnet" in learners:
         lines["rules missing in A"] = {"optnet": metrics["rules_residual"]}
     run.figure("curves", config.iterations, curves(lines, window=1), final=True)

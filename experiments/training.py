@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Training"]
+from experiments.run import Run
+
+__all__ = ["Training", "checkpoint", "restore"]
 
 
 class Training:
@@ -55,3 +57,18 @@ class Training:
 
 
 _PARTS = ("network", "optimizer", "schedule")
+
+
+def restore(run: Run, generator: torch.Generator, trainings: Mapping[str, Training]) -> None:
+    """Set what draws the data, and methods that train side by side, to where `checkpoint` left them, if it did."""
+    if saved := run.restore():
+        generator.set_state(saved["generator"])
+        for method, training in trainings.items():
+            training.load(saved[method])
+
+
+def checkpoint(run: Run, step: int, generator: torch.Generator, trainings: Mapping[str, Training]) -> None:
+    """Save them, if this step is one to save at."""
+    if run.due(step):
+        states = {method: training.state() for method, training in trainings.items()}
+        run.checkpoint(step, generator=generator.get_state(), **states)

@@ -4,5 +4,9 @@ from typing import Any
 
 
 def without_times(summary: dict[str, Any]) -> dict[str, Any]:
-    """All of a run's summary that does not depend on the machine's load."""
-    return {key: value for key, value in summary.items() if not key.endswith("seconds")}
+    """All of a run's summary, its errors among it, that does not depend on the machine's load."""
+
+    def timeless(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if "seconds" not in key}
+
+    return timeless(summary) | {"errors": timeless(summary["errors"])}

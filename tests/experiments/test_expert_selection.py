@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from datasets.toy_images import shape_images
 from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_experts, esac_loss, main
 from experiments.shapes import CIRCLE, LINE
 from geometry.selection import expected_loss
+from tests.experiments.summaries import without_times
 
 TINY = replace(
     PRESETS["smoke"], iterations=4, alone=2, batch=4, test_images=10, log_every=2, hypotheses=8, pools=2, width=2
@@ -145,18 +145,13 @@ def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
             assert 0 <= correct <= right <= 1
 
 
-def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in summary.items() if "seconds" not in key}
-    return kept | {"errors": {key: value for key, value in summary["errors"].items() if "seconds" not in key}}
-
-
 def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Callable[..., None]) -> None:
     whole = main(replace(TINY, out=tmp_path / "whole"))
     interrupted(main, replace(TINY, out=tmp_path / "cut"), at=3)
     resumed = main(replace(TINY, out=tmp_path / "cut", resume=True))
     one, other = (tmp_path / name / "expert_selection" / "smoke-seed0" for name in ("whole", "cut"))
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    assert without_seconds(whole) == without_seconds(resumed)
+    assert without_times(whole) == without_times(resumed)
 
 
 def test_presets_are_told_apart() -> None:

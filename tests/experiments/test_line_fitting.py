@@ -16,6 +16,7 @@ from experiments import line_fitting
 from experiments.line_fitting import PRESETS, Config, Learner, main
 from experiments.networks import ImageNetwork, PointNetwork
 from experiments.shapes import LINE
+from tests.experiments.summaries import without_times
 
 TINY = replace(
     PRESETS["smoke"],
@@ -137,18 +138,13 @@ def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
     assert logged[0].startswith("step,loss,dsac_loss,dsac_px,dsac_correct")
 
 
-def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in summary.items() if "seconds" not in key}
-    return kept | {"errors": {key: value for key, value in summary["errors"].items() if "seconds" not in key}}
-
-
 def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Callable[..., None]) -> None:
     whole = main(replace(TINY, out=tmp_path / "whole"))
     interrupted(main, replace(TINY, out=tmp_path / "cut"), at=3)
     resumed = main(replace(TINY, out=tmp_path / "cut", resume=True))
     one, other = (tmp_path / name / "line_fitting" / "smoke-seed0" for name in ("whole", "cut"))
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    assert without_seconds(whole) == without_seconds(resumed)
+    assert without_times(whole) == without_times(resumed)
 
 
 def test_a_schedule_that_has_ended_is_not_prolonged(tmp_path: Path) -> None:

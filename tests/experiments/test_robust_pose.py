@@ -16,6 +16,7 @@ from experiments.robust_pose import PRESETS, Config, Learner, all_odds, drawn_ri
 from geometry import se3
 from geometry.camera import project
 from geometry.selection import draw_sets
+from tests.experiments.summaries import without_times
 
 TINY = replace(
     PRESETS["smoke"], dtype="float64", iterations=4, batch=4, width=8, points=40, pools=4, sets=2, log_every=2,
@@ -204,11 +205,6 @@ def test_odds_of_absent_matches_are_zero() -> None:
 # ---- runs ----
 
 
-def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in summary.items() if "seconds" not in key}
-    return kept | {"errors": {key: value for key, value in summary["errors"].items() if "seconds" not in key}}
-
-
 def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Callable[..., None]) -> None:
     whole = main(replace(TINY, out=tmp_path / "whole"))
     interrupted(main, replace(TINY, out=tmp_path / "cut"), at=3)
@@ -216,7 +212,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path: Path, interrup
     one, other = (tmp_path / name / "robust_pose" / "smoke-seed0" for name in ("whole", "cut"))
     for name in ("metrics.csv", "table.md"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
-    assert without_seconds(whole) == without_seconds(resumed)
+    assert without_times(whole) == without_times(resumed)
     assert whole["figures"] == ["success.png", "curves.png"]
     assert {
         f"{name}_success_8" for name in (*TINY.methods, "sampling_sharp", "ratio", "ratio_sharp", "uniform", "labels")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datasets.sudoku import Puzzles, rules, sudoku_puzzles
 from experiments.sudoku import PRESETS, Network, OptNet, learn, learner, main, right, share_right, solved
+from tests.experiments.summaries import without_times
 
 TINY = replace(
     PRESETS["smoke"],
@@ -179,11 +180,6 @@ def test_a_run_leaves_what_there_is_to_see(whole: tuple[dict[str, Any], Path]) -
     )
 
 
-def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in summary.items() if "seconds" not in key}
-    return kept | {"errors": {key: value for key, value in summary["errors"].items() if "seconds" not in key}}
-
-
 def test_an_interrupted_run_resumes_to_the_same_numbers(
     whole: tuple[dict[str, Any], Path], tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
@@ -191,7 +187,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(
     resumed = main(replace(TINY, out=tmp_path, resume=True))
     summary, folder = whole
     assert (tmp_path / "sudoku" / "smoke-seed0" / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
-    assert without_seconds(resumed) == without_seconds(summary)
+    assert without_times(resumed) == without_times(summary)
 
 
 def test_no_held_out_board_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
