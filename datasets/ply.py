@@ -1,12 +1,14 @@
-"""Points, their colours and lines between them as PLY, the way MeshLab, Open3D and CloudCompare write them."""
+"""Points, their colours, lines and triangles between them as PLY, as MeshLab, Open3D and CloudCompare write them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
-__all__ = ["Ply", "read_ply", "write_ply"]
+__all__ = ["Mesh", "Ply", "read_mesh", "read_ply", "write_mesh", "write_ply"]
 
 _COLORS = ("red", "green", "blue")
 
@@ -19,6 +21,14 @@ class Ply(NamedTuple):
     edges: np.ndarray
 
 
+class Mesh(NamedTuple):
+    """vertices (V,3) float64; faces (F,3) int64, triples of vertices; colors (V,3) uint8 of the vertices, or None."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    colors: np.ndarray | None = None
+
+
 def write_ply(
     path: Path, points3d: np.ndarray, colors: np.ndarray | None = None, edges: np.ndarray | None = None
 ) -> None:
@@ -26,15 +36,34 @@ def write_ply(
 
     A line has its first point's colour, which Open3D shows; a file of lines is what it reads as a LineSet.
     """
-    from datasets.reconstruction import replacing  # torch, which reading does not need
-
-    columns = _columns("xyz", points3d.astype("f8"))
-    elements = [_element("vertex", columns | ({} if colors is None else _columns(_COLORS, colors)))]
+    elements = [_points(points3d, colors)]
     if edges is not None:
         columns = _columns(("vertex1", "vertex2"), edges.astype("i4"))
         elements.append(_element("edge", columns | ({} if colors is None else _columns(_COLORS, colors[edges[:, 0]]))))
+    _write(path, elements)
+
+
+def write_mesh(path: Path, mesh: Mesh) -> None:
+    """A binary PLY of a mesh, vertices in double precision; whole or not at all.
+
+    Raises ValueError for vertices that are not finite (V,3), or faces that are no triples (F,3) of them.
+    """
+    _check_mesh("mesh", mesh)
+    faces = np.empty(len(mesh.faces), dtype=[("vertex_indices", "i4", (3,))])
+    faces["vertex_indices"] = mesh.faces
+    _write(path, [_points(mesh.vertices, mesh.colors), PlyElement.describe(faces, "face")])
+
+
+def _write(path: Path, elements: list[PlyElement]) -> None:
+    from datasets.reconstruction import replacing  # torch, which reading does not need
+
     with replacing(path) as temporary:
         PlyData(elements, byte_order="<").write(str(temporary))
+
+
+def _points(points3d: np.ndarray, colors: np.ndarray | None) -> PlyElement:
+    columns = _columns("xyz", points3d.astype("f8"))
+    return _element("vertex", columns | ({} if colors is None else _columns(_COLORS, colors)))
 
 
 def _columns(names: str | tuple[str, ...], values: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,22 +81,77 @@ def read_ply(path: Path) -> Ply:
 
     Raises FileNotFoundError, or ValueError naming the file: it is damaged, or has no points x, y, z.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: a PLY file wanted, found {'a folder' if path.is_dir() else 'nothing'}")
-    try:
-        ply = PlyData.read(str(path), mmap=False)  # mapped, a file that is written anew would change under us
-        vertices = ply["vertex"]
-        points3d = np.stack([np.asarray(vertices[name], dtype=np.float64) for name in "xyz"], axis=-1)
-        names = {p.name for p in vertices.properties}
-        colors = np.stack([vertices[name] for name in _COLORS], axis=-1) if names.issuperset(_COLORS) else None
+    with _reading(path) as ply:
+        points3d, colors = _vertices(ply)
         edges = np.zeros((0, 2), np.int64)
         if "edge" in ply:
             edges = np.stack([np.asarray(ply["edge"][f"vertex{i}"], dtype=np.int64) for i in (1, 2)], axis=-1)
+    _check_indices(f"{path}: an edge", edges, len(points3d))
+    return Ply(points3d, colors, edges)
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Vertices, their colours and triangles; a polygon of more corners becomes a fan of them, which is right if convex.
+
+    Triangles stand first, in the file's order, then what quadrangles became, and so on. Normals and texture
+    coordinates are ignored. Raises FileNotFoundError, or ValueError naming the file: it is damaged, is a cloud of
+    points without faces, has a vertex that is not finite, or a face that names fewer than 3 vertices or one that is
+    not there.
+    """
+    with _reading(path) as ply:
+        vertices, colors = _vertices(ply)
+        if "face" not in ply:
+            raise ValueError("it has points, but no faces")
+        names = {p.name for p in ply["face"].properties}
+        lists = ply["face"]["vertex_index" if "vertex_index" in names else "vertex_indices"]
+        corners = np.fromiter(map(len, lists), np.int64, len(lists))
+        if corners.size and corners.min() < 3:
+            raise ValueError(f"face {corners.argmin()} has {corners.min()} corners")
+        faces = [np.zeros((0, 3), np.int64)]
+        for count in np.unique(corners):
+            polygons = np.stack(lists[corners == count]).astype(np.int64)
+            first = np.broadcast_to(polygons[:, :1], (len(polygons), count - 2))
+            faces.append(np.stack([first, polygons[:, 1:-1], polygons[:, 2:]], axis=-1).reshape(-1, 3))
+    mesh = Mesh(vertices, np.concatenate(faces), colors)
+    _check_mesh(str(path), mesh)
+    return mesh
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[PlyData]:
+    """The opened file; what goes wrong with it in the block becomes one ValueError that names it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: a PLY file wanted, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        yield PlyData.read(str(path), mmap=False)  # mapped, a file that is written anew would change under us
     except (PlyParseError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} is no PLY with points x, y, z that can be read: {error}") from None
-    if edges.size and not (edges.min() >= 0 and edges.max() < len(points3d)):
-        raise ValueError(f"{path}: an edge names a point that is not among the {len(points3d)}")
-    if colors is not None and colors.dtype != np.uint8:  # fractions, or 16 bits
+
+
+def _vertices(ply: PlyData) -> tuple[np.ndarray, np.ndarray | None]:
+    """Points (N,3) float64 and colours (N,3) uint8, if there are."""
+    vertices = ply["vertex"]
+    points3d = np.stack([np.asarray(vertices[name], dtype=np.float64) for name in "xyz"], axis=-1)
+    if not {p.name for p in vertices.properties}.issuperset(_COLORS):
+        return points3d, None
+    colors = np.stack([vertices[name] for name in _COLORS], axis=-1)
+    if colors.dtype != np.uint8:  # fractions, or 16 bits
         whole = 255.0 if colors.dtype.kind == "f" else 255.0 / np.iinfo(colors.dtype).max
         colors = np.rint(np.nan_to_num(colors * whole).clip(0, 255)).astype(np.uint8)
-    return Ply(points3d, colors, edges)
+    return points3d, colors
+
+
+def _check_mesh(where: str, mesh: Mesh) -> None:
+    for name, value in mesh._asdict().items():
+        shape = (len(mesh.faces if name == "faces" else mesh.vertices), 3)
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{where}: {name} of shape {shape} wanted, found {np.shape(value)}")
+    bad = np.flatnonzero(~np.isfinite(mesh.vertices).all(-1))
+    if bad.size:
+        raise ValueError(f"{where}, vertex {bad[0]}: finite numbers wanted, found {mesh.vertices[bad[0]].tolist()}")
+    _check_indices(f"{where}: a face", mesh.faces, len(mesh.vertices))
+
+
+def _check_indices(what: str, indices: np.ndarray, count: int) -> None:
+    if indices.size and not (indices.min() >= 0 and indices.max() < count):
+        raise ValueError(f"{what} names a point that is not among the {count}")

@@ -295,10 +295,20 @@ class Run:
         """A figure for TensorBoard; the `final` one also becomes <tag>.png in the run folder."""
         png = io.BytesIO()
         figure.savefig(png, dpi=150 if final else 80, format="png")
-        self._board.picture(tag, step, png.getvalue())
+        self._show(tag, step, png.getvalue(), final)
+
+    @_counted
+    def picture(self, tag: str, step: int, picture: np.ndarray, final: bool = False) -> None:
+        """The same for a picture (H,W,3) uint8, RGB."""
+        import cv2
+
+        self._show(tag, step, cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), final)
+
+    def _show(self, tag: str, step: int, png: bytes, final: bool) -> None:
+        self._board.picture(tag, step, png)
         if final:
             with replacing(self.folder / f"{tag.replace('/', '_')}.png") as temporary:
-                temporary.write_bytes(png.getvalue())
+                temporary.write_bytes(png)
 
     @_counted
     def save_points(self, name: str, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:

@@ -1,0 +1,305 @@
+"""Object poses from pictures, end to end (paper, section 5): the pose loss trains the network through PnP.
+
+A network predicts a heatmap for each keypoint of an object; their expected coordinates go through PnP. The presets are
+the losses: `heatmap` (l_h), `default` (l_m = l_h + beta l_proj), `pose` (l_p = l_reg + beta l_proj), `monte_carlo`
+(EPro-PnP's) and `linear_covariance`; `linemod` is l_m on LINEMOD or any data set in BOP's layout (--data); `smoke`.
+Without --data a small set is rendered, once, beside the results.
+
+Two processes on one training: torchrun --nproc-per-node 2 -m experiments.object_pose default. The trained estimator is
+the run's estimator.pt, for python -m experiments.predict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+
+from datasets.bop import Instance, Model, read_models, read_split, write_results
+from experiments import replacing, write_json
+from experiments.distributed import Group, joined
+from experiments.pose_crops import Batches, Crops, crop_loader, read_picture
+from experiments.pose_estimator import Network, PoseEstimator
+from experiments.pose_evaluation import evaluate
+from experiments.pose_network import load_backbone
+from experiments.pose_table import report, summarize
+from experiments.pose_training import Objective, training_step
+from experiments.run import Run, RunConfig, cli, skip
+from experiments.training import Training
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    objective: Annotated[Objective, tyro.conf.arg(name="")] = field(default_factory=Objective)
+    network: Annotated[Network, tyro.conf.arg(name="")] = field(default_factory=Network)
+    data: Path | None = None
+    """A data set in BOP's layout; left out, one is rendered to OUT/data."""
+    train: str = "train"
+    """The split to learn from: train_pbr, train_real, ..."""
+    test: str = "test"
+    """The split to evaluate on."""
+    objects: tuple[int, ...] = ()
+    """Numbers of the objects; left out, all there are."""
+    pictures: int = 1000
+    """Of each object, to learn from, where the data set is rendered."""
+    weights: Path | None = None
+    """A file of weights for the backbone, of torchvision's ResNet or our own; wants --width 64 --norm batch."""
+    iterations: int = 4000
+    """Steps of the training; over them the learning rate rises and falls."""
+    batch: int = 24
+    """Crops a step, of all processes together."""
+    learning_rate: float = 3e-3
+    """The highest of its cycle."""
+    validations: int = 8
+    """How often in a training one crop in twenty, kept from the training, is evaluated."""
+    patience: int = 4
+    """Stop after so many validations without a better one; what is kept is the best."""
+    workers: int = 1
+    """Processes that load and augment crops."""
+    log_every: int = 100
+    """Iterations between checkpoints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.pictures, self.iterations, self.batch, self.validations, self.patience) < 1:
+            raise ValueError("pictures, iterations, batch, validations and patience must be at least 1")
+        if self.network.size % 32 or self.network.size < 32:
+            raise ValueError(f"size must be a multiple of 32, not {self.network.size}")
+
+
+PRESETS = {
+    "default": Config(preset="default"),
+    "heatmap": Config(preset="heatmap", objective=Objective(loss="heatmap")),
+    "pose": Config(preset="pose", objective=Objective(loss="pose")),
+    "monte_carlo": Config(preset="monte_carlo", objective=Objective(loss="monte_carlo")),
+    "linear_covariance": Config(preset="linear_covariance", objective=Objective(loss="linear_covariance")),
+    "linemod": Config(
+        preset="linemod", train="train_pbr", iterations=100_000, network=Network(256, 16, "resnet34", 64, "batch"),
+        workers=8, validations=20, log_every=1000,
+    ),
+    "smoke": Config(
+        preset="smoke", pictures=12, iterations=6, batch=4, validations=2, log_every=2,
+        network=Network(64, 8, "resnet10", 8),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """Models by number, and the instances of the three parts."""
+
+    models: dict[int, Model]
+    train: list[Instance]
+    validation: list[Instance]
+    test: list[Instance]
+
+
+def read_data(config: Config, group: Group) -> Data:
+    """What `config` names; the data set rendered first, by one process, where it names none."""
+    folder = config.data
+    if folder is None:
+        from datasets.bop_generated import generate
+
+        test = max(config.pictures * 3 // 20, 2)
+        folder = config.out / "data" / f"bop-{config.pictures}-{test}"
+        if group.rank == 0:
+            generate(folder, train=config.pictures, test=test)
+        group.shared(None)
+    elif not folder.is_dir():
+        skip(f"{folder} does not exist: --data wants the folder of a data set in BOP's layout (bop.felk.cvut.cz)")
+    models = read_models(folder, config.objects or None)
+    known, unseen = (read_split(folder, split, models) for split in (config.train, config.test))
+    return Data(models, [some for i, some in enumerate(known) if i % 20], known[::20][:1000], unseen)
+
+
+class Trainer:
+    """The estimator, how it is trained, and the best that a validation found of it."""
+
+    def __init__(self, config: Config, data: Data, group: Group, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.data, self.group, self.device, self.dtype = config, data, group, device, dtype
+        self.estimator = PoseEstimator.of_models(config.network, data.models)
+        if config.weights:
+            load_backbone(self.estimator.network, config.weights)
+        self.estimator.to(device)
+        self.network = group.wrap(self.estimator.network)
+        self.training = Training(self.estimator.network, config.learning_rate, config.iterations)
+        self.best, self.best_score, self.since = self.estimator.network.state_dict(), -1.0, 0
+        self.seconds = {"waiting": 0.0, "pose_loss": 0.0, "steps": 0.0}
+
+    def state(self) -> dict[str, Any]:
+        """For `Run.checkpoint`."""
+        kept = {name: getattr(self, name) for name in ("best", "best_score", "since", "seconds")}
+        return kept | {"training": self.training.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.training.load(state["training"])
+        for name in ("best", "best_score", "since", "seconds"):
+            setattr(self, name, state[name])
+
+    def steps(self, start: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """Train from iteration `start` on, and give each one's metrics; ends early where the validations say so.
+
+        All that is random in an iteration depends on its number, the seed and the process alone, so that a resumed
+        training goes on as if it had never stopped.
+        """
+        config, group = self.config, self.group
+        crops = Crops(self.data.train, self.estimator.objects, config.network.size, config.seed)
+        batches = Batches(len(crops), config.batch, config.seed, start, config.iterations, group.rank, group.world)
+        loader = iter(crop_loader(crops, batches, config.workers, augmented=True))
+        generator = torch.Generator(self.device)
+        for step in range(start, config.iterations):
+            if self.since >= config.patience:
+                return
+            begun = time.perf_counter()
+            batch = next(loader).to(self.device)
+            self.seconds["waiting"] += time.perf_counter() - begun
+            self.network.train()
+            generator.manual_seed(((config.seed * 1_000_003) + step) * group.world + group.rank)
+            found = training_step(
+                self.estimator, self.network, batch, config.objective, step / config.iterations, self.dtype, generator
+            )
+            self.training.step(found.loss)
+            self.seconds["pose_loss"] += found.pose_seconds
+            self.seconds["steps"] += time.perf_counter() - begun
+            values = group.mean(torch.stack([value.detach().double() for value in found[:4]]))
+            if self.validates(step):
+                self.validate()
+            names = ("loss", "heatmap_loss", "pose_loss", "keypoint_px")
+            yield step, dict(zip(names, values.tolist(), strict=True)) | {"validation": self.best_score}
+
+    def validates(self, step: int) -> bool:
+        """Whether this step ends with a validation."""
+        every = -(-self.config.iterations // self.config.validations)
+        return (step + 1) % every == 0 or step + 1 == self.config.iterations
+
+    def validate(self) -> None:
+        """Keep the network if it is the best so far on the crops that are held back."""
+        score = self.group.shared(self._validation_score() if self.group.rank == 0 else None)
+        self.since += 1
+        if score > self.best_score:
+            state = self.estimator.network.state_dict()
+            self.best = {name: value.detach().clone() for name, value in state.items()}
+            self.best_score, self.since = score, 0
+
+    def _validation_score(self) -> float:
+        """Mean share of poses that place the keypoints, symmetries aside, within 0.02, 0.05 and 0.1 diameters."""
+        instances, errors = self.data.validation, []
+        position = {number: i for i, number in enumerate(self.estimator.objects)}
+        estimates = self.estimator.estimate(instances, precision=self.config.objective.precision)
+        for some, found in zip(instances, estimates, strict=True):
+            i = position[some.object]
+            points3d = self.estimator.keypoints3d[i].cpu().numpy()
+            poses = some.pose @ self.estimator.symmetries[i].cpu().numpy()
+            error = _placed(found.estimate.pose, points3d) - _placed(poses, points3d)
+            distance = np.linalg.norm(error, axis=-1).mean(-1).min() / self.estimator.diameters[i].item()
+            errors.append(distance if np.isfinite(distance) else np.inf)
+        return float(np.mean([np.mean(np.array(errors) < limit) for limit in (0.02, 0.05, 0.1)]))
+
+
+def _placed(poses: np.ndarray, points3d: np.ndarray) -> np.ndarray:
+    """Points (N,3) in the camera's frame, (…,N,3)."""
+    return points3d @ np.swapaxes(poses[..., :3, :3], -1, -2) + poses[..., None, :3, 3]
+
+
+def overlays(trainer: Trainer, instances: Sequence[Instance], columns: int = 4) -> np.ndarray:
+    """Pictures of instances with what is estimated, in blue, and the truth, in orange."""
+    from experiments.pose_overlay import overlay, sheet
+
+    pictures, captions = [], []
+    for some, (estimate, keypoints2d) in zip(instances, trainer.estimator.estimate(instances), strict=True):
+        model = trainer.data.models[some.object]
+        picture = read_picture(some.path)
+        pictures.append(overlay(picture, model, estimate.pose, some.K, some.pose, keypoints2d))
+        captions.append(f"object {some.object}, picture {some.image}")
+    return sheet(pictures, captions, columns)
+
+
+def evaluated(trainer: Trainer, run: Run) -> tuple[dict[str, float], float]:
+    """The test split's scores, for the mean over objects, and the share of instances with a pose.
+
+    Writes results.csv as BOP evaluates it (to be named METHOD_DATASET-SPLIT.csv there), scores.json and table.md.
+    """
+    test = trainer.data.test
+    precision = trainer.config.objective.precision
+    estimates = [found.estimate for found in trainer.estimator.estimate(test, precision=precision)]
+    posed = [estimate for estimate in estimates if np.isfinite(estimate.pose).all()]
+    write_results(run.folder / "results.csv", posed)
+    records = evaluate(posed, test, trainer.data.models, with_vsd=all(some.depth for some in test))
+    table = summarize({trainer.config.objective.loss: records})
+    write_json(run.folder / "scores.json", table)
+    with replacing(run.folder / "table.md") as temporary:
+        temporary.write_text(report(table))
+    return table[trainer.config.objective.loss]["mean"], len(posed) / len(test)
+
+
+def main(config: Config) -> dict[str, Any] | None:
+    device = torch.device(config.device)
+    with joined(device) as group:
+        data = read_data(config, group)
+        if group.rank > 0:
+            follow(config, data, group, device)
+            return None
+        return lead(config, data, group, device)
+
+
+def lead(config: Config, data: Data, group: Group, device: torch.device) -> dict[str, Any]:
+    """Train, evaluate and write: what process 0 does."""
+    with Run("object_pose", config) as run:
+        if run.finished:
+            group.shared(None)
+            return run.finished
+        trainer = Trainer(config, data, group, device, run.dtype)
+        saved = run.restore()
+        group.shared((run.start, saved))
+        if saved:
+            trainer.load(saved)
+        loss = torch.nan
+        iterations = run.iterations(config.iterations)
+        shown = data.validation[:: max(len(data.validation) // _SHOWN, 1)][:_SHOWN]
+        for step, metrics in trainer.steps(run.start):
+            next(iterations, None)
+            loss = metrics["loss"]
+            run.log(step, **metrics)
+            if run.due(step):
+                run.checkpoint(step, **trainer.state())
+            if trainer.validates(step):
+                run.picture("validation", step, overlays(trainer, shown))
+        trainer.estimator.network.load_state_dict(trainer.best)
+        trainer.estimator.save(run.folder / "estimator.pt")
+        found, posed = evaluated(trainer, run)
+        some = data.test[:: max(len(data.test) // _SHOWN, 1)][:_SHOWN]
+        run.picture("test", config.iterations, overlays(trainer, some), final=True)
+        seconds = trainer.seconds
+        shares = {f"{name}_share": seconds[name] / max(seconds["steps"], 1e-9) for name in ("waiting", "pose_loss")}
+        return run.finish(
+            converged=posed > 0.99, iterations=config.iterations, loss=loss, errors=found | {"posed": posed} | shares,
+            note=f"ADD(-S) at 0.1 d: {found['add_0.1d']:.1%} of {len(data.test)} test crops", picture="test",
+        )  # fmt: skip
+
+
+def follow(config: Config, data: Data, group: Group, device: torch.device) -> None:
+    """Train as the other processes do, in step with process 0."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(config, data, group, device, getattr(torch, config.dtype))
+    told = group.shared(None)
+    if told is None:
+        return
+    start, saved = told
+    if saved:
+        trainer.load(saved)
+    for _ in trainer.steps(start):
+        pass
+
+
+if __name__ == "__main__":
+    main(cli(__doc__, PRESETS))
