@@ -67,11 +67,10 @@ def render(
     """A picture of meshes under parallel lights that cast shadows; its depth and meshes are those of `render_depth`.
 
     Lambert's diffuse and Blinn's specular reflection (Blinn, SIGGRAPH 1977) on normals and vertex colours interpolated
-    over each face, plus `ambient` (a number or one a channel) of light from everywhere. A pixel has one ray,
-    or the mean of four where colours vary around it (Whitted, CACM 1980). Colours are encoded with a gamma of 2, near
-    enough to sRGB's and no more than a square root.
-    A mesh has smooth normals wherever its faces share vertices, and an edge where they do not. `background` (H,W,3)
-    uint8 is what pixels show where nothing is, else black.
+    over each face, plus `ambient` (a number or one a channel) of light from everywhere. A pixel has one ray, or
+    the mean of four where colours vary around it (Whitted, CACM 1980). Colours are encoded with a gamma of 2, near
+    enough to sRGB's and no more than a square root. A mesh has smooth normals wherever its faces share vertices, and
+    an edge where they do not. `background` (H,W,3) uint8 is what pixels show where nothing is, else black.
 
     Raises ValueError as `render_depth` does, and for a background of another size.
     """

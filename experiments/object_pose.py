@@ -51,8 +51,8 @@ class Config(RunConfig):
     pictures: int = 1000
     """Of each object, to learn from, where the data set is rendered."""
     weights: Path | None = None
-    """A file of weights for the backbone, of torchvision's ResNet or our own; wants --width 64 --norm batch."""
-    iterations: int = 4000
+    """A file of weights for the backbone, of torchvision's ResNet or our own; wants --width 64."""
+    iterations: int = 6000
     """Steps of the training; over them the learning rate rises and falls."""
     batch: int = 24
     """Crops a step, of all processes together."""
@@ -82,7 +82,7 @@ PRESETS = {
     "monte_carlo": Config(preset="monte_carlo", objective=Objective(loss="monte_carlo")),
     "linear_covariance": Config(preset="linear_covariance", objective=Objective(loss="linear_covariance")),
     "linemod": Config(
-        preset="linemod", train="train_pbr", iterations=100_000, network=Network(256, 16, "resnet34", 64, "batch"),
+        preset="linemod", train="train_pbr", iterations=100_000, network=Network(256, 24, "resnet34", 64),
         workers=8, validations=20, log_every=1000,
     ),
     "smoke": Config(
@@ -104,7 +104,9 @@ class Data:
 
 def read_data(config: Config, group: Group) -> Data:
     """What `config` names; the data set rendered first, by one process, where it names none."""
-    folder = config.data
+    folder, wanted = config.data, "--data wants the folder of a data set in BOP's layout (bop.felk.cvut.cz)"
+    if folder is None and config.train != "train":
+        skip(f"{wanted}: the one that is rendered has no split {config.train}")
     if folder is None:
         from datasets.bop_generated import generate
 
@@ -114,7 +116,7 @@ def read_data(config: Config, group: Group) -> Data:
             generate(folder, train=config.pictures, test=test)
         group.shared(None)
     elif not folder.is_dir():
-        skip(f"{folder} does not exist: --data wants the folder of a data set in BOP's layout (bop.felk.cvut.cz)")
+        skip(f"{folder} does not exist: {wanted}")
     models = read_models(folder, config.objects or None)
     known, unseen = (read_split(folder, split, models) for split in (config.train, config.test))
     return Data(models, [some for i, some in enumerate(known) if i % 20], known[::20][:1000], unseen)
@@ -210,15 +212,20 @@ def _placed(poses: np.ndarray, points3d: np.ndarray) -> np.ndarray:
     return points3d @ np.swapaxes(poses[..., :3, :3], -1, -2) + poses[..., None, :3, 3]
 
 
+def spread_out(instances: Sequence[Instance], count: int) -> Sequence[Instance]:
+    """About `count` of them, evenly spread."""
+    return instances[:: max(len(instances) // count, 1)][:count]
+
+
 def overlays(trainer: Trainer, instances: Sequence[Instance], columns: int = 4) -> np.ndarray:
     """Pictures of instances with what is estimated, in blue, and the truth, in orange."""
     from experiments.pose_overlay import overlay, sheet
 
     pictures, captions = [], []
-    for some, (estimate, keypoints2d) in zip(instances, trainer.estimator.estimate(instances), strict=True):
+    for some, found in zip(instances, trainer.estimator.estimate(instances), strict=True):
         model = trainer.data.models[some.object]
         picture = read_picture(some.path)
-        pictures.append(overlay(picture, model, estimate.pose, some.K, some.pose, keypoints2d))
+        pictures.append(overlay(picture, model, found.estimate.pose, some.K, some.pose, found.keypoints2d))
         captions.append(f"object {some.object}, picture {some.image}")
     return sheet(pictures, captions, columns)
 
@@ -254,34 +261,33 @@ def main(config: Config) -> dict[str, Any] | None:
 def lead(config: Config, data: Data, group: Group, device: torch.device) -> dict[str, Any]:
     """Train, evaluate and write: what process 0 does."""
     with Run("object_pose", config) as run:
-        if run.finished:
-            group.shared(None)
-            return run.finished
+        if finished := group.shared(run.finished):
+            return finished
         trainer = Trainer(config, data, group, device, run.dtype)
         saved = run.restore()
         group.shared((run.start, saved))
+        loss, step = torch.nan, run.start - 1
         if saved:
             trainer.load(saved)
-        loss = torch.nan
+            loss = saved["loss"]
         iterations = run.iterations(config.iterations)
-        shown = data.validation[:: max(len(data.validation) // _SHOWN, 1)][:_SHOWN]
+        shown = spread_out(data.validation, _SHOWN // 2)
         for step, metrics in trainer.steps(run.start):
             next(iterations, None)
             loss = metrics["loss"]
             run.log(step, **metrics)
             if run.due(step):
-                run.checkpoint(step, **trainer.state())
+                run.checkpoint(step, loss=loss, **trainer.state())
             if trainer.validates(step):
                 run.picture("validation", step, overlays(trainer, shown))
         trainer.estimator.network.load_state_dict(trainer.best)
         trainer.estimator.save(run.folder / "estimator.pt")
         found, posed = evaluated(trainer, run)
-        some = data.test[:: max(len(data.test) // _SHOWN, 1)][:_SHOWN]
-        run.picture("test", config.iterations, overlays(trainer, some), final=True)
+        run.picture("test", step + 1, overlays(trainer, spread_out(data.test, _SHOWN)), final=True)
         seconds = trainer.seconds
         shares = {f"{name}_share": seconds[name] / max(seconds["steps"], 1e-9) for name in ("waiting", "pose_loss")}
         return run.finish(
-            converged=posed > 0.99, iterations=config.iterations, loss=loss, errors=found | {"posed": posed} | shares,
+            converged=posed > 0.99, iterations=step + 1, loss=loss, errors=found | {"posed": posed} | shares,
             note=f"ADD(-S) at 0.1 d: {found['add_0.1d']:.1%} of {len(data.test)} test crops", picture="test",
         )  # fmt: skip
 
@@ -290,11 +296,10 @@ def follow(config: Config, data: Data, group: Group, device: torch.device) -> No
     """Train as the other processes do, in step with process 0."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    trainer = Trainer(config, data, group, device, getattr(torch, config.dtype))
-    told = group.shared(None)
-    if told is None:
+    if group.shared(None):
         return
-    start, saved = told
+    trainer = Trainer(config, data, group, device, getattr(torch, config.dtype))
+    start, saved = group.shared(None)
     if saved:
         trainer.load(saved)
     for _ in trainer.steps(start):

@@ -6,7 +6,7 @@ scaling is an affine map of pixels, A, so that the crop is a picture of its own,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ def read_picture(path: Any) -> np.ndarray:
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if picture is None:
         raise ValueError(f"{path}: a picture wanted, found {'something else' if path.exists() else 'nothing'}")
-    return picture[..., ::-1]
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def cut(picture: np.ndarray, A: np.ndarray, size: int) -> np.ndarray:
@@ -86,13 +86,15 @@ class Crops(Dataset):
 
     The boxes of training are moved by up to `shift` of their longer side and scaled by up to `zoom`, as a detector's
     might be. What is drawn depends on (seed, draw, row) alone: on no worker, process, order or resumption.
+    read: what makes a picture (H,W,3) of an instance's path.
     """
 
     def __init__(
         self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0,
-        shift: float = 0.08, zoom: float = 0.15,
+        shift: float = 0.08, zoom: float = 0.15, read: Callable[[Any], np.ndarray] = read_picture,
     ) -> None:  # fmt: skip
         self.instances, self.size, self.seed, self.shift, self.zoom = instances, size, seed, shift, zoom
+        self.read = read
         self.position = {number: i for i, number in enumerate(objects)}
 
     def __len__(self) -> int:
@@ -110,7 +112,7 @@ class Crops(Dataset):
             box[:2] += self.shift * side * np.array([dx, dy]) - (grown - box[2:]) / 2
             box[2:] = grown
         A = crop_map(box.tolist(), self.size)
-        image = cut(read_picture(instance.path), A, self.size)
+        image = cut(self.read(instance.path), A, self.size)
         return int(generator.integers(2**62)), CropBatch(
             torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(A @ instance.K), torch.from_numpy(instance.pose),
             torch.tensor(self.position[instance.object]), torch.tensor(row),
@@ -145,13 +147,15 @@ class Batches(Sampler):
 
 def crop_loader(crops: Crops, batches: Iterable[list[Any]], workers: int, augmented: bool = False) -> DataLoader:
     """`CropBatch`es in order, made ahead by `workers` processes; with none, when they are asked for."""
+    if workers:
+        _one_thread()  # a forked worker would wait for ever for threads of OpenCV's that it does not have
     return DataLoader(
         crops, batch_sampler=batches, num_workers=workers, collate_fn=Collate(augmented),
         pin_memory=torch.cuda.is_available(), prefetch_factor=4 if workers else None, worker_init_fn=_one_thread,
     )  # fmt: skip
 
 
-def _one_thread(_: int) -> None:
+def _one_thread(_: int = 0) -> None:
     import cv2
 
     cv2.setNumThreads(1)

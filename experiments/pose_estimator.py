@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datasets.bop import Estimate, Instance, Model
 from experiments import replacing
-from experiments.pose_crops import CropBatch, Crops, crop_loader
+from experiments.pose_crops import CropBatch, Crops, crop_loader, read_picture
 from experiments.pose_network import Heatmaps, KeypointNetwork, read_heatmaps
 from geometry.pnp import pnp
 
@@ -29,23 +29,27 @@ class Network:
 
     size: int = 96
     """Side of the crops in pixels, a multiple of 32."""
-    keypoints: int = 12
+    keypoints: int = 24
     """Of each object: points of its mesh farthest from each other."""
     backbone: Literal["resnet10", "resnet18", "resnet34"] = "resnet18"
     """Depth of the residual network."""
     width: int = 32
     """Channels of its first stage; 64 as published."""
-    norm: Literal["group", "batch"] = "group"
-    """Normalisation; published weights want batch."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation; group is slower, and the same for any number of processes."""
     weighted: bool = True
     """PnP weighs each keypoint by the inverse spread of its heatmap."""
 
 
 class Estimated(NamedTuple):
-    """An instance's estimate and the keypoints (N,2) it was made of, in pixels of the picture."""
+    """An instance's estimate and the keypoints (N,2) it was made of, with their heatmaps' standard deviations (N,2).
+
+    In pixels of the picture.
+    """
 
     estimate: Estimate
     keypoints2d: np.ndarray
+    deviation: np.ndarray
 
 
 class PoseEstimator(nn.Module):
@@ -95,12 +99,17 @@ class PoseEstimator(nn.Module):
 
     @torch.no_grad()
     def estimate(
-        self, instances: Sequence[Instance], *, precision: Precision = "float32", workers: int = 0
+        self,
+        instances: Sequence[Instance],
+        *,
+        precision: Precision = "float32",
+        workers: int = 0,
+        read: Callable[[Any], np.ndarray] = read_picture,
     ) -> Iterator[Estimated]:
         """An estimate for each instance, in order, from its picture, K, object and box; its pose is not looked at.
 
         score: the inverse of the spread of the heatmaps, in 1 / px of the crop. time: -1, as BOP has it where it was
-        not measured. A pose that PnP did not find is NaN.
+        not measured. A pose that PnP did not find is NaN. read: what makes a picture (H,W,3) of an instance's path.
         """
         self.eval()
         device = self.keypoints3d.device
@@ -108,7 +117,7 @@ class PoseEstimator(nn.Module):
         batches: list[list[tuple[int | None, int]]] = [
             [(None, row) for row in rows[first : first + _BATCH]] for first in rows[::_BATCH]
         ]
-        for batch in crop_loader(Crops(instances, self.objects, self.setup.size), batches, workers):
+        for batch in crop_loader(Crops(instances, self.objects, self.setup.size, read=read), batches, workers):
             crops = batch.to(device)
             heatmaps = read_heatmaps(logits_of(self.network, crops, precision))
             poses, converged = self.pose(heatmaps, crops)
@@ -116,12 +125,13 @@ class PoseEstimator(nn.Module):
             spread = heatmaps.deviation.mean((1, 2))
             back = torch.linalg.inv(crops.K @ torch.linalg.inv(_matrices(instances, batch.rows).to(crops.K)))
             points2d = heatmaps.points2d.double() @ back[:, :2, :2].mT + back[:, None, :2, 2]
+            deviation = heatmaps.deviation.double() * back.diagonal(dim1=-2, dim2=-1)[:, None, :2]
             for i, row in enumerate(batch.rows.tolist()):
                 some = instances[row]
                 estimate = Estimate(
                     some.scene, some.image, some.object, 1 / spread[i].item(), poses[i].double().cpu().numpy(), -1.0
                 )
-                yield Estimated(estimate, points2d[i].cpu().numpy())
+                yield Estimated(estimate, points2d[i].cpu().numpy(), deviation[i].cpu().numpy())
 
 
 def _matrices(instances: Sequence[Instance], rows: Tensor) -> Tensor:
@@ -146,9 +156,8 @@ def load_estimator(path: Path, device: torch.device | str = "cpu") -> PoseEstima
     except FileNotFoundError:
         raise
     except Exception as error:  # pickle, zip and torch each have their own
-        raise ValueError(
-            f"{path}: the estimator of an object_pose run wanted, found something else: {error}"
-        ) from error
+        found = f"something else ({type(error).__name__})"  # torch's message is many lines
+        raise ValueError(f"{path}: the estimator of an object_pose run wanted, found {found}") from error
     return estimator.to(device)
 
 

@@ -11,8 +11,9 @@ The losses of section 5 of "End-to-End Learnable Geometric Vision by Backpropaga
 
 Two terms of different units, one of which runs through a solver, are what breaks such trainings: a beta that is right
 late is ruinous early, when the keypoints hardly determine a pose. With `balance="robust"` each pose loss is in pixels
-of the crop, or a logarithm of a density, robust to outliers; beta rises from zero once the keypoints are about right;
-and no sample pulls at its keypoints with more force than all of them at one unit each (`pulled_at_most`), however
+of the crop, or a logarithm of a density, robust to outliers; beta rises from zero once l_h has brought the keypoints
+about right (for l_p as well, which l_h leaves as beta rises: keypoints that are all in one place have no pose); and no
+sample pulls at its keypoints with more force than all of them at one unit each (`pulled_at_most`), however
 ill-conditioned its pose. With `balance="paper"` l_proj is the sum of squares as published, from the first step.
 """
 
@@ -33,14 +34,12 @@ from geometry.pnp import pnp
 from geometry.probabilistic import linear_covariance_loss, monte_carlo_pose_loss
 
 __all__ = [
-    "BALANCES", "LOSSES", "Balance", "Loss", "Target", "beta_at", "heatmap_loss", "pose_loss", "pulled_at_most",
+    "Balance", "Loss", "Target", "heatmap_loss", "pose_loss", "pulled_at_most", "ramp",
     "regularisation", "solve_pose", "target_of",
 ]  # fmt: skip
 
 Loss = Literal["heatmap", "mixture", "pose", "monte_carlo", "linear_covariance"]
 Balance = Literal["robust", "paper"]
-LOSSES: tuple[Loss, ...] = ("heatmap", "mixture", "pose", "monte_carlo", "linear_covariance")
-BALANCES: tuple[Balance, ...] = ("robust", "paper")
 
 
 class Target(NamedTuple):
@@ -81,9 +80,10 @@ def heatmap_loss(logits: Tensor, cells: Tensor, sigma: float) -> Tensor:
     """
     B, N, H, W = logits.shape
     gaussian = _gaussians(cells.to(logits.dtype), sigma, (H, W)).view(B * N, H * W)
-    crossed = cross_entropy(logits.reshape(B * N, H * W), gaussian, reduction="none")
-    entropy = -torch.xlogy(gaussian, gaussian).sum(-1)
-    return (crossed - entropy).view(B, N).mean(1)
+    crossed = cross_entropy(logits.reshape(B * N, H * W), gaussian, reduction="none").view(B, N)
+    sides = (gaussian.view(B, N, H, W).sum(side) for side in (-1, -2))  # a Gaussian is the product of its sums
+    entropy = -sum(torch.xlogy(side, side).sum(-1) for side in sides)
+    return (crossed - entropy).mean(1)
 
 
 def regularisation(heatmaps: Heatmaps, sigma: float) -> Tensor:
@@ -169,7 +169,7 @@ def pulled_at_most(loss: Callable[[Tensor, Tensor], Tensor], points2d: Tensor, d
     return value.detach() + (gradient * moved).sum((0, 2, 3))
 
 
-def beta_at(progress: float, beta: float, warm_up: tuple[float, float]) -> float:
-    """beta after the fraction `progress` of training: zero until warm_up[0], rising in a line to beta at warm_up[1]."""
+def ramp(progress: float, warm_up: tuple[float, float]) -> float:
+    """Zero until the fraction warm_up[0] of the training, one from warm_up[1] on, a line between."""
     first, last = warm_up
-    return beta * min(max((progress - first) / max(last - first, 1e-9), 0.0), 1.0)
+    return min(max((progress - first) / max(last - first, 1e-9), 0.0), 1.0)

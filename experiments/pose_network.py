@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 __all__ = ["STRIDE", "Heatmaps", "KeypointNetwork", "cells_of", "load_backbone", "read_heatmaps"]
 
-STRIDE = 2
+STRIDE = 4
 """Pixels of the crop along either side of a cell of the heatmaps."""
 
 _LAYERS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
@@ -26,13 +26,13 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class KeypointNetwork(nn.Module):
-    """Crops (B,3,S,S) in [0,1] to heatmap logits (B,keypoints,S/2,S/2) of the objects asked for.
+    """Crops (B,3,S,S) in [0,1] to heatmap logits (B,keypoints,S/4,S/4) of the objects asked for.
 
     Every object has its own channels of the last layer, all else is shared. The last layer computes in single
     precision whatever surrounds it: bfloat16 has eight bits, and the expected coordinates would show it.
 
-    backbone: the depth; width: channels of its first stage, 64 as published; norm: "group" (Wu and He 2018,
-    arXiv 1803.08494), the same for any batch and any number of processes, or "batch", which published weights expect.
+    backbone: the depth; width: channels of its first stage, 64 as published; norm: "batch", or "group" (Wu and He 2018,
+    arXiv 1803.08494), which mixes no samples and so is the same for any number of processes, but slower on a CPU.
     S: a multiple of 32.
     """
 
@@ -45,7 +45,7 @@ class KeypointNetwork(nn.Module):
         keypoints: int,
         backbone: Literal["resnet10", "resnet18", "resnet34"] = "resnet18",
         width: int = 32,
-        norm: Literal["group", "batch"] = "group",
+        norm: Literal["batch", "group"] = "batch",
     ) -> None:
         super().__init__()
         from monai.networks.nets.resnet import ResNet  # seconds to import
@@ -53,10 +53,12 @@ class KeypointNetwork(nn.Module):
         widths = [width << stage for stage in range(4)]
         self.backbone = ResNet(
             "basic", list(_LAYERS[backbone]), widths, spatial_dims=2, conv1_t_stride=2, feed_forward=False,
-            bias_downsample=False, norm="batch" if norm == "batch" else ("group", {"num_groups": 8}),
+            bias_downsample=False,
         )  # fmt: skip
+        if norm == "group":
+            _group_norms(self.backbone)
         inner = width
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, inner, 1) for channels in [width, *widths])
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, inner, 1) for channels in widths)
         self.smooth = nn.Sequential(nn.Conv2d(inner, inner, 3, padding=1), nn.ReLU(inplace=True))
         self.head = nn.Conv2d(inner, objects * keypoints, 1)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -70,8 +72,7 @@ class KeypointNetwork(nn.Module):
         body = self.backbone
         x = ((images - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
         x = body.act(body.bn1(body.conv1(x)))
-        features = [x]
-        x = body.maxpool(x)
+        x, features = body.maxpool(x), []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)
             features.append(x)
@@ -85,18 +86,30 @@ class KeypointNetwork(nn.Module):
         return logits[torch.arange(len(objects), device=objects.device), objects]
 
 
+def _group_norms(module: nn.Module) -> None:
+    """Group normalisation in place of each batch normalisation; MONAI's own argument reaches the first one only."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(8, child.num_features))
+        _group_norms(child)
+
+
 def load_backbone(network: KeypointNetwork, path: Path) -> list[str]:
     """Give the backbone the weights of a file of torchvision's ResNet (or our own); returns the entries left out.
 
-    Raises ValueError where a weight of the backbone is missing or of another shape: the width must be 64, the norm
-    "batch" and the depth that of the file.
+    Raises ValueError where a weight of the backbone is missing, of another shape or of a further layer: the width must
+    be 64, the norm "batch" and the depth that of the file. Raises FileNotFoundError where there is no file.
     """
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        state = state.get("state_dict", state)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # pickle, zip and torch each have their own
         raise ValueError(f"{path}: a file of weights wanted, found something else: {error}") from error
-    wanted = network.backbone.state_dict()
-    state = state.get("state_dict", state)
+    ours = network.backbone.state_dict()
+    # batch norm's counters came after torchvision's files, and only count
+    wanted = {name: value for name, value in ours.items() if not name.endswith("num_batches_tracked")}
     for name, value in wanted.items():
         found = tuple(state[name].shape) if name in state else "nothing"
         if found != tuple(value.shape):
@@ -104,8 +117,11 @@ def load_backbone(network: KeypointNetwork, path: Path) -> list[str]:
                 f"{path}: {name} of shape {tuple(value.shape)} wanted, found {found}; torchvision's resnet18 and "
                 f"resnet34 fit width 64 and norm batch"
             )
+    left = sorted(state.keys() - ours.keys())
+    if deeper := [name for name in left if name.startswith("layer")]:
+        raise ValueError(f"{path}: a backbone of the file's depth and norm wanted, found one without {deeper[0]}")
     network.backbone.load_state_dict({name: state[name] for name in wanted})
-    return sorted(state.keys() - wanted.keys())
+    return left
 
 
 class Heatmaps(NamedTuple):

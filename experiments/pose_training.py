@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.pose_crops import CropBatch
 from experiments.pose_estimator import PoseEstimator, Precision, logits_of
-from experiments.pose_losses import Balance, Loss, beta_at, heatmap_loss, pose_loss, regularisation, target_of
+from experiments.pose_losses import Balance, Loss, heatmap_loss, pose_loss, ramp, regularisation, target_of
 from experiments.pose_network import cells_of, read_heatmaps
 
 __all__ = ["Objective", "Step", "training_step"]
@@ -23,7 +23,7 @@ class Objective:
 
     loss: Loss = "mixture"
     """l_h, l_h + beta l_proj, l_reg + beta l_proj, or l_h + beta times EPro-PnP's or the linear-covariance loss."""
-    beta: float = 0.3
+    beta: float = 1.0
     """Weight of the pose loss; 0.0002 in the paper, with balance=paper."""
     balance: Balance = "robust"
     """Robust: in pixels, Huber's, its gradient bounded, beta warmed up; paper: a sum of squares from the first step."""
@@ -66,27 +66,27 @@ def training_step(
     logits = logits_of(network, batch, objective.precision)
     heatmaps = read_heatmaps(logits)
     points2d, deviation = heatmaps.points2d.to(dtype), heatmaps.deviation.to(dtype)
-    beta, spent = objective.beta, 0.0
+    risen, spent = 1.0, 0.0
     if objective.balance == "robust":
-        beta = beta_at(progress, beta, objective.warm_up)
+        risen = ramp(progress, objective.warm_up)
     settled = progress > objective.warm_up[1]
     target = target_of(
         estimator.keypoints3d[batch.objects].to(dtype), batch.K.to(dtype), batch.pose_gt.to(dtype),
         estimator.symmetries[batch.objects].to(dtype), points2d if settled else None,
     )  # fmt: skip
-    if objective.loss == "pose":
-        shape = regularisation(heatmaps, objective.sigma)
-    else:
-        shape = heatmap_loss(logits, cells_of(target.points2d), objective.sigma)
+    regular = risen if objective.loss == "pose" else 0.0
+    shape = (1 - regular) * heatmap_loss(logits, cells_of(target.points2d), objective.sigma)
+    if regular:
+        shape = shape + regular * regularisation(heatmaps, objective.sigma)
     posed = torch.zeros_like(shape, dtype=dtype)
-    if objective.loss != "heatmap" and beta > 0:
+    if objective.loss != "heatmap" and risen > 0:
         begun = time.perf_counter()
         posed = pose_loss(
             objective.loss, points2d, deviation, target, weighted=estimator.setup.weighted,
             balance=objective.balance, generator=generator,
         )  # fmt: skip
         spent = time.perf_counter() - begun
-    loss = (shape + beta * posed).mean()
+    loss = (shape + objective.beta * risen * posed).mean()
     with torch.no_grad():
         error = (points2d - target.points2d).square().sum(-1).sqrt().median()
         return Step(loss, shape.mean(), posed.mean(), error, spent)

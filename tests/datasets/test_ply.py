@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 
-from datasets.ply import read_ply, write_ply
+from datasets.ply import Mesh, read_mesh, read_ply, write_mesh, write_ply
 
 POINTS = np.random.default_rng(0).normal(size=(20, 3)) * 1e3
 COLORS = np.random.default_rng(1).integers(0, 256, (20, 3)).astype(np.uint8)
 EDGES = np.array([[0, 1], [19, 2], [7, 7]])
 HEADER = b"ply\nformat ascii 1.0\nelement vertex 1\n"
 XYZ = b"property float x\nproperty float y\nproperty float z\n"
+FACES = np.array([[0, 1, 2], [19, 2, 5]])
+FACE = b"element face 1\nproperty list uchar int vertex_indices\nend_header\n"
 EDGE = b"element edge 1\nproperty int vertex1\n"
 
 
@@ -159,3 +161,93 @@ def test_no_file_is_said_as_such(tmp_path: Path) -> None:
     (tmp_path / "folder.ply").mkdir()
     with pytest.raises(FileNotFoundError, match="found a folder"):
         read_ply(tmp_path / "folder.ply")
+
+
+@pytest.mark.parametrize("colors", [COLORS, None])
+def test_a_mesh_that_is_written_is_read_back_exactly(tmp_path: Path, colors: np.ndarray | None) -> None:
+    for faces in (FACES, np.zeros((0, 3), np.int64)):
+        write_mesh(tmp_path / "a.ply", Mesh(POINTS, faces, colors))
+        mesh = read_mesh(tmp_path / "a.ply")
+        for value, wanted in zip(mesh, (POINTS, faces, colors), strict=True):
+            np.testing.assert_array_equal(value, wanted)
+        assert [a.dtype for a in mesh if a is not None] == [np.float64, np.int64, np.uint8][: 2 + (colors is not None)]
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_meshes_of_open3d_are_read_and_ours_by_it(tmp_path: Path, ascii: bool) -> None:
+    o3d: Any = pytest.importorskip("open3d")
+    sphere = o3d.geometry.TriangleMesh.create_sphere(50, 8)
+    sphere.compute_vertex_normals()
+    sphere.paint_uniform_color([1, 0.2, 0])
+    o3d.io.write_triangle_mesh(str(tmp_path / "a.ply"), sphere, write_ascii=ascii)
+    mesh = read_mesh(tmp_path / "a.ply")
+    write_mesh(tmp_path / "b.ply", mesh)
+    back = o3d.io.read_triangle_mesh(str(tmp_path / "b.ply"))
+    for vertices in (mesh.vertices, np.asarray(back.vertices)):
+        np.testing.assert_allclose(vertices, np.asarray(sphere.vertices), rtol=1e-5, atol=1e-12)
+    for faces in (mesh.faces, np.asarray(back.triangles)):
+        np.testing.assert_array_equal(faces, np.asarray(sphere.triangles))
+    assert mesh.colors is not None
+    for colors in (mesh.colors, np.asarray(back.vertex_colors) * 255):
+        np.testing.assert_allclose(colors, np.tile([255, 51, 0], (len(mesh.vertices), 1)))
+
+
+@pytest.mark.parametrize("name", [b"vertex_indices", b"vertex_index"])
+def test_polygons_become_fans_and_what_bop_adds_is_ignored(tmp_path: Path, name: bytes) -> None:
+    """Normals and texture coordinates of vertices, texture coordinates of faces, a face of 5 corners among others."""
+    (tmp_path / "a.ply").write_bytes(
+        b"ply\nformat ascii 1.0\ncomment TextureFile a.png\nelement vertex 5\n"
+        + XYZ
+        + b"".join(b"property float %s\n" % extra for extra in (b"nx", b"ny", b"nz", b"texture_u", b"texture_v"))
+        + b"element face 3\nproperty list uchar int "
+        + name
+        + b"\nproperty list uchar float texcoord\nend_header\n"
+        + b"".join(b"%d %d 0 0 0 1 .5 .5\n" % (i, i * i) for i in range(5))
+        + b"5 0 1 2 3 4 2 .5 .5\n3 4 3 2 1 .5\n4 3 0 1 2 1 .5\n"
+    )
+    mesh = read_mesh(tmp_path / "a.ply")
+    np.testing.assert_array_equal(mesh.vertices, [[i, i * i, 0] for i in range(5)])
+    np.testing.assert_array_equal(mesh.faces, [[4, 3, 2], [3, 0, 1], [3, 1, 2], [0, 1, 2], [0, 2, 3], [0, 3, 4]])
+    assert mesh.colors is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (HEADER + XYZ + b"end_header\n0 0 0\n", "has points, but no faces"),
+        (HEADER + XYZ + FACE + b"0 0 0\n2 0 0\n", "face 0 has 2 corners"),
+        (HEADER + XYZ + FACE + b"0 0 0\n3 0 0 1\n", "a face names a point that is not among the 1"),
+        (HEADER + XYZ + FACE + b"0 0 0\n3 0 0 -1\n", "a face names a point"),
+        (HEADER + XYZ + FACE + b"0 nan 0\n3 0 0 0\n", "vertex 0: finite numbers wanted"),
+        (
+            HEADER + XYZ + FACE.replace(b"list uchar int vertex_indices", b"int vertex_indices") + b"0 0 0\n0\n",
+            "no PLY",
+        ),
+        (HEADER + XYZ + FACE.replace(b"vertex_indices", b"corners") + b"0 0 0\n3 0 0 0\n", "vertex_indices"),
+        (HEADER + XYZ + FACE + b"0 0 0\n3 0 0\n", "early end"),
+    ],
+)
+def test_what_is_no_mesh_is_an_error_that_names_the_file(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "damaged.ply"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        read_mesh(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"absent\.ply: a PLY file wanted"):
+        read_mesh(tmp_path / "absent.ply")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        (Mesh(POINTS[:, :2], FACES), r"mesh: vertices of shape \(20, 3\) wanted, found \(20, 2\)"),
+        (Mesh(POINTS, FACES.T), r"mesh: faces of shape \(3, 3\) wanted, found \(3, 2\)"),
+        (Mesh(POINTS, FACES, COLORS[:5]), r"mesh: colors of shape \(20, 3\) wanted, found \(5, 3\)"),
+        (Mesh(POINTS * np.nan, FACES), "vertex 0: finite"),
+        (Mesh(POINTS, FACES + 1), "a face names a point that is not among the 20"),
+    ],
+)
+def test_no_mesh_is_not_written(tmp_path: Path, mesh: Mesh, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        write_mesh(tmp_path / "a.ply", mesh)
+    assert not list(tmp_path.iterdir())
