@@ -51,8 +51,8 @@ class Config(RunConfig):
     pictures: int = 1000
     """Of each object, to learn from, where the data set is rendered."""
     weights: Path | None = None
-    """A file of weights for the backbone, of torchvision's ResNet or our own; wants --width 64."""
-    iterations: int = 6000
+    """A file of weights for the backbone, of torchvision's ResNet (resnet18-….pth); wants --width 64."""
+    iterations: int = 5000
     """Steps of the training; over them the learning rate rises and falls."""
     batch: int = 24
     """Crops a step, of all processes together."""

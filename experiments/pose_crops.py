@@ -18,8 +18,8 @@ from datasets.bop import Instance
 
 __all__ = ["Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut", "read_picture"]
 
-MARGIN = 1.25
-"""Side of a crop over the longer side of its box."""
+MARGIN = 1.4
+"""Side of a crop over the longer side of its box: no keypoint's Gaussian is cut off, however a box was shifted."""
 
 
 class CropBatch(NamedTuple):

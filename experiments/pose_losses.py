@@ -76,7 +76,8 @@ def heatmap_loss(logits: Tensor, cells: Tensor, sigma: float) -> Tensor:
     """l_h (B,): mean divergence KL(G | softmax(logits)) from Gaussians G about the true `cells` (B,N,2).
 
     logits (B,N,H,W); sigma in cells. The paper compares unnormalised maps by squares; between distributions the
-    divergence is what a softmax is trained by, and its expectation is unbiased where it is zero.
+    divergence is what a softmax is trained by. Where it is zero the expectation is the true point, unless the border of
+    the crop cuts the Gaussian off, against which crops have a margin.
     """
     B, N, H, W = logits.shape
     gaussian = _gaussians(cells.to(logits.dtype), sigma, (H, W)).view(B * N, H * W)

@@ -29,7 +29,7 @@ class Objective:
     """Robust: in pixels, Huber's, its gradient bounded, beta warmed up; paper: a sum of squares from the first step."""
     warm_up: tuple[float, float] = (0.1, 0.3)
     """Fractions of the iterations between which beta rises from zero."""
-    sigma: float = 1.5
+    sigma: float = 1.0
     """Of the Gaussians that the heatmaps learn, in cells."""
     precision: Precision = "bfloat16"
     """Of the network; losses and solvers have their own, `dtype`."""
