@@ -22,6 +22,7 @@ import torch
 import tyro
 
 from datasets.bop import Instance, Model, read_models, read_split, write_results
+from datasets.shared import require_file
 from experiments import replacing, write_json
 from experiments.distributed import Group, joined
 from experiments.pose_crops import Batches, Crops, crop_loader, read_picture
@@ -252,6 +253,10 @@ def main(config: Config) -> dict[str, Any] | None:
     device = torch.device(config.device)
     with joined(device) as group:
         data = read_data(config, group)
+        # what is wrong with these is told before an earlier run is overwritten
+        Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
+        if config.weights:
+            require_file(config.weights)
         if group.rank > 0:
             follow(config, data, group, device)
             return None

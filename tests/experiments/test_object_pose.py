@@ -314,6 +314,7 @@ def test_a_folder_that_is_no_data_set_and_a_split_that_is_not_there_are_named(da
 def test_a_batch_larger_than_the_data_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch must be a multiple of the 1 processes and at most 22, got 23"):
         main(replace(SMOKE, data=data, out=tmp_path, batch=23))
+    assert not (tmp_path / "object_pose").exists()  # told before an earlier run there is overwritten
 
 
 @pytest.mark.parametrize("size", [0, 16, 100, -32])
