@@ -60,9 +60,9 @@ class Instance(NamedTuple):
 
     scene, image, object, index: the numbers of the scene, the picture, the model, and the entry among the picture's.
     path: the picture. K (3,3) px, pose (4,4) object to camera in mm, both float64.
-    box: (x, y, w, h) px of the silhouette, hidden parts included, as a detector of whole objects gives it; as BOP counts
-    it from centre to centre of the outermost pixels, so that a single pixel has w = 0; four times -1 where there is
-    none. visible: share of the silhouette that is seen, 0 … 1.
+    box: (x, y, w, h) px of the silhouette with its hidden parts, as a detector of whole objects gives it; BOP counts it
+    from centre to centre of the outermost pixels, so that a single pixel has w = 0; four times -1 where there is none.
+    visible: share of the silhouette that is seen, 0 … 1.
     mask, mask_visible, depth: images, None where there is none; depth times depth_scale is z in mm.
     """
 
