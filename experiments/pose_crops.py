@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.bop import Instance
 
-__all__ = ["Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut", "read_picture"]
+__all__ = ["MARGIN", "Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut", "read_picture"]
 
 MARGIN = 1.4
 """Side of a crop over the longer side of its box: no keypoint's Gaussian is cut off, however a box was shifted."""

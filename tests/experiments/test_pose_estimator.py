@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datasets.bop import Instance, Model
 from datasets.ply import Mesh
-from experiments.pose_crops import Crops
+from experiments.pose_crops import MARGIN, Crops
 from experiments.pose_estimator import Network, PoseEstimator, farthest_points, load_estimator
 from experiments.pose_network import STRIDE, cells_of
 from geometry.camera import project
@@ -89,7 +89,7 @@ def test_right_heatmaps_are_right_poses(scene: list[Instance], weighted: bool) -
         np.testing.assert_allclose(one.keypoints2d, wanted, rtol=0, atol=0.01)  # in the picture, not in the crop
         spread = STRIDE * math.sqrt(oracle.sigmas[row] ** 2 + 1 / 12)
         assert 1 / estimate.score == pytest.approx(spread, rel=0.02)  # a little of a Gaussian is beyond the map
-        scale = 160 / (1.25 * max(some.box[2:]))
+        scale = 160 / (MARGIN * max(some.box[2:]))
         np.testing.assert_allclose(one.deviation, spread / scale, rtol=0.05)
 
 
