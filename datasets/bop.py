@@ -25,6 +25,7 @@ from datasets.ply import Mesh, read_mesh
 from geometry import se3
 
 __all__ = [
+    "Box",
     "Estimate",
     "Instance",
     "Model",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from datasets.bop import Estimate, Instance, Model
 from experiments import replacing
 from experiments.pose_crops import CropBatch, Crops, crop_loader, read_picture
-from experiments.pose_network import Heatmaps, KeypointNetwork, read_heatmaps
-from geometry.pnp import pnp
+from experiments.pose_losses import solve_pose
+from experiments.pose_network import KeypointNetwork, read_heatmaps
 
 __all__ = ["Estimated", "Network", "PoseEstimator", "Precision", "farthest_points", "load_estimator", "logits_of"]
 
@@ -90,13 +90,6 @@ class PoseEstimator(nn.Module):
         with replacing(path) as temporary:
             torch.save(saved, temporary)
 
-    def pose(self, heatmaps: Heatmaps, batch: CropBatch, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        """Poses (B,4,4) of the crops' objects by PnP, computed in `dtype`, and which converged (B,)."""
-        weights = 1 / heatmaps.deviation.to(dtype) if self.setup.weighted else None
-        points3d = self.keypoints3d[batch.objects].to(dtype)
-        found = pnp(heatmaps.points2d.to(dtype), points3d, batch.K.to(dtype), weights=weights, solve_dtype=dtype)
-        return found.x, found.converged
-
     @torch.no_grad()
     def estimate(
         self,
@@ -120,12 +113,14 @@ class PoseEstimator(nn.Module):
         for batch in crop_loader(Crops(instances, self.objects, self.setup.size, read=read), batches, workers):
             crops = batch.to(device)
             heatmaps = read_heatmaps(logits_of(self.network, crops, precision))
-            poses, converged = self.pose(heatmaps, crops)
+            points2d, deviation = heatmaps.points2d.double(), heatmaps.deviation.double()
+            weighing = deviation if self.setup.weighted else None
+            poses, converged = solve_pose(points2d, weighing, self.keypoints3d[crops.objects], crops.K)
             poses = torch.where(converged[:, None, None], poses, torch.nan)
             spread = heatmaps.deviation.mean((1, 2))
             back = torch.linalg.inv(crops.K @ torch.linalg.inv(_matrices(instances, batch.rows).to(crops.K)))
-            points2d = heatmaps.points2d.double() @ back[:, :2, :2].mT + back[:, None, :2, 2]
-            deviation = heatmaps.deviation.double() * back.diagonal(dim1=-2, dim2=-1)[:, None, :2]
+            points2d = points2d @ back[:, :2, :2].mT + back[:, None, :2, 2]
+            deviation = deviation * back.diagonal(dim1=-2, dim2=-1)[:, None, :2]
             for i, row in enumerate(batch.rows.tolist()):
                 some = instances[row]
                 estimate = Estimate(

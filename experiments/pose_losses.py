@@ -104,9 +104,9 @@ def _gaussians(cells: Tensor, sigma: float, size: tuple[int, ...]) -> Tensor:
     return render_gaussian2d(cells, std, (H, W), normalized_coordinates=False)
 
 
-def solve_pose(points2d: Tensor, deviation: Tensor | None, target: Target) -> tuple[Tensor, Tensor]:
+def solve_pose(points2d: Tensor, deviation: Tensor | None, points3d: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
     """Pose (B,4,4) of keypoints by PnP, weighted by 1/deviation where that is given, and whether it converged (B,)."""
-    found = pnp(points2d, target.points3d, target.K, weights=None if deviation is None else 1 / deviation)
+    found = pnp(points2d, points3d, K, weights=None if deviation is None else 1 / deviation)
     return found.x, found.converged
 
 
@@ -137,7 +137,7 @@ def pose_loss(
         if name == "linear_covariance":
             found = linear_covariance_loss(points2d, target.points3d, target.K, target.pose, weights=1 / deviation)
             return 100 * found.loss / target.pose[:, 2, 3]
-        pose, converged = solve_pose(points2d, deviation if weighted else None, target)
+        pose, converged = solve_pose(points2d, deviation if weighted else None, target.points3d, target.K)
         projected = project(target.points3d, pose, target.K)
         if balance == "paper":
             each = (projected - target.points2d).square().sum((-2, -1))

@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.bop import Instance, read_split, read_targets
+from datasets.bop import Box, Instance, read_split, read_targets
 from datasets.shared import image_paths, require_file
 
 __all__ = ["UNKNOWN", "Camera", "Picture", "pictures_of_data_set", "pictures_of_path", "read_boxes", "read_camera"]
-
-Box = tuple[float, float, float, float]
 
 UNKNOWN: Box = (-1.0, -1.0, -1.0, -1.0)
 """The box of what is to be searched for; BOP has it where there is none."""

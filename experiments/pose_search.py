@@ -11,13 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets.bop import Instance
+from datasets.bop import Box, Instance
 from experiments.pose_estimator import Estimated, PoseEstimator
 from geometry.camera import project
 
 __all__ = ["search"]
-
-Box = tuple[float, float, float, float]
 
 # What training's shifts and zooms have taught the network to bear, with a little more.
 _STRIDE = 1 / 3  # of a box's side
