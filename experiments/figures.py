@@ -107,6 +107,27 @@ def keypoint_tracks(tracks: Any, target: Any, title: str) -> Figure:
     return figure
 
 
+def weighted_fit(observed: Any, weights: Any, fitted: Any, title: str, unit: str) -> Figure:
+    """Observations (N,2), the paler the less they weigh, each with a line to where a solution puts it (N,2).
+
+    weights (N,); unit "px" means an image, whose rows count downwards.
+    """
+    observed, weights, fitted = array(observed), array(weights), array(fitted)
+    figure, axes = _axes(6.4, 5.2)
+    axes.plot(*np.stack([observed, fitted], 1).transpose(2, 1, 0), color=GREY, linewidth=0.8, alpha=0.5)
+    shades = (weights / weights.max()).clip(0.06, 1)
+    axes.scatter(
+        observed[:, 0], observed[:, 1], s=34, color=ORANGE, alpha=shades, label="observed, pale where it hardly counts"
+    )
+    axes.plot(*fitted.T, "+", color=BLUE, markersize=9, label="solution")
+    axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})", title=title)
+    axes.set_aspect("equal", adjustable="datalim")
+    if unit == "px":
+        axes.invert_yaxis()
+    _legend(axes)
+    return figure
+
+
 def trajectories(values: Any, names: Sequence[str], truth: Any = None) -> Figure:
     """Each column of `values` (T,k) over iterations on an axis of its own, dashed where it should end."""
     from matplotlib.figure import Figure

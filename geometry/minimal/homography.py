@@ -3,15 +3,9 @@
 import torch
 from torch import Tensor
 
-from geometry.optim import Problem
+from geometry.tasks.homography import homography_problem, transfer
 
 __all__ = ["homography", "homography_problem", "transfer"]
-
-
-def transfer(H: Tensor, points: Tensor) -> Tensor:
-    """The points (…,N,2) mapped by H (…,3,3)."""
-    mapped = points @ H[..., :2].mT + H[..., None, :, 2]
-    return mapped[..., :2] / mapped[..., 2:]
 
 
 def homography(points_a: Tensor, points_b: Tensor) -> Tensor:
@@ -83,23 +77,3 @@ def _basis(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         [torch.linalg.cross(second, third), torch.linalg.cross(third, first), torch.linalg.cross(first, second)], -2
     )
     return cofactors, (cofactors @ fourth[..., None]).squeeze(-1), (cofactors[..., 0, :] * first).sum(-1)
-
-
-def _residual(H: Tensor, points_a: Tensor, points_b: Tensor) -> Tensor:
-    return transfer(H, points_a) - points_b
-
-
-def _retract(H: Tensor, step: Tensor) -> Tensor:
-    h = H.flatten()
-    h = h / h.norm()
-    # the reflection that takes the last axis to h takes the others to its complement
-    last = torch.zeros_like(h)
-    last[-1] = 1
-    v = h + torch.where(h[-1] < 0, -last, last)
-    moved = torch.cat([step, step.new_zeros(1)])
-    h = h + moved - 2 * v * (v @ moved) / (v @ v)
-    return (h / h.norm()).unflatten(0, (3, 3))
-
-
-homography_problem = Problem(_residual, dof=8, retract=_retract)
-"""x (3,3) up to scale, data points_a (N,2), points_b (N,2): the errors (N,2) in the second image."""

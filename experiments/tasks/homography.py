@@ -1,0 +1,85 @@
+"""A homography from matches, of which some are wrong: which to trust is learned through the argmin.
+
+`default`: made matches with 1 px of noise; `real`: the corners of a photographed chessboard, some of them moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from experiments.figures import weighted_fit
+from experiments.run import Run, cli, skip
+from experiments.task import Task, TaskConfig, learn_weights, moved
+from geometry.tasks.homography import homography, transfer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Config(TaskConfig):
+    matches: int = 60
+    """Of `default`."""
+
+
+PRESETS = {
+    "default": Config(preset="default"),
+    "smoke": Config(preset="smoke", matches=12, iterations=3),
+    "real": Config(preset="real"),
+}
+
+
+def made_matches(count: int) -> tuple[Tensor, Tensor]:
+    """Points (N,2) px of one image and, noisy, of the other."""
+    H = torch.tensor([[1.1, 0.15, 30], [-0.1, 0.95, 20], [2e-4, -3e-4, 1]], dtype=torch.float64)
+    points = torch.rand(count, 2, dtype=torch.float64) * torch.tensor([640, 480])
+    return points, transfer(H, points) + torch.randn(count, 2, dtype=torch.float64)
+
+
+def board_matches() -> tuple[Tensor, Tensor]:
+    """Corners (N,2) of a chessboard in squares, and where a photograph has them, px."""
+    from datasets.chessboard import detect
+    from datasets.shared import locate
+
+    try:
+        views = detect([locate("opencv_chess_left") / "left01.jpg"], (9, 6))
+    except FileNotFoundError as error:
+        skip(str(error))
+    return views.points3d[:, :2], views.points2d[0]
+
+
+def main(config: Config) -> dict:
+    torch.manual_seed(config.seed)
+    points_a, right = config.placed(*(board_matches() if config.preset == "real" else made_matches(config.matches)))
+    points_b, wrong = moved(right, config.wrong, 40.0)
+    truth = transfer(homography(points_a, right).x[0], points_a)
+
+    def draw(weights: Tensor, H: Tensor) -> Figure:
+        return weighted_fit(points_b, weights, transfer(H[0], points_a), "second image", "px")
+
+    with Run("homography", config) as run:
+        return run.finished or learn_weights(
+            run, config,
+            Task(
+                solve=lambda weights: homography(points_a, points_b, weights),
+                error=lambda H: (transfer(H[0], points_a) - truth).norm(dim=-1).mean(),
+                wrong=wrong, draw=draw, reference_cost=opencv_cost(points_a, points_b),
+            ),
+        )  # fmt: skip
+
+
+def opencv_cost(points_a: Tensor, points_b: Tensor) -> float:
+    """Of OpenCV's least-squares homography."""
+    import cv2
+
+    a, b = (points.double().cpu().numpy() for points in (points_a, points_b))
+    H = torch.from_numpy(cv2.findHomography(a, b, 0)[0])
+    return 0.5 * (transfer(H.to(points_a), points_a) - points_b).square().sum().item()
+
+
+if __name__ == "__main__":
+    main(cli(__doc__, PRESETS))

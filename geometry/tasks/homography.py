@@ -1,0 +1,81 @@
+"""A homography from matches: the plane-to-plane map with the least transfer error in the second image."""
+
+import torch
+from torch import Tensor
+
+from geometry.implicit import argmin
+from geometry.optim import Problem, Solution
+from geometry.tasks.inputs import batched
+
+__all__ = ["homography", "homography_problem", "transfer"]
+
+
+def transfer(H: Tensor, points: Tensor) -> Tensor:
+    """The points (…,N,2) mapped by H (…,3,3)."""
+    mapped = points @ H[..., :2].mT + H[..., None, :, 2]
+    return mapped[..., :2] / mapped[..., 2:]
+
+
+def residual(H: Tensor, points_a: Tensor, points_b: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(N,2): errors in the second image, times weights (N,)."""
+    error = transfer(H, points_a) - points_b
+    return error if weights is None else weights[:, None] * error
+
+
+def retract(H: Tensor, step: Tensor) -> Tensor:
+    """H (3,3) of norm one, moved by step (8,) along the sphere."""
+    h = H.flatten() / H.norm()
+    # the reflection that takes the last axis to h takes the others to its complement
+    last = torch.zeros_like(h)
+    last[-1] = 1
+    v = h + torch.where(h[-1] < 0, -last, last)
+    moved = torch.cat([step, step.new_zeros(1)])
+    h = h + moved - 2 * v * (v @ moved) / (v @ v)
+    return (h / h.norm()).unflatten(0, (3, 3))
+
+
+homography_problem = Problem(residual, dof=8, retract=retract)
+"""x (3,3) up to scale, data points_a (N,2), points_b (N,2), weights (N,) or nothing."""
+
+
+def homography(points_a: Tensor, points_b: Tensor, weights: Tensor | None = None) -> Solution:
+    """The homography with b ~ H a of the least transfer error in the second image.
+
+    points_a, points_b (B,N,2) or (N,2), px: N >= 4 matches; weights (B,N) or (N,) multiply their errors. x (B,3,3) of
+    norm one, differentiable in all. What fails says so in `status`. Raises ValueError for other shapes.
+
+    Starts at the direct linear transform of normalised points (Hartley and Zisserman, "Multiple View Geometry",
+    algorithm 4.2) and minimises the transfer error of equation 4.6.
+    """
+    points_a, points_b, weights = batched(
+        4, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), weights=(weights, "N")
+    )
+    start = direct_linear(points_a.detach(), points_b.detach(), weights.detach())
+    return argmin(homography_problem, start, points_a, points_b, weights)
+
+
+def direct_linear(points_a: Tensor, points_b: Tensor, weights: Tensor) -> Tensor:
+    """The homography (B,3,3) of norm one of the least algebraic error; third coordinates have a positive mean."""
+    (a, to_a), (b, to_b) = normalised(points_a), normalised(points_b)
+    zero, w = torch.zeros_like(a), weights[..., None]
+    rows = torch.cat(
+        [
+            w * torch.cat([a, zero, -b[..., :1] * a], -1),
+            w * torch.cat([zero, a, -b[..., 1:2] * a], -1),
+        ],
+        1,
+    )
+    _, vectors = torch.linalg.eigh(rows.mT @ rows)
+    H = torch.linalg.solve(to_b, vectors[..., 0].unflatten(-1, (3, 3)) @ to_a)
+    H = H / H.flatten(1).norm(dim=-1)[:, None, None]
+    depth = (points_a.mean(-2) * H[:, 2, :2]).sum(-1) + H[:, 2, 2]
+    return torch.where((depth < 0)[:, None, None], -H, H)
+
+
+def normalised(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Homogeneous points (B,N,3) about their mean, of mean length sqrt 2, and the similarity (B,3,3) that does it."""
+    mean = points.mean(-2)
+    scale = 2**0.5 / (points - mean[:, None]).norm(dim=-1).mean(-1).clamp_min(torch.finfo(points.dtype).tiny)
+    T = torch.diag_embed(torch.stack([scale, scale, torch.ones_like(scale)], -1))
+    T[:, :2, 2] = -scale[:, None] * mean
+    return torch.cat([points, torch.ones_like(points[..., :1])], -1) @ T.mT, T
