@@ -197,7 +197,7 @@ class Trainer:
         """Mean share of poses that place the keypoints, symmetries aside, within 0.02, 0.05 and 0.1 diameters."""
         instances, errors = self.data.validation, []
         position = {number: i for i, number in enumerate(self.estimator.objects)}
-        estimates = self.estimator.estimate(instances, precision=self.config.objective.precision)
+        estimates = self.estimator.estimate(instances, views=1, precision=self.config.objective.precision)
         for some, found in zip(instances, estimates, strict=True):
             i = position[some.object]
             points3d = self.estimator.keypoints3d[i].cpu().numpy()

@@ -68,7 +68,9 @@ def cut(picture: np.ndarray, A: np.ndarray, size: int) -> np.ndarray:
     """The crop (S,S,3) that A makes of a picture (H,W,3), without aliasing; what lies outside is grey."""
     import cv2
 
-    if (factor := int(1 / A[0, 0])) > 1:  # the mean of factor x factor pixels, then what is left of the scale
+    if (
+        factor := int(1 / np.hypot(A[0, 0], A[0, 1]))
+    ) > 1:  # the mean of factor x factor pixels, then what is left of the scale
         height, width = (side // factor * factor for side in picture.shape[:2])
         picture = cv2.resize(
             np.ascontiguousarray(picture[:height, :width]), (width // factor, height // factor),
@@ -85,16 +87,17 @@ class Crops(Dataset):
     """Crops of instances as the network is fed them. An index is (draw, row): draw seeds the box, None leaves it.
 
     The boxes of training are moved by up to `shift` of their longer side and scaled by up to `zoom`, as a detector's
-    might be. What is drawn depends on (seed, draw, row) alone: on no worker, process, order or resumption.
+    might be, and the camera is turned about its axis by up to `roll` radians. What is drawn depends on (seed, draw,
+    row) alone: on no worker, process, order or resumption.
     read: what makes a picture (H,W,3) of an instance's path.
     """
 
     def __init__(
         self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0,
-        shift: float = 0.08, zoom: float = 0.15, read: Callable[[Any], np.ndarray] = read_picture,
+        shift: float = 0.08, zoom: float = 0.15, roll: float = 0.35, read: Callable[[Any], np.ndarray] = read_picture,
     ) -> None:  # fmt: skip
-        self.instances, self.size, self.seed, self.shift, self.zoom = instances, size, seed, shift, zoom
-        self.read = read
+        self.instances, self.size, self.seed, self.read = instances, size, seed, read
+        self.shift, self.zoom, self.roll = shift, zoom, roll
         self.position = {number: i for i, number in enumerate(objects)}
 
     def __len__(self) -> int:
@@ -105,16 +108,20 @@ class Crops(Dataset):
         instance = self.instances[row]
         box = np.asarray(instance.box, dtype=np.float64)
         generator = np.random.default_rng((self.seed, draw or 0, row))
+        turn = np.eye(3)  # of the camera, about its axis: a picture of another pose, without having taken it
         if draw is not None:
-            dx, dy, zoom = generator.uniform(-1, 1, 3)
-            side = max(box[2:])
-            grown = box[2:] * (1 + self.zoom * zoom)
-            box[:2] += self.shift * side * np.array([dx, dy]) - (grown - box[2:]) / 2
-            box[2:] = grown
+            dx, dy, zoom, roll = generator.uniform(-1, 1, 4)
+            c, s = np.cos(self.roll * roll), np.sin(self.roll * roll)
+            turn[:2, :2] = [[c, -s], [s, c]]
+            x, y, _ = instance.K @ turn @ np.linalg.inv(instance.K) @ [*(box[:2] + box[2:] / 2), 1]
+            centre = np.array([x, y]) + self.shift * max(box[2:]) * np.array([dx, dy])
+            box[2:] *= 1 + self.zoom * zoom
+            box[:2] = centre - box[2:] / 2
         A = crop_map(box.tolist(), self.size)
-        image = cut(self.read(instance.path), A, self.size)
+        image = cut(self.read(instance.path), A @ instance.K @ turn @ np.linalg.inv(instance.K), self.size)
+        pose = np.vstack([turn @ instance.pose[:3], instance.pose[3:]])
         return int(generator.integers(2**62)), CropBatch(
-            torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(A @ instance.K), torch.from_numpy(instance.pose),
+            torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(A @ instance.K), torch.from_numpy(pose),
             torch.tensor(self.position[instance.object]), torch.tensor(row),
         )  # fmt: skip
 

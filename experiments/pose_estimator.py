@@ -35,10 +35,14 @@ class Network:
     """Depth of the residual network."""
     width: int = 32
     """Channels of its first stage; 64 as published."""
+    stages: Literal[3, 4] = 3
+    """Of the residual network; the fourth sees the whole of larger crops."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation; group is slower, and the same for any number of processes."""
     weighted: bool = True
     """PnP weighs each keypoint by the inverse spread of its heatmap."""
+    views: int = 5
+    """Crops an estimate is made of, their boxes moved and scaled as in training; their keypoints' median counts."""
 
 
 class Estimated(NamedTuple):
@@ -67,7 +71,9 @@ class PoseEstimator(nn.Module):
     ):
         super().__init__()
         self.setup, self.objects = setup, list(objects)
-        self.network = KeypointNetwork(len(self.objects), setup.keypoints, setup.backbone, setup.width, setup.norm)
+        self.network = KeypointNetwork(
+            len(self.objects), setup.keypoints, setup.backbone, setup.width, setup.norm, setup.stages
+        )
         for name, value in {"keypoints3d": keypoints3d, "diameters": diameters, "symmetries": symmetries}.items():
             self.register_buffer(name, value)
 
@@ -96,35 +102,42 @@ class PoseEstimator(nn.Module):
         instances: Sequence[Instance],
         *,
         precision: Precision = "float32",
+        views: int | None = None,
         workers: int = 0,
         read: Callable[[Any], np.ndarray] = read_picture,
     ) -> Iterator[Estimated]:
         """An estimate for each instance, in order, from its picture, K, object and box; its pose is not looked at.
 
+        views: crops each is made of; left out, as set up.
+
         score: the inverse of the spread of the heatmaps, in 1 / px of the crop. time: -1, as BOP has it where it was
         not measured. A pose that PnP did not find is NaN. read: what makes a picture (H,W,3) of an instance's path.
         """
         self.eval()
-        device = self.keypoints3d.device
-        rows = range(len(instances))
-        batches: list[list[tuple[int | None, int]]] = [
-            [(None, row) for row in rows[first : first + _BATCH]] for first in rows[::_BATCH]
-        ]
-        for batch in crop_loader(Crops(instances, self.objects, self.setup.size, read=read), batches, workers):
+        device, views = self.keypoints3d.device, views or self.setup.views
+        indices = [(view or None, row) for row in range(len(instances)) for view in range(views)]
+        size = views * max(_BATCH // views, 1)
+        batches = [indices[first : first + size] for first in range(0, len(indices), size)]
+        shown = Crops(instances, self.objects, self.setup.size, roll=0.0, read=read)
+        for batch in crop_loader(shown, batches, workers):
             crops = batch.to(device)
             heatmaps = read_heatmaps(logits_of(self.network, crops, precision))
-            points2d, deviation = heatmaps.points2d.double(), heatmaps.deviation.double()
+            rows, objects = batch.rows[::views], crops.objects[::views]
+            K = _matrices(instances, rows).to(crops.K)
+            back = K.repeat_interleave(views, 0) @ torch.linalg.inv(crops.K)
+            each = heatmaps.points2d.double() @ back[:, :2, :2].mT + back[:, None, :2, 2]
+            # a symmetric object may look one way in some crops and the other in the rest, between which no mean lies
+            points2d = each.unflatten(0, (-1, views)).median(1).values
+            spread = heatmaps.deviation.double() * back.diagonal(dim1=-2, dim2=-1)[:, None, :2]
+            deviation = spread.unflatten(0, (-1, views)).mean(1)
             weighing = deviation if self.setup.weighted else None
-            poses, converged = solve_pose(points2d, weighing, self.keypoints3d[crops.objects], crops.K)
+            poses, converged = solve_pose(points2d, weighing, self.keypoints3d[objects], K)
             poses = torch.where(converged[:, None, None], poses, torch.nan)
-            spread = heatmaps.deviation.mean((1, 2))
-            back = torch.linalg.inv(crops.K @ torch.linalg.inv(_matrices(instances, batch.rows).to(crops.K)))
-            points2d = points2d @ back[:, :2, :2].mT + back[:, None, :2, 2]
-            deviation = deviation * back.diagonal(dim1=-2, dim2=-1)[:, None, :2]
-            for i, row in enumerate(batch.rows.tolist()):
+            score = 1 / heatmaps.deviation.mean((1, 2)).unflatten(0, (-1, views)).mean(1)
+            for i, row in enumerate(rows.tolist()):
                 some = instances[row]
                 estimate = Estimate(
-                    some.scene, some.image, some.object, 1 / spread[i].item(), poses[i].double().cpu().numpy(), -1.0
+                    some.scene, some.image, some.object, score[i].item(), poses[i].double().cpu().numpy(), -1.0
                 )
                 yield Estimated(estimate, points2d[i].cpu().numpy(), deviation[i].cpu().numpy())
 

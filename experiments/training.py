@@ -23,7 +23,7 @@ class Training:
 
     def __init__(self, network: nn.Module, learning_rate: float, iterations: int) -> None:
         self.network, self.seconds = network, 0.0
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, learning_rate, total_steps=max(iterations, 2), pct_start=0.1
         )

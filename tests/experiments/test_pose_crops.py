@@ -116,7 +116,7 @@ def scene(tmp_path: Path) -> list[Instance]:
 
 @pytest.mark.parametrize("draw", [None, 0, 17])
 def test_the_camera_of_a_crop_sees_what_the_crop_shows(scene: list[Instance], draw: int | None) -> None:
-    """Dots of the picture are found in the crop where its K projects them, however its box was moved and scaled."""
+    """Dots of the picture are in the crop where its K and pose put them, however it was moved, scaled and turned."""
     crops = Crops(scene, (9, 4), 96, seed=3)
     for row, instance in enumerate(scene):
         _, crop = crops[draw, row]
@@ -124,8 +124,8 @@ def test_the_camera_of_a_crop_sees_what_the_crop_shows(scene: list[Instance], dr
         assert crop.images.dtype == torch.uint8
         assert crop.objects == (1, 0)[row % 2]
         assert crop.rows == row
-        np.testing.assert_array_equal(crop.pose_gt, instance.pose)
-        points2d = projected(crop.K.numpy(), instance.pose, X)
+        assert (crop.pose_gt.numpy() == instance.pose).all() == (draw is None)
+        points2d = projected(crop.K.numpy(), crop.pose_gt.numpy(), X)
         value = crop.images[0].numpy().astype(float) ** 3  # so that dots are narrow, and far ones do not pull
         value[crop.images[0].numpy() == 128] = 0
         v, u = np.mgrid[:96, :96]
@@ -140,7 +140,7 @@ def test_the_camera_of_a_crop_sees_what_the_crop_shows(scene: list[Instance], dr
 
 
 def test_draws_move_the_box_within_bounds_and_none_leaves_it(scene: list[Instance]) -> None:
-    crops = Crops(scene, (4, 9), 64, seed=1, shift=0.1, zoom=0.2)
+    crops = Crops(scene, (4, 9), 64, seed=1, shift=0.1, zoom=0.2, roll=0.0)
     box = np.array(scene[0].box)
     middle, side = np.append(box[:2] + box[2:] / 2, 1), box[2:].max()
     moved, scales = [], []
@@ -155,6 +155,19 @@ def test_draws_move_the_box_within_bounds_and_none_leaves_it(scene: list[Instanc
     assert 0.8 - 1e-9 <= min(scales) < 0.85
     assert 1.15 < max(scales) <= 1.2 + 1e-9
     assert abs(np.mean(moved)) < 1.5
+
+
+def test_draws_turn_the_camera_about_its_axis_within_bounds(scene: list[Instance]) -> None:
+    crops = Crops(scene, (4, 9), 64, seed=1, roll=0.5)
+    angles = []
+    for draw in range(40):
+        turn = crops[draw, 0][1].pose_gt.numpy() @ np.linalg.inv(scene[0].pose)
+        angles.append(np.arctan2(turn[1, 0], turn[0, 0]))
+        wanted = np.eye(4)
+        wanted[:2, :2] = [[np.cos(angles[-1]), -np.sin(angles[-1])], [np.sin(angles[-1]), np.cos(angles[-1])]]
+        np.testing.assert_allclose(turn, wanted, rtol=0, atol=1e-10)
+    assert -0.5 <= min(angles) < -0.4
+    assert 0.4 < max(angles) <= 0.5
 
 
 def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_pose_elsewhere_or_none_leaves_the_box_where_the_scan_found_it() -> No
 def test_a_picture_twice_as_large_has_the_box_twice_as_large() -> None:
     torch.manual_seed(0)
     estimator = PoseEstimator.of_models(Network(32, 6, "resnet10", 8), {4: MODELS[4]})
-    torch.nn.init.normal_(estimator.network.head.weight, std=1.0)
+    torch.nn.init.normal_(estimator.network.head, std=1.0)
     twice = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])
     box = search(estimator, PICTURE, asked())
     large = search(estimator, PICTURE.repeat(2, 0).repeat(2, 1), asked(twice @ K))

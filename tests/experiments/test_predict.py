@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     (folder / "my_run-seed0").mkdir()
     estimator = PoseEstimator.of_models(Network(32, 6, "resnet10", 8), read_models(folder / "made_set"))
-    torch.nn.init.normal_(estimator.network.head.weight, std=1.0)  # or all heatmaps would be flat
+    torch.nn.init.normal_(estimator.network.head, std=1.0)  # or all heatmaps would be flat
     estimator.save(folder / "my_run-seed0" / "estimator.pt")
     return folder
 
