@@ -10,6 +10,7 @@ its own, `parallel` of them at a time; what is finished is not repeated, what wa
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,8 @@ class Config:
     """Of `balance`, robust."""
     paper_betas: tuple[float, ...] = (1e-6, 1e-5, 2e-4, 5e-3)
     """Of `balance`, paper."""
-    options: tuple[str, ...] = ()
-    """What else object_pose is told, such as --options=--iterations=1000."""
+    options: str = ""
+    """What else object_pose is told, such as --options="--iterations=1000 --data=my_set"."""
     parallel: int = 2
     """Trainings at a time, each with one thread and one process that loads."""
     out: Path = Path("results")
@@ -54,7 +55,7 @@ class Config:
 
 PRESETS = {
     "default": Config(),
-    "balance": Config(study="balance", seeds=(0,), options=("--iterations=1000",)),
+    "balance": Config(study="balance", seeds=(0,), options="--iterations=1000"),
     "smoke": Config(presets=("smoke",), seeds=(0,)),
 }
 
@@ -72,19 +73,20 @@ class Training:
 
 def trainings(config: Config) -> list[Training]:
     """All that the study compares."""
+    options = tuple(shlex.split(config.options))
     if config.study == "losses":
         return [
-            Training(LOSSES.get(preset, preset), seed, preset, f"{preset}-seed{seed}", config.options)
+            Training(LOSSES.get(preset, preset), seed, preset, f"{preset}-seed{seed}", options)
             for seed in config.seeds
             for preset in config.presets
         ]
     swept = [("paper", beta) for beta in config.paper_betas] + [("robust", beta) for beta in config.betas]
     return [
-        Training("l_h", seed, "heatmap", f"balance-none-seed{seed}", config.options) for seed in config.seeds
+        Training("l_h", seed, "heatmap", f"balance-none-seed{seed}", options) for seed in config.seeds
     ] + [
         Training(
             f"{balance} {beta:g}", seed, "default", f"balance-{balance}-{beta:g}-seed{seed}",
-            (*config.options, "--balance", balance, "--beta", f"{beta:g}"),
+            (*options, "--balance", balance, "--beta", f"{beta:g}"),
         )
         for seed in config.seeds
         for balance, beta in swept
