@@ -1,7 +1,7 @@
 """COLMAP's sparse models, text and binary: a folder of `cameras`, `images` and `points3D`, each .txt or .bin.
 
 COLMAP 3.12 and later add `rigs` and `frames`; `images` still has every pose, so they are not read. Ids are arbitrary
-numbers. COLMAP's pixel grid has (0.5, 0.5) at the centre of the top-left pixel, the project's has (0, 0) there.
+numbers. What camera models and pixels mean is said in `geometry.interop.colmap`.
 """
 
 import re
@@ -15,11 +15,9 @@ from torch import Tensor
 from datasets.colmap_tables import (
     CAMERAS,
     IMAGES,
-    LENSES,
     NAMES,
     POINTS,
     UNSEEN,
-    Lens,
     Table,
     read_table,
     slots,
@@ -27,12 +25,10 @@ from datasets.colmap_tables import (
 )
 from datasets.reconstruction import Reconstruction, find_ids, pinhole
 from datasets.shared import require_file
-from geometry import se3
 from geometry.camera import Model, matrix_from_intrinsics
+from geometry.interop.colmap import LENSES, from_parameters, from_pixels, from_pose, to_parameters, to_pixels, to_pose
 
 __all__ = ["read_colmap", "write_colmap"]
-
-_HALF_PIXEL = 0.5
 
 
 def read_colmap(folder: str | Path) -> Reconstruction:
@@ -62,18 +58,17 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     for v in ((length2 == 0) | length2.isinf()).nonzero()[:1, 0].tolist():
         raise images.error(v, f"a quaternion wanted for the pose, found {images.heads['quat_wxyz'][v].tolist()}")
     camera_index, point_index, points2d = _observations(images, points)
-    R = se3.rotation_from_quat_wxyz(_tensor(images.heads["quat_wxyz"]))
     intrinsics, distortion, model = _intrinsics(cameras)
     sizes = torch.from_numpy(cameras.heads["size"].astype(np.int64))
     return Reconstruction(
-        world_to_camera=se3.make(R, _tensor(images.heads["t"])),
+        world_to_camera=from_pose(images.heads["quat_wxyz"], images.heads["t"]),
         points3d=_tensor(points.heads["xyz"]),
-        K=matrix_from_intrinsics(intrinsics - intrinsics.new_tensor([0, 0, _HALF_PIXEL, _HALF_PIXEL])),
+        K=matrix_from_intrinsics(intrinsics),
         distortion=distortion,
         intrinsics_index=torch.from_numpy(intrinsics_index),
         camera_index=torch.from_numpy(camera_index),
         point_index=torch.from_numpy(point_index),
-        points2d=_tensor(points2d) - _HALF_PIXEL,
+        points2d=from_pixels(_tensor(points2d)),
         model=model,
         colors=torch.from_numpy(points.heads["color"].copy()),
         names=tuple(images.names or ()),
@@ -88,9 +83,10 @@ def write_colmap(folder: str | Path, reconstruction: Reconstruction, *, binary: 
     names, images are called by their number; unknown colours become black and unknown sizes 0 x 0, which `read_colmap`
     takes for unknown. COLMAP itself cuts a name at a space in a text model; in a binary one it does not.
 
-    Raises ValueError naming the reason for what COLMAP cannot say: skew, thin-prism distortion, names that are empty,
-    given twice, or have control characters or white space at an end; and where `folder` holds files of another model
-    (rigs, frames, the other kind of files), which would be read together with the new ones or instead.
+    Raises ValueError naming the reason for what COLMAP cannot say: skew, thin-prism distortion, a pose that is no rigid
+    motion, names that are empty, given twice, or have control characters or white space at an end; and where `folder`
+    holds files of another model (rigs, frames, the other kind of files), which would be read together with the new ones
+    or instead.
     """
     folder = Path(folder)
     suffix, other = (".bin", ".txt") if binary else (".txt", ".bin")
@@ -133,8 +129,9 @@ def _observations(images: Table, points: Table) -> tuple[np.ndarray, np.ndarray,
 
 
 def _intrinsics(cameras: Table) -> tuple[Tensor, Tensor, Model]:
-    """(fx, fy, cx, cy) in COLMAP's pixels (C,4), distortion (C,k) and the model of all."""
-    lenses = [LENSES[NAMES[lens]] for lens in cameras.heads["lens"]]
+    """(fx, fy, cx, cy) (C,4), distortion (C,k) and the model of all."""
+    names = [NAMES[lens] for lens in cameras.heads["lens"]]
+    lenses = [LENSES[name] for name in names]
     model = lenses[0].model if lenses else "radtan"
     intrinsics = np.empty((len(lenses), 4))
     distortion = np.zeros((len(lenses), max((lens.length for lens in lenses), default=0)))
@@ -142,48 +139,32 @@ def _intrinsics(cameras: Table) -> tuple[Tensor, Tensor, Model]:
     for c, (lens, values) in enumerate(zip(lenses, parameters, strict=False)):
         if lens.model != model:
             raise cameras.error(c, f"one lens model for all cameras wanted, found {lens.model!r} beside {model!r}")
-        f, centre, coefficients = np.split(values, [lens.focal_lengths, lens.focal_lengths + 2])
-        intrinsics[c] = *np.broadcast_to(f, 2), *centre
-        distortion[c, : lens.coefficients] = coefficients
+        intrinsics[c], distortion[c, : lens.length] = from_parameters(names[c], values.tolist())
     return torch.from_numpy(intrinsics), torch.from_numpy(distortion), model
 
 
 def _cameras(reconstruction: Reconstruction) -> Table:
     intrinsics = pinhole(reconstruction, "COLMAP", one_focal_length=False)
-    intrinsics = intrinsics + intrinsics.new_tensor([0, 0, _HALF_PIXEL, _HALF_PIXEL])
     sizes = reconstruction.image_sizes
     heads, parameters = np.empty(len(intrinsics), CAMERAS.head), []
     heads["id"] = np.arange(1, len(intrinsics) + 1)
     heads["size"] = 0 if sizes is None else sizes.numpy()
     for c, (values, distortion) in enumerate(zip(intrinsics.tolist(), reconstruction.distortion.tolist(), strict=True)):
-        lens = _simplest(values, distortion, reconstruction.model)
-        heads["lens"][c] = lens.id
-        coefficients = (distortion + [0.0] * lens.coefficients)[: lens.coefficients]
-        parameters.append([*values[2 - lens.focal_lengths : 4], *coefficients])
+        name, values = to_parameters(values, distortion, reconstruction.model)
+        heads["lens"][c] = LENSES[name].id
+        parameters.append(values)
     items = np.array([value for values in parameters for value in values], dtype=np.float64).view(CAMERAS.item)
     return Table(heads, items, np.array([len(values) for values in parameters]))
 
 
-def _simplest(intrinsics: list[float], distortion: list[float], model: Model) -> Lens:
-    """The first camera model with room for these values; one of fewer coefficients would read back as another shape."""
-    lenses = [lens for lens in LENSES.values() if lens.model == model]
-    for lens in lenses:
-        room = lens.length >= min(len(distortion), lenses[-1].length) and not any(distortion[lens.coefficients :])
-        if room and (lens.focal_lengths == 2 or intrinsics[0] == intrinsics[1]):
-            return lens
-    raise ValueError(f"distortion: COLMAP has no thin-prism coefficients, got {distortion}")
-
-
 def _images(reconstruction: Reconstruction) -> Table:
     V = len(reconstruction.world_to_camera)
-    pose = reconstruction.world_to_camera.double()
     heads, items = np.empty(V, IMAGES.head), np.empty(len(reconstruction.points2d), IMAGES.item)
     heads["id"] = np.arange(1, V + 1)
-    heads["quat_wxyz"] = se3.quat_wxyz_from_rotation(pose[:, :3, :3]).numpy()
-    heads["t"] = pose[:, :3, 3].numpy()
+    heads["quat_wxyz"], heads["t"] = to_pose(reconstruction.world_to_camera)
     heads["camera"] = reconstruction.intrinsics_index.numpy() + 1
     order = reconstruction.camera_index.argsort(stable=True)
-    items["xy"] = (reconstruction.points2d.double() + _HALF_PIXEL)[order].numpy()
+    items["xy"] = to_pixels(reconstruction.points2d.double())[order].numpy()
     items["point"] = reconstruction.point_index[order].numpy() + 1
     names = list(reconstruction.names) or [f"{v:06d}" for v in range(V)]
     for name, count in Counter(names).items():

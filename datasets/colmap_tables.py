@@ -12,33 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.reconstruction import Bytes, Numbers, find_ids, quote, replacing
-from geometry.camera import Model
+from geometry.interop.colmap import LENSES
 
-__all__ = ["CAMERAS", "IMAGES", "LENSES", "NAMES", "POINTS", "UNSEEN", "Table", "read_table", "slots", "write_table"]
-
-
-class Lens(NamedTuple):
-    """A camera model: its id, how many focal lengths and coefficients it has, and how many OpenCV needs to say them."""
-
-    id: int
-    focal_lengths: int
-    coefficients: int
-    length: int
-    model: Model = "radtan"
+__all__ = ["CAMERAS", "IMAGES", "NAMES", "POINTS", "UNSEEN", "Table", "read_table", "slots", "write_table"]
 
 
-# Simplest first, each model apart. Parameters: focal lengths, principal point, coefficients in OpenCV's own order.
-LENSES = {
-    "SIMPLE_PINHOLE": Lens(0, 1, 0, 0),
-    "PINHOLE": Lens(1, 2, 0, 0),
-    "SIMPLE_RADIAL": Lens(2, 1, 1, 2),
-    "RADIAL": Lens(3, 1, 2, 2),
-    "OPENCV": Lens(4, 2, 4, 4),
-    "FULL_OPENCV": Lens(6, 2, 8, 8),
-    "SIMPLE_RADIAL_FISHEYE": Lens(8, 1, 1, 1, "fisheye"),
-    "RADIAL_FISHEYE": Lens(9, 1, 2, 2, "fisheye"),
-    "OPENCV_FISHEYE": Lens(5, 2, 4, 4, "fisheye"),
-}
 NAMES = {lens.id: name for name, lens in LENSES.items()}
 _WANTED_LENS = f"one of the camera models {', '.join(LENSES)}"
 UNSEEN = -1  # of a 2D point that shows no 3D point

@@ -49,11 +49,11 @@ class Config(RunConfig):
     """The split to evaluate on."""
     objects: tuple[int, ...] = ()
     """Numbers of the objects; left out, all there are."""
-    pictures: int = 1000
+    pictures: int = 2500
     """Of each object, to learn from, where the data set is rendered."""
     weights: Path | None = None
     """A file of weights for the backbone, of torchvision's ResNet (resnet18-….pth); wants --width 64."""
-    iterations: int = 5000
+    iterations: int = 10_500
     """Steps of the training; over them the learning rate rises and falls."""
     batch: int = 24
     """Crops a step, of all processes together."""
@@ -83,7 +83,7 @@ PRESETS = {
     "monte_carlo": Config(preset="monte_carlo", objective=Objective(loss="monte_carlo")),
     "linear_covariance": Config(preset="linear_covariance", objective=Objective(loss="linear_covariance")),
     "linemod": Config(
-        preset="linemod", train="train_pbr", iterations=100_000, network=Network(256, 24, "resnet34", 64),
+        preset="linemod", train="train_pbr", iterations=100_000, network=Network(256, 24, "resnet34", 64, 4),
         workers=8, validations=20, log_every=1000,
     ),
     "smoke": Config(

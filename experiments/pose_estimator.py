@@ -27,7 +27,7 @@ _BATCH = 32
 class Network:
     """How the network is built, and how it is read."""
 
-    size: int = 96
+    size: int = 128
     """Side of the crops in pixels, a multiple of 32."""
     keypoints: int = 24
     """Of each object: points of its mesh farthest from each other."""

@@ -256,6 +256,17 @@ def test_the_backbone_with_published_weights_is_the_published_network(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_three_stages_take_their_weights_and_leave_the_fourth_s(tmp_path: Path) -> None:
+    state, path = published(), tmp_path / "resnet18.pth"
+    torch.save(state, path)
+    made = KeypointNetwork(1, 4, "resnet18", 64, stages=3)
+    left = load_backbone(made, path)
+    assert {name.split(".")[0] for name in left} == {"layer4", "fc"}
+    assert {name for name in state if name.startswith(("layer4", "fc"))} == set(left)
+    torch.testing.assert_close(made.backbone.layer3[1].conv2.weight, state["layer3.1.conv2.weight"])
+    assert made(images(2), torch.zeros(2, dtype=torch.long)).shape == (2, 4, 64 // STRIDE, 64 // STRIDE)
+
+
 def test_weights_that_do_not_fit_are_named(wide: KeypointNetwork, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     before = {name: value.clone() for name, value in wide.state_dict().items()}

@@ -32,6 +32,7 @@ def test_every_module_of_geometry_imports_alone_and_brings_torch_only() -> None:
         "tensorboard",
         "scipy",
         "poselib",
+        "pycolmap",
         "tyro",
         "numba",  # a kernel is imported when it is first used
     }  # torch itself imports tqdm
