@@ -1,8 +1,9 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
 # make test   lint, types and all tests, in a few minutes (`.venv/bin/pytest -m "not slow"` takes seconds)
+# make docs   the pages of docs/, to build/docs/index.html
 # make clean  remove the environment and every cache; results/ stays
 #
-# Both set up the environment at their first call. Options, as in `make run PYTHON=python3.12`:
+# They set up the environment at their first call. Options, as in `make run PYTHON=python3.12`:
 #   PYTHON       the interpreter, 3.10 or newer
 #   CUDA=1       torch's default build with CUDA (several gigabytes) instead of the CPU build, in .venv-cuda
 #   TORCH_INDEX  another index for torch, such as https://download.pytorch.org/whl/cu130 (make clean first)
@@ -13,7 +14,7 @@ CUDA        ?=
 VENV        := $(if $(CUDA),.venv-cuda,.venv)
 export PYTHON TORCH_INDEX CUDA
 
-.PHONY: run test clean
+.PHONY: run test docs clean
 
 run: $(VENV)/ready-experiments
 	$(VENV)/bin/python -m geometry.compiled
@@ -26,11 +27,15 @@ test: $(VENV)/ready-dev
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
 
+docs: $(VENV)/ready-docs
+	rm -rf docs/api
+	$(VENV)/bin/sphinx-build -W -q -b html docs build/docs
+
 # A stamp a set of extras: made anew when what it was made from changes.
 $(VENV)/ready-%: pyproject.toml constraints.txt .ci/setup
 	@sh .ci/setup $(VENV) $*
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-cuda *.egg-info build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cuda *.egg-info build docs/_generated docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

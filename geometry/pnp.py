@@ -272,6 +272,7 @@ class BPnP(nn.Module):
         mask: Tensor | None = None,
         init: Tensor | None = None,
     ) -> Tensor:
+        """The pose (B,4,4), or [rotvec, t] (B,6) with vector=True; arguments, and what is raised, as in `pnp`."""
         points3d = self.points3d if points3d is None else points3d
         K = self.K if K is None else K
         if points3d is None or K is None:
