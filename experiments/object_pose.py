@@ -32,7 +32,7 @@ from experiments.pose_network import load_backbone
 from experiments.pose_table import report, summarize
 from experiments.pose_training import Objective, training_step
 from experiments.run import Run, RunConfig, cli, skip
-from experiments.training import Training
+from experiments.training import Training, keep_memory
 
 _SHOWN = 8
 
@@ -251,6 +251,7 @@ def evaluated(trainer: Trainer, run: Run) -> tuple[dict[str, float], float]:
 
 def main(config: Config) -> dict[str, Any] | None:
     device = torch.device(config.device)
+    keep_memory()
     with joined(device) as group:
         data = read_data(config, group)
         # what is wrong with these is told before an earlier run is overwritten

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.run import Run
 
-__all__ = ["Training", "checkpoint", "restore"]
+__all__ = ["Training", "checkpoint", "keep_memory", "restore"]
 
 
 class Training:
@@ -57,6 +58,18 @@ class Training:
 
 
 _PARTS = ("network", "optimizer", "schedule")
+
+
+def keep_memory() -> None:
+    """Have this process, and those it forks, keep the memory that tensors leave rather than hand it back each time.
+
+    A tensor of megabytes is else mapped, and zeroed page by page, anew at every step: a tenth of a training's time on a
+    CPU. Nothing happens where the C library is not GNU's.
+    """
+    with suppress(AttributeError, OSError):
+        library, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1
+        for parameter in (mmap_threshold, trim_threshold):
+            library.mallopt(parameter, 1 << 30)
 
 
 def restore(run: Run, generator: torch.Generator, trainings: Mapping[str, Training]) -> None:
