@@ -41,7 +41,8 @@ def search(estimator: PoseEstimator, picture: np.ndarray, asked: Instance) -> Bo
     asked = asked._replace(K=reduce @ asked.K)
 
     def estimates(boxes: Sequence[Box]) -> list[Estimated]:
-        return list(estimator.estimate([asked._replace(box=box) for box in boxes], read=lambda _: small))
+        asked_for = [asked._replace(box=box) for box in boxes]
+        return list(estimator.estimate(asked_for, views=1, read=lambda _: small))
 
     boxes = _boxes(*size)
     found, box = max(zip(estimates(boxes), boxes, strict=True), key=lambda one: one[0].estimate.score)

@@ -1,0 +1,118 @@
+"""The relative pose of two calibrated views from matches: rotation and direction of the least epipolar error."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from geometry.implicit import argmin
+from geometry.minimal.essential import five_point
+from geometry.optim import Problem, Solution, levenberg_marquardt
+from geometry.se3 import exp, hat, make
+from geometry.tasks.inputs import batched
+
+__all__ = ["fundamental", "relative_pose", "relative_pose_problem"]
+
+SAMPLES = 16
+SAMPLE_STEPS = 5
+
+
+def fundamental(pose: Tensor, K_a: Tensor, K_b: Tensor) -> Tensor:
+    """F (…,3,3) with b^T F a = 0 for the pixels a and b of a point; pose (…,4,4) with p_b = R p_a + t."""
+    return torch.linalg.inv(K_b).mT @ hat(pose[..., :3, 3]) @ pose[..., :3, :3] @ torch.linalg.inv(K_a)
+
+
+def residual(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor) -> Tensor:
+    """(N,): distances in px of each match from the nearest with b^T F a = 0, to first order, times weights (N,)."""
+    F = fundamental(pose, K_a, K_b)
+    a, b = homogeneous(points_a), homogeneous(points_b)
+    line_b, line_a = a @ F.mT, b @ F
+    return weights * (b * line_b).sum(-1) / torch.cat([line_b[:, :2], line_a[:, :2]], -1).norm(dim=-1)
+
+
+def homogeneous(points: Tensor) -> Tensor:
+    return pad(points, (0, 1), value=1.0)
+
+
+def retract(pose: Tensor, step: Tensor) -> Tensor:
+    """A pose (4,4) with |t| = 1, moved by step (5,): R <- exp(omega) R, and t along the sphere."""
+    t = pose[:3, 3]
+    first = torch.linalg.cross(t, torch.zeros_like(t).scatter(0, t.abs().argmin()[None], 1.0))
+    first = first / first.norm()
+    moved = t + step[3] * first + step[4] * torch.linalg.cross(t, first)
+    return make(exp(step[:3]) @ pose[:3, :3], moved / moved.norm())
+
+
+relative_pose_problem = Problem(residual, dof=5, retract=retract)
+"""x (4,4) with |t| = 1, data points_a (N,2), points_b (N,2), K_a (3,3), K_b (3,3), weights (N,)."""
+
+
+def relative_pose(
+    points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor | None = None
+) -> Solution:
+    """Where camera b stands in the frame of camera a, up to the length of the translation.
+
+    points_a, points_b (B,N,2) or (N,2), px: N >= 6 matches; K_a, K_b (B,3,3) or (3,3): the cameras, without distortion;
+    weights (B,N) or (N,) multiply the errors. x (B,4,4) with p_b = R p_a + t and |t| = 1, differentiable in all. What
+    fails says so in `status`, as where a turn alone explains the matches. Raises ValueError for other shapes.
+
+    Minimises Sampson's error (Hartley and Zisserman, "Multiple View Geometry", equation 11.9), whose minimum is four
+    poses; the one with most points before both cameras is returned. Starts at the five-point poses (Nistér, TPAMI
+    2004) of 16 samples, drawn evenly and not at random, of which the best after a few steps goes on.
+    """
+    points_a, points_b, K_a, K_b, weights = batched(
+        6, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), K_a=(K_a, "3,3"), K_b=(K_b, "3,3"),
+        weights=(weights, "N"),
+    )  # fmt: skip
+    data = points_a, points_b, K_a, K_b, weights
+    found = argmin(relative_pose_problem, sampled(*(d.detach() for d in data)), *data)
+    return replace(found, x=before_both(found.x, *(d.detach() for d in data)))
+
+
+def sampled(points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor) -> Tensor:
+    """A pose (B,4,4) near the least error. A match of weight zero is in no sample."""
+    places = torch.arange(5 * SAMPLES, device=weights.device).view(5, SAMPLES).mT.flatten()
+    count = (weights != 0).cumsum(-1)
+    index = torch.searchsorted(count, places * count[:, -1:] // (5 * SAMPLES) + 1).clamp_max(weights.shape[-1] - 1)
+    rays = directions(points_a, K_a), directions(points_b, K_b)
+    a, b = (r.gather(1, index[..., None].expand(-1, -1, 3)).unflatten(1, (SAMPLES, 5)) for r in rays)
+    E = five_point(a, b).nan_to_num()
+    B, _, roots = E.shape[:3]
+    U, _, Vh = torch.linalg.svd(E)
+    R = U @ exp(E.new_tensor([0, 0, torch.pi / 2])) @ Vh
+    poses = make(R * torch.linalg.det(R).sign()[..., None, None], U[..., 2])
+
+    def best(poses: Tensor, count: int) -> Tensor:
+        """Of every `count` poses (…,4,4) in a row the one of the least error."""
+        cost = relative_pose_problem.costs(poses, *repeated(len(poses) // B)).nan_to_num(torch.inf).view(-1, count)
+        return poses.unflatten(0, (-1, count))[torch.arange(len(cost), device=cost.device), cost.argmin(-1)]
+
+    def repeated(times: int) -> tuple[Tensor, ...]:
+        return tuple(d.repeat_interleave(times, 0) for d in (points_a, points_b, K_a, K_b, weights))
+
+    chosen = best(poses.flatten(0, 2), roots)  # of each sample
+    return best(levenberg_marquardt(relative_pose_problem, chosen, repeated(SAMPLES), SAMPLE_STEPS)[0], SAMPLES)
+
+
+def directions(points: Tensor, K: Tensor) -> Tensor:
+    """The rays (B,N,3) of pixels (B,N,2)."""
+    return torch.linalg.solve_ex(K, homogeneous(points).mT)[0].mT
+
+
+def before_both(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor) -> Tensor:
+    """Of the four poses (B,4,4) of the same errors the one with most points, of those that count, before both cameras.
+
+    They differ by the sign of t and by half a turn about it (Hartley and Zisserman, section 9.6.3).
+    """
+    R, t = pose[:, :3, :3], pose[:, :3, 3]
+    twisted = 2 * t[:, :, None] * (t[:, None, :] @ R) - R
+    poses = torch.stack([make(turn, sign * t) for turn in (R, twisted) for sign in (1, -1)], 1)
+    with torch.no_grad():
+        # the depths of the nearest points of two rays, z_b b = z_a R a + t, times what is positive
+        a = directions(points_a, K_a)[:, None] @ poses[..., :3, :3].mT
+        b, t = directions(points_b, K_b)[:, None], poses[..., None, :3, 3]
+        n = torch.linalg.cross(a, b)
+        ahead = ((torch.linalg.cross(b, t) * n).sum(-1) > 0) & ((torch.linalg.cross(a, t) * n).sum(-1) > 0)
+        best = (ahead & (weights != 0)[:, None]).sum(-1).argmax(-1)
+    return poses[torch.arange(len(best), device=best.device), best]
