@@ -41,10 +41,10 @@ class TaskConfig(RunConfig):
 
 
 class Task(NamedTuple):
-    """solve: weights (1,N) to the solution of one problem, differentiable in them. error: its x to how far that is from
+    """solve: weights (1,N) to the solution of one problem, or several with the sum of their costs; differentiable.
 
-    the truth, (), with a graph. wrong (N,) bool: which observations are. draw: weights (N,) and x to a figure.
-    reference_cost: of another implementation, with all weights one; None where there is none here.
+    error: its x to how far that is from the truth, (), with a graph. wrong (N,) bool: which observations are. draw:
+    weights (N,) and x to a figure. reference_cost: of another implementation, with all weights one; None without one.
     """
 
     solve: Callable[[Tensor], Solution]
@@ -58,17 +58,18 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     """Learn the weights, log and show it, and finish the run.
 
     The run's errors: `unweighted`, `learned` and `inliers_alone`, of the solutions with all weights one, the learned
-    ones, and one where an observation is right and else zero; `gradient`, relative, of the error's derivative
-    along one direction against a central difference; `cost_over_reference` - 1 of the unweighted solution.
-    Converged: all solutions were, and the learned error is below the unweighted one.
+    ones, and one where an observation is right and else zero (weights that fit the truth itself may do better than
+    those); `gradient`, relative, of the error's derivative along one direction against a central difference;
+    `unsolved_steps`, whose solutions did not converge and taught nothing; `cost_over_reference` - 1 of the unweighted
+    solution. Converged: the last solution is, and its error is below the unweighted one.
     """
     logits = torch.zeros(len(task.wrong), dtype=run.dtype, device=run.device, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=config.rate)
-    solved = True
+    unsolved = 0
     if saved := run.restore():
         logits.data.copy_(saved["logits"])
         optimizer.load_state_dict(saved["optimizer"])
-        solved = saved["solved"]
+        unsolved = saved["unsolved"]
 
     def evaluate(weights: Tensor) -> tuple[Solution, Tensor]:
         solution = task.solve(weights[None])
@@ -77,25 +78,25 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     for step in run.iterations(config.iterations):
         weights = weights_of(logits)
         solution, error = evaluate(weights)
-        solved &= bool(solution.converged.all())
+        unsolved += not solution.converged.all()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         run.log(step, loss=error, cost=solution.cost[0], **told_apart(weights.detach(), task.wrong))
         if run.due(step):
-            run.checkpoint(step, logits=logits.detach(), optimizer=optimizer.state_dict(), solved=solved)
+            run.checkpoint(step, logits=logits.detach(), optimizer=optimizer.state_dict(), unsolved=unsolved)
             run.figure("solution", step, task.draw(weights.detach(), solution.x))
     learned = weights_of(logits.detach())
     ones = torch.ones_like(learned)
     (last, found), (plain, unweighted), (_, inliers) = (evaluate(w) for w in (learned, ones, (~task.wrong).to(ones)))
     run.figure("solution", config.iterations, task.draw(learned, last.x), final=True)
     errors: dict[str, Any] = {"unweighted": unweighted, "learned": found, "inliers_alone": inliers}
-    errors |= {"gradient": gradient_error(lambda w: evaluate(w)[1], ones)}
+    errors |= {"gradient": gradient_error(lambda w: evaluate(w)[1], ones), "unsolved_steps": unsolved}
     if task.reference_cost is not None:
         errors["cost_over_reference"] = plain.cost[0] / task.reference_cost - 1
     return run.finish(
-        converged=solved and bool(found < unweighted), iterations=config.iterations, loss=found.item(), errors=errors,
-        picture="solution",
+        converged=bool(last.converged.all() and found < unweighted), iterations=config.iterations, loss=found.item(),
+        errors=errors, picture="solution",
     )  # fmt: skip
 
 
