@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
@@ -124,7 +125,7 @@ def weighted_fit(observed: Any, weights: Any, fitted: Any, title: str, unit: str
     axes.set_aspect("equal", adjustable="datalim")
     if unit == "px":
         axes.invert_yaxis()
-    _legend(axes)
+    _legend(axes).legend_handles[0].set_alpha(1)  # else as pale as the first observation
     return figure
 
 
@@ -194,6 +195,6 @@ def _tidy(axes: Axes) -> Axes:
     return axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes) -> Legend:
     """Put the legend below the axes, where it covers no point."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)
+    return axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)
