@@ -125,7 +125,9 @@ def weighted_fit(observed: Any, weights: Any, fitted: Any, title: str, unit: str
     axes.set_aspect("equal", adjustable="datalim")
     if unit == "px":
         axes.invert_yaxis()
-    _legend(axes).legend_handles[0].set_alpha(1)  # else as pale as the first observation
+    shown = _legend(axes).legend_handles[0]
+    assert shown is not None
+    shown.set_alpha(1)  # else as pale as the first observation
     return figure
 
 
