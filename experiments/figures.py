@@ -14,7 +14,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6670"
@@ -117,17 +116,14 @@ def weighted_fit(observed: Any, weights: Any, fitted: Any, title: str, unit: str
     figure, axes = _axes(6.4, 5.2)
     axes.plot(*np.stack([observed, fitted], 1).transpose(2, 1, 0), color=GREY, linewidth=0.8, alpha=0.5)
     shades = (weights / weights.max()).clip(0.06, 1)
-    axes.scatter(
-        observed[:, 0], observed[:, 1], s=34, color=ORANGE, alpha=shades, label="observed, pale where it hardly counts"
-    )
+    axes.scatter(observed[:, 0], observed[:, 1], s=34, color=ORANGE, alpha=shades)
+    axes.plot([], [], "o", color=ORANGE, label="observed, pale where it hardly counts")
     axes.plot(*fitted.T, "+", color=BLUE, markersize=9, label="solution")
     axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})", title=title)
     axes.set_aspect("equal", adjustable="datalim")
     if unit == "px":
         axes.invert_yaxis()
-    shown = _legend(axes).legend_handles[0]
-    assert shown is not None
-    shown.set_alpha(1)  # else as pale as the first observation
+    _legend(axes)
     return figure
 
 
@@ -197,6 +193,6 @@ def _tidy(axes: Axes) -> Axes:
     return axes
 
 
-def _legend(axes: Axes) -> Legend:
+def _legend(axes: Axes) -> None:
     """Put the legend below the axes, where it covers no point."""
-    return axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)
