@@ -100,7 +100,9 @@ def regularisation(heatmaps: Heatmaps, sigma: float) -> Tensor:
     """
     probability = heatmaps.probability
     gaussian = _gaussians(cells_of(heatmaps.points2d), sigma, probability.shape[-2:])
-    return js_div_loss_2d(probability, gaussian, reduction="none").mean(1)
+    # half of the least number is none, and its logarithm no loss
+    tiny = torch.finfo(probability.dtype).tiny
+    return js_div_loss_2d(probability.clamp_min(tiny), gaussian.clamp_min(tiny), reduction="none").mean(1)
 
 
 def _gaussians(cells: Tensor, sigma: float, size: tuple[int, ...]) -> Tensor:

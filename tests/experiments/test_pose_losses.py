@@ -436,3 +436,18 @@ def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
 def test_ramp() -> None:
     assert [ramp(p, (0.2, 0.6)) for p in (0.0, 0.2, 0.3, 0.5, 0.6, 1.0)] == pytest.approx([0, 0, 0.25, 0.75, 1, 1])
     assert [ramp(p, (0.5, 0.5)) for p in (0.4, 0.5, 0.6)] == pytest.approx([0, 0, 1])
+
+
+def test_regularisation_of_the_least_of_probabilities() -> None:
+    """Numbers so small that half of them is zero."""
+    logits = torch.full((1, 1, 32, 32), -200.0)
+    logits[0, 0, 28, 28] = 0
+    logits[0, 0, 0] = torch.linspace(-103.9, -102.8, 32)  # about the least number of float32, far from the peak
+    logits.requires_grad_()
+    heatmaps = read_heatmaps(logits)
+    assert ((heatmaps.probability > 0) & (heatmaps.probability < torch.finfo(torch.float32).tiny)).any()
+    loss = regularisation(heatmaps, 1.0)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
