@@ -88,16 +88,17 @@ class Crops(Dataset):
 
     The boxes of training are moved by up to `shift` of their longer side and scaled by up to `zoom`, as a detector's
     might be, and the camera is turned about its axis by up to `roll` radians. What is drawn depends on (seed, draw,
-    row) alone: on no worker, process, order or resumption.
+    row) alone, and with alike=True on no row: on no worker, process, order or resumption.
     read: what makes a picture (H,W,3) of an instance's path.
     """
 
     def __init__(
         self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0,
         shift: float = 0.08, zoom: float = 0.15, roll: float = 0.35, read: Callable[[Any], np.ndarray] = read_picture,
+        alike: bool = False,
     ) -> None:  # fmt: skip
         self.instances, self.size, self.seed, self.read = instances, size, seed, read
-        self.shift, self.zoom, self.roll = shift, zoom, roll
+        self.shift, self.zoom, self.roll, self.alike = shift, zoom, roll, alike
         self.position = {number: i for i, number in enumerate(objects)}
 
     def __len__(self) -> int:
@@ -107,7 +108,7 @@ class Crops(Dataset):
         draw, row = index
         instance = self.instances[row]
         box = np.asarray(instance.box, dtype=np.float64)
-        generator = np.random.default_rng((self.seed, draw or 0, row))
+        generator = np.random.default_rng((self.seed, draw or 0, 0 if self.alike else row))
         turn = np.eye(3)  # of the camera, about its axis: a picture of another pose, without having taken it
         if draw is not None:
             dx, dy, zoom, roll = generator.uniform(-1, 1, 4)

@@ -118,7 +118,8 @@ class PoseEstimator(nn.Module):
         indices = [(view or None, row) for row in range(len(instances)) for view in range(views)]
         size = views * max(_BATCH // views, 1)
         batches = [indices[first : first + size] for first in range(0, len(indices), size)]
-        shown = Crops(instances, self.objects, self.setup.size, roll=0.0, read=read)
+        # an instance's estimate does not depend on the others that are asked for
+        shown = Crops(instances, self.objects, self.setup.size, roll=0.0, read=read, alike=True)
         for batch in crop_loader(shown, batches, workers):
             crops = batch.to(device)
             heatmaps = read_heatmaps(logits_of(self.network, crops, precision))

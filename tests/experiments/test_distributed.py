@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 with joined(torch.device("cpu")) as group:
     torch.manual_seed(group.rank)  # whoever is alike afterwards was made so
     models = read_models(data)
-    estimator = PoseEstimator.of_models(Network(64, 8, "resnet10", 8, "group"), models)
+    estimator = PoseEstimator.of_models(Network(64, 8, "resnet10", 8, norm="group"), models)
     if group.world == 1 or group.rank == 0:
         start = Path(out / "start.pt")
         if start.exists():

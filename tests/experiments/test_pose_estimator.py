@@ -54,7 +54,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.maps: list[Tensor] = []
         self.sigmas = [0.7 + 0.03 * row for row in range(len(instances))]
-        crops = Crops(instances, estimator.objects, estimator.setup.size, roll=0.0)
+        crops = Crops(instances, estimator.objects, estimator.setup.size, roll=0.0, alike=True)
         views = estimator.setup.views
         for row, view in product(range(len(instances)), range(views)):
             sigma = self.sigmas[row]
@@ -94,6 +94,13 @@ def test_right_heatmaps_are_right_poses(scene: list[Instance], weighted: bool, v
         assert 1 / estimate.score == pytest.approx(spread, rel=0.02)  # a little of a Gaussian is beyond the map
         scale = 160 / (MARGIN * max(some.box[2:]))
         np.testing.assert_allclose(one.deviation, spread / scale, rtol=0.05 if views == 1 else 0.2)
+
+
+def test_an_estimate_does_not_depend_on_what_else_is_asked_for(scene: list[Instance]) -> None:
+    made = estimator(views=3)
+    for row, one in enumerate(made.estimate(scene)):
+        (alone,) = made.estimate([scene[row]])
+        np.testing.assert_allclose(alone.keypoints2d, one.keypoints2d, rtol=0, atol=1e-3)
 
 
 def test_a_view_that_is_wrong_does_not_matter(scene: list[Instance]) -> None:

@@ -315,7 +315,7 @@ def test_what_is_stopped_leaves_no_results_and_no_half_files(
 def test_the_deviation_of_keypoints_is_in_pixels_of_the_picture(made: Path) -> None:
     estimator = load_estimator(made / "my_run-seed0" / "estimator.pt")
     (some, *_) = read_split(made / "made_set", "test")
-    (found,) = estimator.estimate([some])
+    (found,) = estimator.estimate([some], views=1)
     scale = estimator.setup.size / (MARGIN * max(some.box[2:]))
     assert found.deviation.shape == (6, 2)
     assert found.deviation.mean() * scale * found.estimate.score == pytest.approx(1, rel=1e-5)
