@@ -376,7 +376,8 @@ class Run:
         self._open.close()
         shown = replace(self.recorded(), summary=plain(summary))
         begun = time.monotonic()
-        write_page(shown, self.folder / "index.html")
+        best = self.folder / f"{picture}.png"
+        write_page(shown, self.folder / "index.html", best.read_bytes() if picture and best.exists() else b"")
         self._spent["drawing_seconds"] += time.monotonic() - begun
         summary |= self._spent
         write_json(self.folder / "summary.json", summary)

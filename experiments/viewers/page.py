@@ -28,9 +28,10 @@ LIMIT = 1_500_000
 """Points of all frames together that a page holds; about 20 MB. What is beyond is left out, and the page says so."""
 
 
-def page(recording: Recording, live: str | None = None) -> str:
+def page(recording: Recording, live: str | None = None, picture: bytes = b"") -> str:
     """The page, with the data in it; with `live`, one that asks a server for them.
 
+    picture: a PNG to look at where nothing moves in space.
     live: what comes before `recording` (the bytes of `encode`, without a Content-Encoding) and `version` (a text that
     changes when there is something new; asked for once a second) in their addresses, such as "/".
     """
@@ -38,6 +39,7 @@ def page(recording: Recording, live: str | None = None) -> str:
         "title": html.escape(recording.title),
         "live": html.escape(live or ""),
         "data": base64.b64encode(encode(recording)).decode() if live is None else "",
+        "picture": f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}" alt="">' if picture else "",
         "page_css": _text("page.css"),
         "vendor_js": _text("vendor.js"),
         "page_js": "\n".join(_text(f"{name}.js") for name in SCRIPTS),
@@ -49,10 +51,10 @@ def _text(name: str) -> str:
     return (WEB / name).read_text("utf-8")
 
 
-def write_page(recording: Recording, path: Path) -> None:
-    """Write `page(recording)` whole or not at all."""
+def write_page(recording: Recording, path: Path, picture: bytes = b"") -> None:
+    """Write `page(recording, picture=picture)` whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(page(recording), "utf-8")
+        temporary.write_text(page(recording, picture=picture), "utf-8")
 
 
 def encode(recording: Recording) -> bytes:

@@ -31,6 +31,7 @@ def test_a_smoke_run_solves_differentiates_logs_and_shows(name: str, tmp_path: P
     assert errors["gradient"] < 1e-6
     assert errors.get("cost_over_reference", 0) < 1e-6
     assert {"index.html", "metrics.csv", "solution.png"} <= {path.name for path in folder.iterdir()}
+    assert "data:image/png;base64," in (folder / "index.html").read_text()
 
 
 @pytest.mark.parametrize("name", DRIVERS)

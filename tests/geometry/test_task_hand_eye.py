@@ -145,11 +145,11 @@ def test_parallel_axes_are_flagged_and_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gripper": torch.rand(3, 6, 3, 4).double()}, r"gripper must have shape \(6,4,4\)"),
+        ({"gripper": torch.rand(3, 6, 3, 4).double()}, r"gripper must have shape \(N,4,4\)"),
         ({"camera": torch.rand(3, 5, 4, 4).double()}, r"camera must have shape \(6,4,4\) or \(3,6,4,4\)"),
         ({"camera": torch.rand(2, 6, 4, 4).double()}, "camera must have shape"),
         ({"weights": torch.ones(3, 6).double()}, "weights must have shape"),
-        ({"weights": torch.ones(3, 6, 2)}, "weights must have the floating-point dtype"),
+        ({"weights": torch.ones(3, 6, 2)}, "weights must have a floating-point dtype"),
         ({"camera": torch.full((3, 6, 4, 4), torch.nan).double()}, "camera must be finite"),
         ({"gripper": torch.rand(3, 1, 4, 4).double(), "camera": torch.rand(3, 1, 4, 4).double()}, "at least 2"),
     ],

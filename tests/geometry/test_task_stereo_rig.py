@@ -154,13 +154,13 @@ def test_a_point_behind_a_camera_makes_the_cost_infinite() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points2d": torch.rand(3, 2, 16, 2).double()}, r"points2d must have shape \(2,2,16,2\)"),
+        ({"points2d": torch.rand(3, 2, 16, 2).double()}, r"points2d must have shape \(2,V,N,2\)"),
         ({"points3d": torch.rand(15, 3).double()}, r"points3d must have shape \(16,3\)"),
         ({"K": K[0]}, r"K must have shape \(2,3,3\)"),
         ({"distortion": DISTORTION[0]}, "distortion must have shape"),
         ({"distortion": torch.zeros(2, 3).double()}, "distortion must have one of"),
         ({"weights": torch.ones(2, 16).double()}, r"weights must have shape \(2,2,16\)"),
-        ({"weights": torch.ones(2, 2, 16)}, "weights must have the floating-point dtype"),
+        ({"weights": torch.ones(2, 2, 16)}, "weights must have a floating-point dtype"),
         ({"points3d": torch.full((16, 3), torch.nan).double()}, "points3d must be finite"),
         ({"points2d": torch.rand(2, 2, 3, 2).double(), "points3d": torch.rand(3, 3).double()}, "at least 4"),
     ],

@@ -120,13 +120,13 @@ def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points2d": torch.rand(3, 5, 3).double()}, r"points2d must have shape \(5,2\)"),
+        ({"points2d": torch.rand(3, 5, 3).double()}, r"points2d must have shape \(N,2\)"),
         (
             {"world_to_camera": torch.rand(4, 4, 4).double()},
             r"shape \(5,4,4\) or \(3,5,4,4\)",
         ),
         ({"K": torch.rand(3, 3).double()}, r"K must have shape \(5,3,3\)"),
-        ({"weights": torch.ones(3, 5)}, "weights must have the floating-point dtype"),
+        ({"weights": torch.ones(3, 5)}, "weights must have a floating-point dtype"),
         ({"points2d": torch.full((3, 5, 2), torch.nan).double()}, "points2d must be finite"),
         ({"points2d": torch.rand(3, 1, 2).double()}, "at least 2"),
     ],

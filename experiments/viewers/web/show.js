@@ -42,7 +42,8 @@ function load(data) {
   document.body.classList.toggle("flat", !spatial);
   document.body.classList.toggle("bare", spatial && !flat && !curved);
   $("no-space").hidden = spatial && space !== null;
-  $("no-space").textContent = whyNoSpace(data, spatial, flat);
+  $("picture").hidden = spatial || !$("picture").childElementCount;
+  $("no-space").textContent = $("picture").hidden ? whyNoSpace(data, spatial, flat) : "";
   for (const part of ["canvas", "tools", "views", "counts", "axes"]) $(part).hidden = !spatial || !space;
   $("image").hidden = !flat;
   $("timeline").hidden = data.frames.length < 2;
