@@ -1,6 +1,6 @@
 """Scenes and the finite differences that the tests of the layer share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -72,6 +72,26 @@ def central_difference() -> Callable[..., Tensor]:
         return sum((w * (f(k * h) - f(-k * h)) for k, w in stencil.items()), start=torch.tensor(0.0)) / (60 * h)
 
     return difference
+
+
+@pytest.fixture(scope="session")
+def gradient_errors(central_difference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of value(*data) (B,), for each of the data: how far autograd is from differences along a direction, relative."""
+
+    def errors(value: Callable[..., Tensor], data: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
+        inputs = [d.clone().requires_grad_() for d in data]
+        gradients = torch.autograd.grad(value(*inputs).sum(), inputs)
+        found = []
+        for i, (gradient, direction) in enumerate(zip(gradients, directions, strict=True)):
+
+            def moved(step: float, i: int = i, direction: Tensor = direction) -> Tensor:
+                return value(*data[:i], data[i] + step * direction, *data[i + 1 :])
+
+            wanted = central_difference(moved, 1e-2)
+            found.append(((gradient * direction).flatten(1).sum(1) - wanted).norm() / wanted.norm())
+        return torch.stack(found)
+
+    return errors
 
 
 @pytest.fixture(scope="session")
