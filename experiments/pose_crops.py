@@ -68,9 +68,8 @@ def cut(picture: np.ndarray, A: np.ndarray, size: int) -> np.ndarray:
     """The crop (S,S,3) that A makes of a picture (H,W,3), without aliasing; what lies outside is grey."""
     import cv2
 
-    if (
-        factor := int(1 / np.hypot(A[0, 0], A[0, 1]))
-    ) > 1:  # the mean of factor x factor pixels, then what is left of the scale
+    factor = int(1 / np.hypot(A[0, 0], A[0, 1]))
+    if factor > 1:  # the mean of factor x factor pixels, then what is left of the scale
         height, width = (side // factor * factor for side in picture.shape[:2])
         picture = cv2.resize(
             np.ascontiguousarray(picture[:height, :width]), (width // factor, height // factor),
@@ -114,12 +113,13 @@ class Crops(Dataset):
             dx, dy, zoom, roll = generator.uniform(-1, 1, 4)
             c, s = np.cos(self.roll * roll), np.sin(self.roll * roll)
             turn[:2, :2] = [[c, -s], [s, c]]
-            x, y, _ = instance.K @ turn @ np.linalg.inv(instance.K) @ [*(box[:2] + box[2:] / 2), 1]
-            centre = np.array([x, y]) + self.shift * max(box[2:]) * np.array([dx, dy])
+        turned = instance.K @ turn @ np.linalg.inv(instance.K)  # from pixels of the picture to those after the turn
+        if draw is not None:
+            centre = (turned @ [*(box[:2] + box[2:] / 2), 1])[:2] + self.shift * max(box[2:]) * np.array([dx, dy])
             box[2:] *= 1 + self.zoom * zoom
             box[:2] = centre - box[2:] / 2
         A = crop_map(box.tolist(), self.size)
-        image = cut(self.read(instance.path), A @ instance.K @ turn @ np.linalg.inv(instance.K), self.size)
+        image = cut(self.read(instance.path), A @ turned, self.size)
         pose = np.vstack([turn @ instance.pose[:3], instance.pose[3:]])
         return int(generator.integers(2**62)), CropBatch(
             torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(A @ instance.K), torch.from_numpy(pose),

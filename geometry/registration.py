@@ -20,14 +20,16 @@ class Similarity(NamedTuple):
         return self.scale[..., None, None] * points @ self.R.mT + self.t[..., None, :]
 
 
-def align_similarity(source: Tensor, target: Tensor) -> Similarity:
-    """The similarity that minimises sum |s R source_i + t - target_i|^2. (…,N,3), (…,N,3); det R = +1.
+def align_similarity(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Similarity:
+    """The similarity that minimises sum |w_i (s R source_i + t - target_i)|^2. (…,N,3), (…,N,3), (…,N); det R = +1.
 
     Umeyama 1991, TPAMI 13(4), eqs. 40 to 42. A reconstruction from images alone is defined up to such a map, which
     must be taken out before it is compared; a mirror image is not, and stays an error.
     """
-    source_mean, target_mean = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
-    a, b = source - source_mean, target - target_mean
+    w = torch.ones_like(source[..., :1]) if weights is None else weights[..., None]
+    share = w.square() / w.square().sum(-2, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+    source_mean, target_mean = ((share * points).sum(-2, keepdim=True) for points in (source, target))
+    a, b = w * (source - source_mean), w * (target - target_mean)
     U, S, Vh = torch.linalg.svd(b.mT @ a)
     sign = torch.cat([torch.ones_like(S[..., :2]), torch.linalg.det(U @ Vh).sign()[..., None]], -1)
     R = (U * sign[..., None, :]) @ Vh

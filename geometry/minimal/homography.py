@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from geometry.tasks.homography import homography_problem, transfer
+from geometry.tasks.homography import homography_problem, normalised, oriented, transfer
 
 __all__ = ["homography", "homography_problem", "transfer"]
 
@@ -27,39 +27,20 @@ def homography(points_a: Tensor, points_b: Tensor) -> Tensor:
     # what has none is replaced, lest its derivatives be NaN
     square = points_a.new_tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     points_a, points_b = (torch.where(good[..., None, None], p, square) for p in (points_a, points_b))
-    a, to_a = _normalised(points_a)
-    b, to_b = _normalised(points_b)
+    a, to_a = normalised(points_a)
+    b, to_b = normalised(points_b)
     (cofactors, la, _), (_, lb, _) = _basis(a), _basis(b)
     inverse = torch.stack([la[..., 1] * la[..., 2], la[..., 0] * la[..., 2], la[..., 0] * la[..., 1]], -1)
     H = b[..., :3, :].mT @ ((lb * inverse)[..., None] * cofactors)
-    H = _inverse_similarity(to_b) @ H @ to_a
-    H = H / H.flatten(-2).norm(dim=-1)[..., None, None]
-    depth = (points_a.mean(-2) * H[..., 2, :2]).sum(-1) + H[..., 2, 2]
-    H = torch.where((depth < 0)[..., None, None], -H, H)
+    H = oriented(_inverse_similarity(to_b) @ H @ to_a, points_a)
     return torch.where(good[..., None, None], H, torch.nan)
 
 
 def _in_general_position(points: Tensor) -> Tensor:
     """Whether no three of four points are collinear up to rounding."""
-    _, odds, determinant = _basis(_normalised(points)[0])
+    _, odds, determinant = _basis(normalised(points)[0])
     areas = torch.cat([odds, determinant[..., None]], -1).abs().amin(-1)
     return areas > 64 * torch.finfo(points.dtype).eps
-
-
-def _normalised(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Homogeneous points about their mean and of mean length one, and the similarity that does it."""
-    mean = points.mean(-2, keepdim=True)
-    scale = (points - mean).norm(dim=-1, keepdim=True).mean(-2, keepdim=True)
-    moved = (points - mean) / scale
-    inverse = 1 / scale[..., 0]
-    zero, one = torch.zeros_like(inverse), torch.ones_like(inverse)
-    shift = -mean[..., 0, :] * inverse
-    rows = (
-        torch.cat([inverse, zero, shift[..., :1]], -1),
-        torch.cat([zero, inverse, shift[..., 1:]], -1),
-        torch.cat([zero, zero, one], -1),
-    )
-    return torch.cat([moved, torch.ones_like(moved[..., :1])], -1), torch.stack(rows, -2)
 
 
 def _inverse_similarity(T: Tensor) -> Tensor:

@@ -67,15 +67,27 @@ def direct_linear(points_a: Tensor, points_b: Tensor, weights: Tensor) -> Tensor
     )
     _, vectors = torch.linalg.eigh(rows.mT @ rows)
     H = torch.linalg.solve(to_b, vectors[..., 0].unflatten(-1, (3, 3)) @ to_a)
-    H = H / H.flatten(1).norm(dim=-1)[:, None, None]
-    depth = (points_a.mean(-2) * H[:, 2, :2]).sum(-1) + H[:, 2, 2]
-    return torch.where((depth < 0)[:, None, None], -H, H)
+    return oriented(H, points_a)
+
+
+def oriented(H: Tensor, points: Tensor) -> Tensor:
+    """H (…,3,3) of norm one, its sign such that mapped points (…,N,2) have third coordinates of a positive mean."""
+    H = H / H.flatten(-2).norm(dim=-1)[..., None, None]
+    depth = (points.mean(-2) * H[..., 2, :2]).sum(-1) + H[..., 2, 2]
+    return torch.where((depth < 0)[..., None, None], -H, H)
 
 
 def normalised(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Homogeneous points (B,N,3) about their mean, of mean length sqrt 2, and the similarity (B,3,3) that does it."""
-    mean = points.mean(-2)
-    scale = 2**0.5 / (points - mean[:, None]).norm(dim=-1).mean(-1).clamp_min(torch.finfo(points.dtype).tiny)
-    T = torch.diag_embed(torch.stack([scale, scale, torch.ones_like(scale)], -1))
-    T[:, :2, 2] = -scale[:, None] * mean
-    return torch.cat([points, torch.ones_like(points[..., :1])], -1) @ T.mT, T
+    """Homogeneous points (…,N,3) about their mean and of mean length one, and the similarity (…,3,3) that does it."""
+    mean = points.mean(-2, keepdim=True)
+    scale = (points - mean).norm(dim=-1, keepdim=True).mean(-2, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
+    moved = (points - mean) / scale
+    inverse = 1 / scale[..., 0]
+    zero, one = torch.zeros_like(inverse), torch.ones_like(inverse)
+    shift = -mean[..., 0, :] * inverse
+    rows = (
+        torch.cat([inverse, zero, shift[..., :1]], -1),
+        torch.cat([zero, inverse, shift[..., 1:]], -1),
+        torch.cat([zero, zero, one], -1),
+    )
+    return torch.cat([moved, torch.ones_like(moved[..., :1])], -1), torch.stack(rows, -2)

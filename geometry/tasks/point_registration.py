@@ -51,13 +51,8 @@ def point_registration(
 
 def closed_form(source: Tensor, target: Tensor, weights: Tensor, scale: bool) -> Tensor:
     """The minimum (B,4,4) by Umeyama's method."""
+    found = align_similarity(source, target, weights)
+    R = found.scale.nan_to_num(1.0)[:, None, None] * found.R if scale else found.R
     share = weights.square()[..., None]
-    share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
-    a_mean, b_mean = (share * source).sum(1), (share * target).sum(1)
-    a, b = weights[..., None] * (source - a_mean[:, None]), weights[..., None] * (target - b_mean[:, None])
-    # with their mirror images the weighted points have mean zero, which alignment without weights leaves alone
-    found = align_similarity(torch.cat([a, -a], 1), torch.cat([b, -b], 1))
-    R = found.R
-    if scale:
-        R = found.scale.nan_to_num(1.0)[:, None, None] * R
-    return se3.make(R, b_mean - (R @ a_mean[..., None]).squeeze(-1))
+    gap = target - source @ R.mT
+    return se3.make(R, (share * gap).sum(1) / share.sum(1).clamp_min(torch.finfo(share.dtype).tiny))

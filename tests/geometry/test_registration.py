@@ -94,3 +94,13 @@ def test_the_order_of_the_points_does_not_matter() -> None:
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     for a, b in zip(align_similarity(source, target), align_similarity(source[order], target[order]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_weight_is_the_root_of_how_often_a_pair_counts() -> None:
+    generator = torch.Generator().manual_seed(5)
+    source, target = torch.randn(2, 2, 6, 3, generator=generator, dtype=torch.float64)
+    times = torch.tensor([1, 3, 0, 2, 1, 4])
+    found = align_similarity(source, target, times.double().sqrt().expand(2, 6))
+    wanted = align_similarity(*(points.repeat_interleave(times, 1) for points in (source, target)))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
