@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments import replacing
-from experiments.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE
+from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE
 from geometry import se3
 from geometry.camera import distort, project
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from datasets import shared
-from datasets.formats import read_reconstruction
-from experiments.figures import loss_curve
-from experiments.run import Run, RunConfig, cli, skip
-from geometry.bundle import bundle
-from geometry.gauge import GaugeChoice
-from geometry.optim import Status
+from datasets import locate
+from datasets.reconstructions.read import read_reconstruction
+from experiments.drawing.figures import loss_curve
+from experiments.running.run import Run, RunConfig, cli, skip
+from geometry.bundle_adjustment.gauge import GaugeChoice
+from geometry.bundle_adjustment.layer import bundle
+from geometry.optim.problem import Status
 from geometry.robust import cauchy
 
 
@@ -47,7 +47,7 @@ def rms(residual: Tensor) -> float:
 
 def main(config: Config) -> dict:
     try:
-        scene = read_reconstruction(shared.locate(config.scene))
+        scene = read_reconstruction(locate.locate(config.scene))
     except FileNotFoundError as absent:
         skip(str(absent))
     with Run("bundle_adjustment", config) as run:

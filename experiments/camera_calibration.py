@@ -17,17 +17,17 @@ import torch
 import tyro
 from torch import Tensor
 
-from datasets import shared
-from datasets.chessboard import Views, detect, read_corners
-from datasets.synthetic import CUBE, CUBE_EDGES, PUBLISHED_POSE
+from datasets import locate
+from datasets.images.chessboard import Views, detect, read_corners
+from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments import write_json
-from experiments.figures import loss_curve, trajectories
-from experiments.run import Run, RunConfig, cli, skip
+from experiments.drawing.figures import loss_curve, trajectories
+from experiments.running.run import Run, RunConfig, cli, skip
 from geometry import se3
-from geometry.calibration import CalibrationProblem, free_intrinsics, start_intrinsics
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
-from geometry.nested import NestedState, nested_start, nested_step
-from geometry.pnp import pnp
+from geometry.optim.nested import NestedState, nested_start, nested_step
+from geometry.pose.layer import pnp
+from geometry.reconstruction.calibration import CalibrationProblem, free_intrinsics, start_intrinsics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,7 +241,7 @@ def chessboards(config: Config) -> dict:
                 K = free_intrinsics(state.theta[0])[0]
                 run.save_points(name, problem.points3d, cameras=state.inner[0], K=K[None])
                 write_json(run.folder / "calibrations.json", results)
-                folder = shared.locate(target.source)
+                folder = locate.locate(target.source)
                 if folder.is_dir() and target.model == "radtan":
                     run.figure(
                         f"{name}-undistorted",
@@ -273,7 +273,7 @@ def chessboards(config: Config) -> dict:
 
 def read_views(target: Target) -> Views:
     """The target's corners, from images or a corner file, here or in the shared data."""
-    path = shared.locate(target.source)
+    path = locate.locate(target.source)
     if path.is_dir():
         return detect(path, target.corners, target.square)
     return read_corners(path, target.corners, target.square, target.image_size)

@@ -20,13 +20,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datasets.toy_images import SIDE, ToyImages, shape_images
-from experiments.networks import ImageNetwork, PointNetwork
-from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import Shown, by_method, curves, outline, panels
-from experiments.shapes import CIRCLE, LINE, bounded, consensus
-from experiments.training import Training, checkpoint, restore
-from geometry.selection import draw_sets, expected_loss, score_function_loss
+from datasets.made.toy_images import SIDE, ToyImages, shape_images
+from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
+from experiments.running.run import Run, RunConfig, cli
+from experiments.running.training import Training, checkpoint, restore
+from experiments.toys.networks import ImageNetwork, PointNetwork
+from experiments.toys.shapes import CIRCLE, LINE, bounded, consensus
+from geometry.consensus.selection import draw_sets, expected_loss, score_function_loss
 
 Method = Literal["esac", "separate", "unlabelled"]
 Choice = Literal["mixture", "even", "hard"]

@@ -4,8 +4,8 @@ A network corrects the keypoints of a known object and says what each should wei
 true pose of a view and nothing else. What turns keypoints, weights and pose into a loss is the method
 (`gradient_methods`): gradients through PnP, exact, approximate and as published; losses that go around it. All learn
 from the same views with Adam in the same number of steps, its rate falling linearly to zero, from the best of the same
-few rates, chosen for each method and regime on a seed that is not counted. All are tested alike: what `geometry.pnp`,
-searching globally, makes of the keypoints and weights of unseen views.
+few rates, chosen for each method and regime on a seed that is not counted. All are tested alike: what
+`geometry.pose.layer`, searching globally, makes of the keypoints and weights of unseen views.
 
 A run has reached its goal once the median errors of rotation and translation are both below `goal` times those of the
 oracle: the maximum-likelihood pose of keypoints without bias and wrong matches, their noise being known. Runs of
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from experiments import replacing, write_json
-from experiments.gradient_measures import Quality, measure
-from experiments.gradient_methods import METHODS, UNWEIGHTED, Method, View, displacement
-from experiments.gradient_report import Outcome, Trace, curves, report, summary
-from experiments.gradient_scenes import REGIMES, Refiner, Regime, Scene, make_scene
-from experiments.run import Run, RunConfig, cli
+from experiments.gradients.measures import Quality, measure
+from experiments.gradients.methods import METHODS, UNWEIGHTED, Method, View, displacement
+from experiments.gradients.report import Outcome, Trace, curves, report, summary
+from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_scene
+from experiments.running.run import Run, RunConfig, cli
 from geometry import se3
 from geometry.camera import project
-from geometry.optim import Problem, Solution, minimize
-from geometry.pnp import pnp
+from geometry.optim.problem import Problem, Solution, minimize
+from geometry.pose.layer import pnp
 
 HELD_OUT = 2**20
 """Added to the seed of the run on which learning rates are chosen."""

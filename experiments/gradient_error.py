@@ -5,7 +5,8 @@ On the published cube and poses, for every input of the layer, the error of a me
     |J - F| / |F| ,    J, F = d (omega, t) / d input by the method and by finite differences (6 x n, Frobenius norm),
 
 omega in radians, t in half sides of the cube. Methods: `exact`, `gauss_newton`, `unrolled` are those of
-`geometry.implicit`; `published formula` is the one of Chen et al.'s code (CVPR 2020), which differentiates the root of
+`geometry.optim.adjoint`; `published formula` is the one of Chen et al.'s code (CVPR 2020), which differentiates the
+root of
 
     f_j = sum_i < c_ij, S_i (x_i - proj_i) > ,    c_ij = -2 d proj_i / d pose_j ,    S_i the depth of point i,
 
@@ -20,13 +21,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from datasets.bpnp_demo import read_poses
-from datasets.synthetic import CUBE, random_poses
+from datasets.made.published import read_poses
+from datasets.made.scenes import CUBE, random_poses
 from experiments import replacing, write_json
-from experiments.pose_derivatives import STEPS, numeric, published, solve, tangent
+from experiments.gradients.derivatives import STEPS, numeric, published, solve, tangent
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics, project
-from geometry.implicit import Gradient
+from geometry.optim.adjoint import Gradient
 
 OURS: tuple[Gradient, ...] = ("exact", "gauss_newton", "unrolled")
 PUBLISHED = "published formula"

@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datasets.toy_images import SIDE, ToyImages, line_images
-from experiments.networks import ImageNetwork, PointNetwork
-from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import Shown, by_method, curves, outline, panels
-from experiments.shapes import LINE, Consensus, bounded, consensus, line_at
-from experiments.training import Training, checkpoint, restore
-from geometry.selection import draw_sets, expected_loss, score_function_loss, set_log_probability
+from datasets.made.toy_images import SIDE, ToyImages, line_images
+from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
+from experiments.running.run import Run, RunConfig, cli
+from experiments.running.training import Training, checkpoint, restore
+from experiments.toys.networks import ImageNetwork, PointNetwork
+from experiments.toys.shapes import LINE, Consensus, bounded, consensus, line_at
+from geometry.consensus.selection import draw_sets, expected_loss, score_function_loss, set_log_probability
 
 TEST_SEED = 2**31
 """Of the test images; training images have the run's seed, which is taken to be another."""

@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 PLACES = {
     "problem": "geometry/tasks/{}.py",
     "driver": "experiments/tasks/{}.py",
-    "test": "tests/geometry/test_task_{}.py",
+    "test": "tests/geometry/tasks/test_{}.py",
 }
 
 

@@ -21,18 +21,18 @@ import numpy as np
 import torch
 import tyro
 
-from datasets.bop import Instance, Model, read_models, read_split, write_results
-from datasets.shared import require_file
+from datasets.locate import require_file
+from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
 from experiments import replacing, write_json
-from experiments.distributed import Group, joined
-from experiments.pose_crops import Batches, Crops, crop_loader, read_picture
-from experiments.pose_estimator import Network, PoseEstimator
-from experiments.pose_evaluation import evaluate
-from experiments.pose_network import load_backbone
-from experiments.pose_table import report, summarize
-from experiments.pose_training import Objective, training_step
-from experiments.run import Run, RunConfig, cli, skip
-from experiments.training import Training, keep_memory
+from experiments.object_poses.crops import Batches, Crops, crop_loader, read_picture
+from experiments.object_poses.estimator import Network, PoseEstimator
+from experiments.object_poses.evaluation import evaluate
+from experiments.object_poses.network import load_backbone
+from experiments.object_poses.table import report, summarize
+from experiments.object_poses.training import Objective, training_step
+from experiments.running.distributed import Group, joined
+from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.running.training import Training, keep_memory
 
 _SHOWN = 8
 
@@ -109,7 +109,7 @@ def read_data(config: Config, group: Group) -> Data:
     if folder is None and config.train != "train":
         skip(f"{wanted}: the one that is rendered has no split {config.train}")
     if folder is None:
-        from datasets.bop_generated import generate
+        from datasets.objects.generated import generate
 
         test = max(config.pictures * 3 // 20, 2)
         folder = config.out / "data" / f"bop-{config.pictures}-{test}"
@@ -220,7 +220,7 @@ def spread_out(instances: Sequence[Instance], count: int) -> Sequence[Instance]:
 
 def overlays(trainer: Trainer, instances: Sequence[Instance], columns: int = 4) -> np.ndarray:
     """Pictures of instances with what is estimated, in blue, and the truth, in orange."""
-    from experiments.pose_overlay import overlay, sheet
+    from experiments.object_poses.overlay import overlay, sheet
 
     pictures, captions = [], []
     for some, found in zip(instances, trainer.estimator.estimate(instances), strict=True):

@@ -21,8 +21,8 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from experiments import replacing, write_json
-from experiments.benchmarking import choose, table
-from experiments.pose_table import report
+from experiments.benchmarks.measuring import choose, table
+from experiments.object_poses.table import report
 
 LOSSES = {
     "heatmap": "l_h",

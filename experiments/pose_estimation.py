@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datasets import shared
-from datasets.matches import read_box_matches
-from datasets.synthetic import CUBE, CUBE_EDGES, PUBLISHED_POSE
+from datasets import locate
+from datasets.images.matches import read_box_matches
+from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments import write_json
-from experiments.figures import keypoint_tracks, loss_curve, trajectories
-from experiments.networks import ConstantVgg11
-from experiments.run import Run, RunConfig, cli, skip
+from experiments.drawing.figures import keypoint_tracks, loss_curve, trajectories
+from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.toys.networks import ConstantVgg11
 from geometry import se3
-from geometry.calibration import CalibrationProblem
 from geometry.camera import matrix_from_intrinsics, project
-from geometry.nested import NestedState, nested_start, nested_step
-from geometry.pnp import pnp
-from geometry.pnp_ransac import pnp_ransac
+from geometry.optim.nested import NestedState, nested_start, nested_step
+from geometry.pose.layer import pnp
+from geometry.pose.ransac import pnp_ransac
+from geometry.reconstruction.calibration import CalibrationProblem
 from geometry.robust import geman_mcclure
 
 
@@ -44,7 +44,7 @@ class Config(RunConfig):
     threshold: float = 1e-3
     """Stop below this loss (px^2)."""
     matches: Path | None = None
-    """A file or folder of 2D-3D matches (datasets/matches.py); `box_pnp` is found in the shared data."""
+    """A file or folder of 2D-3D matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
     image_size: tuple[int, int] = (640, 480)
     """Width and height of the images of `matches`."""
     inlier: float = 4.0
@@ -231,7 +231,7 @@ def video(config: Config) -> dict:
     """
     assert config.matches is not None
     try:
-        frames = read_box_matches(shared.locate(str(config.matches)))
+        frames = read_box_matches(locate.locate(str(config.matches)))
     except FileNotFoundError as error:
         skip(str(error))
     with Run("pose_estimation", config) as run:

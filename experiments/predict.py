@@ -24,16 +24,23 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.bop import Estimate, Model, read_models, write_results
+from datasets.objects.layout import Estimate, Model, read_models, write_results
 from datasets.ply import Mesh
 from experiments import replacing, write_json
-from experiments.pose_crops import read_picture
-from experiments.pose_estimator import Estimated, PoseEstimator, load_estimator
-from experiments.pose_requests import UNKNOWN, Camera, Picture, pictures_of_data_set, pictures_of_path, read_camera
-from experiments.pose_search import search
+from experiments.object_poses.crops import read_picture
+from experiments.object_poses.estimator import Estimated, PoseEstimator, load_estimator
+from experiments.object_poses.requests import (
+    UNKNOWN,
+    Camera,
+    Picture,
+    pictures_of_data_set,
+    pictures_of_path,
+    read_camera,
+)
+from experiments.object_poses.search import search
 from geometry import se3
 from geometry.camera import project
-from geometry.probabilistic import pose_covariance
+from geometry.pose.losses import pose_covariance
 
 __all__ = ["main"]
 
@@ -300,7 +307,7 @@ def _finite(values: Tensor) -> list[float] | None:
 
 def _drawn(image: np.ndarray, picture: Picture, found: Sequence[Estimated], models: Mapping[int, Model]) -> np.ndarray:
     """The truth in orange, estimates with their keypoints in blue; a small picture enlarged."""
-    from experiments.pose_overlay import overlay
+    from experiments.object_poses.overlay import overlay
 
     nowhere = np.full((4, 4), np.nan)
     drawn: list[tuple[int, np.ndarray, np.ndarray | None, np.ndarray | None]] = []
@@ -328,8 +335,8 @@ def _print_scores(
     pictures: Sequence[Picture], estimates: Sequence[Estimate], unread: set[str], models: Mapping[int, Model]
 ) -> None:
     """The table of what is right, where the truth is known; a picture that could not be read is wrong."""
-    from experiments.pose_evaluation import evaluate
-    from experiments.pose_table import report, summarize
+    from experiments.object_poses.evaluation import evaluate
+    from experiments.object_poses.table import report, summarize
 
     truth = [some for picture in pictures for some in picture.truth]
     truth.sort(key=lambda some: str(some.path) in unread)  # the pictures' size is taken from the first

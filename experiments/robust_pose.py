@@ -1,7 +1,7 @@
 """Camera poses from 2D-3D matches most of which may be wrong: which matches to draw, learned in three ways.
 
 A network sees the matches of an image, each with its descriptors' ratio, and says how likely each is right; RANSAC
-draws by that (`candidates` of `geometry.pnp_ransac`). All methods have the same network and see the same problems.
+draws by that (`candidates` of `geometry.pose.ransac`). All methods have the same network and see the same problems.
 
 - sampling: the network is told nothing but how far off the pose is that sample consensus ends with, which is not
   differentiable: score-function gradient of the drawn sets (Brachmann and Rother, ICCV 2019, arXiv 1905.04132).
@@ -26,20 +26,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datasets import shared
-from datasets.matches import read_box_matches
+from datasets import locate
+from datasets.images.matches import read_box_matches
 from experiments import replacing
-from experiments.benchmarking import table
-from experiments.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
-from experiments.run import Run, RunConfig, cli, skip
-from experiments.shape_figures import COLORS, by_method, curves
-from experiments.shapes import bounded
-from experiments.training import Training, checkpoint, restore
+from experiments.benchmarks.measuring import table
+from experiments.drawing.shapes import COLORS, by_method, curves
+from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.running.training import Training, checkpoint, restore
+from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
+from experiments.toys.shapes import bounded
 from geometry import se3
-from geometry.pnp import pnp
-from geometry.pnp_ransac import pnp_ransac
+from geometry.consensus.selection import draw_sets, score_function_loss, set_log_probability
+from geometry.pose.layer import pnp
+from geometry.pose.ransac import pnp_ransac
 from geometry.robust import geman_mcclure
-from geometry.selection import draw_sets, score_function_loss, set_log_probability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ class Config(RunConfig):
     rival: str = "ratio_sharp"
     """The odds that those of the first method must beat with the fewest hypotheses, to have converged."""
     matches: Path | None = None
-    """A file or folder of real matches (datasets/matches.py); `box_pnp` is found in the shared data."""
+    """A file or folder of real matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
     image_size: tuple[int, int] = (640, 480)
     """Width and height of the images of `matches`."""
     focal: float = 622.0
@@ -177,7 +177,7 @@ def main(config: Config) -> dict:
     box: Matches | None = None
     if config.matches is not None:
         try:
-            frames = read_box_matches(shared.locate(str(config.matches)))
+            frames = read_box_matches(locate.locate(str(config.matches)))
         except FileNotFoundError as error:
             skip(str(error))
         box = box_matches(frames, config.focal, config.image_size)

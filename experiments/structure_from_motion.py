@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.figures import loss_curve, value_colors
-from experiments.networks import ConstantVgg11
-from experiments.run import Run, RunConfig, cli, skip
-from experiments.structure_refinement import refine
-from experiments.structure_scenes import Scene, SceneOptions, read_scene
+from experiments.drawing.figures import loss_curve, value_colors
+from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.structure.refinement import refine
+from experiments.structure.scenes import Scene, SceneOptions, read_scene
+from experiments.toys.networks import ConstantVgg11
 from geometry.camera import project
-from geometry.nested import NestedState, nested_start, nested_step
-from geometry.pnp import pnp
-from geometry.structure import find_structure, mirror, triangulate
+from geometry.optim.nested import NestedState, nested_start, nested_step
+from geometry.pose.layer import pnp
+from geometry.reconstruction.structure import find_structure, mirror, triangulate
 
 
 @dataclass(frozen=True)

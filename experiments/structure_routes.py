@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import shared
+from datasets import locate
 from experiments import replacing, write_json
-from experiments.figures import BLUE, GREY, ORANGE
-from experiments.run import Run, RunConfig, cli, skip
-from experiments.structure_alignment import rms_radius
-from experiments.structure_route_scenes import REGIMES, Regime, Tracks, make_starts
+from experiments.drawing.figures import BLUE, GREY, ORANGE
+from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.structure.alignment import rms_radius
+from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts
 from geometry import se3
-from geometry.bundle import bundle
+from geometry.bundle_adjustment.layer import bundle
 from geometry.camera import project_camera_frame
-from geometry.nested import nested_start, nested_step
-from geometry.structure import StructureProblem
+from geometry.optim.nested import nested_start, nested_step
+from geometry.reconstruction.structure import StructureProblem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ class Config(RunConfig):
     regimes: tuple[Regime, ...] = tuple(regime for regime in REGIMES if regime != "tracks")
     """Which scenes to run; what they are stands in `REGIMES`, and in routes.md."""
     scene: str = "bal/problem-49-7776-pre.txt"
-    """Of the regime `tracks`: a file of BAL or of another format that `datasets.formats` reads, here or in the
-    shared data."""
+    """Of the regime `tracks`: a file of BAL or of another format that `datasets.reconstructions.read` reads, here or in
+    the shared data."""
     steps: int = 150
     """Of `backprop` and `bundle`, at most."""
     rounds: int = 400
@@ -294,7 +294,7 @@ def report(outcomes: list[Outcome]) -> str:
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         if "backprop" not in outcome.traces:
-            lines += ["", "backprop: `geometry.structure.StructureProblem` has no robust kernel."]
+            lines += ["", "backprop: `geometry.reconstruction.structure.StructureProblem` has no robust kernel."]
     return "\n".join(lines) + "\n"
 
 
@@ -332,7 +332,7 @@ def curves(outcomes: list[Outcome], over: Literal["seconds", "iterations"]) -> F
 def main(config: Config) -> dict:
     if "tracks" in config.regimes:
         try:
-            shared.locate(config.scene)
+            locate.locate(config.scene)
         except FileNotFoundError as absent:
             skip(str(absent))
     with Run("structure_routes", config) as run:

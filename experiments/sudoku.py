@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from datasets.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
-from experiments.figures import BLUE, GREY, ORANGE, array
-from experiments.run import Run, RunConfig, cli
-from experiments.shape_figures import by_method, curves
-from experiments.training import Training
-from geometry.quadratic import quadratic_program
+from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
+from experiments.drawing.figures import BLUE, GREY, ORANGE, array
+from experiments.drawing.shapes import by_method, curves
+from experiments.running.run import Run, RunConfig, cli
+from experiments.running.training import Training
+from geometry.optim.quadratic import quadratic_program
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

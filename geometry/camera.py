@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.derivatives import directional
+from geometry._forward import directional
 
 __all__ = [
     "Model",

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geometry.derivatives import directional
+from geometry._forward import directional
 
 __all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
 

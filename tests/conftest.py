@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasets.shared import find
+from datasets.locate import find
 
 # A job in the background ignores Ctrl-C, and so would the programs that tests start and end with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
-from geometry.optim import Status
+from geometry.optim.problem import Status
 
 sybil = pytest.importorskip("sybil", reason="sybil is not installed: pip install -e .[dev]")
 from sybil import Example, Sybil  # noqa: E402
@@ -130,7 +130,7 @@ def is_long(words: list[str], project: Path) -> bool:
     if len(words) < 2 or words[1] not in presets or words[1] == "smoke" or "--help" in words:
         return False
     assert module is not None
-    from experiments.run import cli
+    from experiments.running.run import cli
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)

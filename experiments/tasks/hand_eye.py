@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli
 from geometry import se3
-from geometry.optim import Solution
+from geometry.optim.problem import Solution
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
 if TYPE_CHECKING:

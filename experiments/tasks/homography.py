@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli, skip
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli, skip
 from geometry.tasks.homography import homography, transfer
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def made_matches(count: int) -> tuple[Tensor, Tensor]:
 
 def board_matches() -> tuple[Tensor, Tensor]:
     """Corners (N,2) of a chessboard in squares, and where a photograph has them, px."""
-    from datasets.chessboard import detect
-    from datasets.shared import locate
+    from datasets.images.chessboard import detect
+    from datasets.locate import locate
 
     try:
         views = detect([locate("opencv_chess_left") / "left01.jpg"], (9, 6))

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli, skip
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli, skip
 from geometry import se3
-from geometry.optim import Solution
+from geometry.optim.problem import Solution
 from geometry.tasks.point_registration import point_registration
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def rgbd_clouds(first: int = 4, second: int = 5) -> tuple[Tensor, Tensor, Tensor
     """The same of two frames in their cameras' frames: x right, y down, z forward."""
     import cv2
 
-    from datasets.shared import find
+    from datasets.locate import find
 
     try:
         folder = find("tum_rgbd")
@@ -74,7 +74,7 @@ def lifted_features(folder: Path, number: int) -> tuple[Tensor, np.ndarray]:
     """Points (N,3) in m and their SIFT descriptors (N,128), where the frame has a depth."""
     import cv2
 
-    from datasets.shared import require_file
+    from datasets.locate import require_file
 
     fx, fy, cx, cy = 518.0, 519.0, 325.5, 253.5
     picture = cv2.imread(str(require_file(folder / f"color_{number}.png")), cv2.IMREAD_GRAYSCALE)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli, skip
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli, skip
 from geometry import se3
 from geometry.tasks.radial_pnp import State, radial_pnp, radial_projection
 
@@ -49,8 +49,8 @@ def made_view(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def board_view() -> tuple[Tensor, Tensor, Tensor]:
     """The same of a view of opencv_corners, whose own calibration holds the principal point in the middle, too."""
-    from datasets.chessboard import read_corners
-    from datasets.shared import locate
+    from datasets.images.chessboard import read_corners
+    from datasets.locate import locate
 
     try:
         views = read_corners(locate("opencv_corners") / "out_camera_data.yml")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli, skip
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli, skip
 from geometry import se3
 from geometry.camera import project
 from geometry.tasks.relative_pose import fundamental, relative_pose
@@ -48,9 +48,9 @@ def made_matches(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def temple_matches() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same of two neighbours in templeSparseRing."""
-    from datasets.middlebury import read_middlebury
-    from datasets.shared import locate
-    from datasets.tracks import find_tracks
+    from datasets.images.middlebury import read_middlebury
+    from datasets.images.tracks import find_tracks
+    from datasets.locate import locate
 
     try:
         views = read_middlebury(locate("temple_sparse_ring"))

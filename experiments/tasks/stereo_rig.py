@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli
 from geometry import se3
 from geometry.camera import project
-from geometry.optim import Solution, State
+from geometry.optim.problem import Solution, State
 from geometry.tasks.stereo_rig import stereo_rig, stereo_rig_problem
 
 if TYPE_CHECKING:

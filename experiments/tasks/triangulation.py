@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from experiments.figures import weighted_fit
-from experiments.run import Run, cli, skip
-from experiments.task import Task, TaskConfig, learn_weights, moved
+from experiments.drawing.figures import weighted_fit
+from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
+from experiments.running.run import Run, cli, skip
 from geometry import se3
 from geometry.camera import project
-from geometry.optim import Solution
+from geometry.optim.problem import Solution
 from geometry.tasks.triangulation import triangulation
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def made_views(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def temple_views() -> tuple[Tensor, Tensor, Tensor]:
     """The same of the tracks through five views of templeSparseRing."""
-    from datasets.middlebury import read_middlebury
-    from datasets.shared import locate
-    from datasets.tracks import find_tracks
+    from datasets.images.middlebury import read_middlebury
+    from datasets.images.tracks import find_tracks
+    from datasets.locate import locate
 
     try:
         views = read_middlebury(locate("temple_sparse_ring"))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments import plain, replacing
-from experiments.recording import Frame, Recording, Stage
+from experiments.records.recording import Frame, Recording, Stage
 
 __all__ = ["encode", "page", "write_page"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.figures import BLUE, GREY, ORANGE
-from experiments.recording import Recording
+from experiments.drawing.figures import BLUE, GREY, ORANGE
+from experiments.records.recording import Recording
 from experiments.viewers.scene import Scene, caption, scene
 
 __all__ = ["View", "evolution", "picture", "view"]

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.figures import FRUSTUM_EDGES, frusta, value_colors, widest
-from experiments.recording import Frame, Recording
+from experiments.drawing.figures import FRUSTUM_EDGES, frusta, value_colors, widest
+from experiments.records.recording import Frame, Recording
 
 __all__ = ["Scene", "caption", "has_space", "scene"]
 

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from threading import Lock
 from typing import Any
 
-from experiments.recording import Recording
+from experiments.records.recording import Recording
 from experiments.viewers.page import encode, page
 from experiments.viewers.source import CannotViewError, Source
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.recording import FOLDER, Recording, read_file, read_run
+from experiments.records.recording import FOLDER, Recording, read_file, read_run
 
 __all__ = ["CannotViewError", "Source"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import BLUE, ORANGE, rgb
-from experiments.recording import Recording
+from experiments.drawing.figures import BLUE, ORANGE, rgb
+from experiments.records.recording import Recording
 from experiments.viewers.picture import INK, View, view
 from experiments.viewers.scene import caption, scene
 from experiments.viewers.source import CannotViewError, Source

@@ -4,7 +4,14 @@ import importlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-KERNELS = ("start", "solve", "adjoint", "bundle", "schur", "ransac")
+KERNELS = (
+    "pose.start",
+    "pose.solve",
+    "pose.adjoint",
+    "bundle_adjustment.observations",
+    "bundle_adjustment.products",
+    "consensus.rounds",
+)
 
 
 def compile_kernel(name: str) -> None:
@@ -14,8 +21,8 @@ def compile_kernel(name: str) -> None:
 
 def main() -> None:
     folder = Path(__file__).parent
-    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
-    for cache in folder.glob("__pycache__/*.nb[ci]"):
+    newest = max(source.stat().st_mtime for source in folder.rglob("*.py"))
+    for cache in folder.rglob("__pycache__/*.nb[ci]"):
         # numba looks at a kernel's own file alone, not at those that it imports
         if cache.stat().st_mtime < newest:
             cache.unlink()

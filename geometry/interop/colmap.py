@@ -2,8 +2,8 @@
 
 Axes are the same (x right, y down, z forward), and so are the order and the meaning of the coefficients. Pixels shift:
 COLMAP's (0.5, 0.5) is the centre of the top-left pixel, where ours is (0, 0), so that principal points and points2d
-gain half a pixel on their way to COLMAP. It is said here and nowhere else; `datasets.colmap` reads files with it.
-Values go to the host as float64, detached; pycolmap itself is not needed.
+gain half a pixel on their way to COLMAP. It is said here and nowhere else; `datasets.reconstructions.colmap` reads
+files with it. Values go to the host as float64, detached; pycolmap itself is not needed.
 
     camera = pycolmap.Camera(**colmap.to_camera(K, distortion, (width, height)))
     K, distortion, image_size, model = colmap.from_camera(camera.model, camera.width, camera.height, camera.params)
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, check_distortion, intrinsics_from_matrix, matrix_from_intrinsics
-from geometry.interop.checks import ImageSize, check_K, check_pose, check_shape, host, integers, tensor
+from geometry.interop._checks import ImageSize, check_K, check_pose, check_shape, host, integers, tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from geometry.interop.checks import ImageSize, batch, check_K, check_pose
+from geometry.interop._checks import ImageSize, batch, check_K, check_pose
 
 if TYPE_CHECKING:
     from kornia.geometry.camera import PinholeCamera

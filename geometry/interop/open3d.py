@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from geometry.interop.checks import ImageSize, check_K, check_pose, host, integers, tensor
+from geometry.interop._checks import ImageSize, check_K, check_pose, host, integers, tensor
 
 if TYPE_CHECKING:
     from open3d.camera import PinholeCameraParameters

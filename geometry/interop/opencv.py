@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from geometry import se3
 from geometry.camera import Model, check_distortion
-from geometry.interop.checks import check_K, check_pose, check_rotation, host, tensor
+from geometry.interop._checks import check_K, check_pose, check_rotation, host, tensor
 
 if TYPE_CHECKING:
     import numpy as np

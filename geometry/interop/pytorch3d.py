@@ -23,7 +23,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics
-from geometry.interop.checks import ImageSize, batch, check_K, check_pose, check_rotation
+from geometry.interop._checks import ImageSize, batch, check_K, check_pose, check_rotation
 
 if TYPE_CHECKING:
     from pytorch3d.transforms import Transform3d

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from geometry.interop.checks import check_rotation, check_shape, host, tensor
+from geometry.interop._checks import check_rotation, check_shape, host, tensor
 
 if TYPE_CHECKING:
     from scipy.spatial.transform import Rotation

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from geometry.implicit import argmin
-from geometry.optim import Problem, Solution
-from geometry.tasks.inputs import batched
+from geometry.checks import batched
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution
 
 __all__ = ["homography", "homography_problem", "transfer"]
 

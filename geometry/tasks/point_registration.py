@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.implicit import argmin
-from geometry.optim import Problem, Solution
-from geometry.registration import align_similarity
-from geometry.tasks.inputs import batched
+from geometry.alignment import align_similarity
+from geometry.checks import batched
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution
 
 __all__ = ["point_registration", "rigid_problem", "similarity_problem"]
 

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import distort
-from geometry.implicit import argmin
-from geometry.optim import Problem, Solution
-from geometry.pnp import pnp
-from geometry.tasks.inputs import batched
+from geometry.checks import batched
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution
+from geometry.pose.layer import pnp
 
 __all__ = ["radial_pnp", "radial_pnp_problem", "radial_projection"]
 

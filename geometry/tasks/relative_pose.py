@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from geometry.implicit import argmin
-from geometry.minimal.essential import five_point
-from geometry.optim import Problem, Solution, levenberg_marquardt
+from geometry.checks import batched
+from geometry.consensus.minimal.essential import five_point
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution, levenberg_marquardt
 from geometry.se3 import exp, hat, make
-from geometry.tasks.inputs import batched
 
 __all__ = ["fundamental", "relative_pose", "relative_pose_problem"]
 

@@ -8,10 +8,10 @@ from torch.func import vmap
 
 from geometry import se3
 from geometry.camera import in_front, project_camera_frame
-from geometry.implicit import argmin
-from geometry.optim import Problem, Solution
-from geometry.pnp import pnp
-from geometry.tasks.inputs import batched
+from geometry.checks import batched
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution
+from geometry.pose.layer import pnp
 
 __all__ = ["stereo_rig", "stereo_rig_problem"]
 

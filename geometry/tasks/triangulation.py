@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from geometry.camera import in_front, project_camera_frame
-from geometry.implicit import argmin
-from geometry.optim import Problem, Solution
+from geometry.checks import batched
+from geometry.optim.adjoint import argmin
+from geometry.optim.problem import Problem, Solution
 from geometry.se3 import transform
-from geometry.tasks.inputs import batched
 
 __all__ = ["triangulation", "triangulation_problem"]
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from datasets.reconstruction import Reconstruction
+from datasets.reconstructions.model import Reconstruction
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics, project
 

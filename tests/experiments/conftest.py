@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run import Run
+from experiments.running.run import Run
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.bal import write_bal
-from datasets.colmap import read_colmap
+from datasets.reconstructions.bal import write_bal
+from datasets.reconstructions.colmap import read_colmap
 from experiments import EXIT_SKIPPED
+from experiments.benchmarks.bundle_solvers import bundle_cost, synthetic_scene
 from experiments.bundle_adjustment import Config, main
-from experiments.bundle_solvers import bundle_cost, synthetic_scene
 
 
 def test_a_file_is_adjusted_and_saved(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.toy_images import shape_images
+from datasets.made.toy_images import shape_images
 from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_experts, esac_loss, main
-from experiments.shapes import CIRCLE, LINE
-from geometry.selection import expected_loss
+from experiments.toys.shapes import CIRCLE, LINE
+from geometry.consensus.selection import expected_loss
 from tests.experiments.summaries import without_times
 
 TINY = replace(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from experiments.gradient_comparison import PRESETS, Runs, main, oracle, train
-from experiments.gradient_measures import gradient, gradient_errors, numeric, problems, right_way
-from experiments.gradient_methods import LAYERS, METHODS, STOCHASTIC, UNWEIGHTED, Method, View, displacement
-from experiments.gradient_report import Outcome, Trace, verdict
-from experiments.gradient_scenes import REGIMES, Refiner, Regime, make_scene
+from experiments.gradients.measures import gradient, gradient_errors, numeric, problems, right_way
+from experiments.gradients.methods import LAYERS, METHODS, STOCHASTIC, UNWEIGHTED, Method, View, displacement
+from experiments.gradients.report import Outcome, Trace, verdict
+from experiments.gradients.scenes import REGIMES, Refiner, Regime, make_scene
 from geometry.camera import project
-from geometry.pnp import pnp
+from geometry.pose.layer import pnp
 
 SMOKE = PRESETS["smoke"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.gradient_error import OURS, PUBLISHED, Config, main
-from experiments.pose_derivatives import STEPS
+from experiments.gradients.derivatives import STEPS
 
 
 def test_ours_are_the_derivatives_and_the_published_formula_is_not(tmp_path: Path) -> None:

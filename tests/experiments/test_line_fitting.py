@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.toy_images import SIDE, line_images
+from datasets.made.toy_images import SIDE, line_images
 from experiments import line_fitting
 from experiments.line_fitting import PRESETS, Config, Learner, main
-from experiments.networks import ImageNetwork, PointNetwork
-from experiments.shapes import LINE
+from experiments.toys.networks import ImageNetwork, PointNetwork
+from experiments.toys.shapes import LINE
 from tests.experiments.summaries import without_times
 
 TINY = replace(

@@ -22,7 +22,7 @@ def checkout(tmp_path: Path) -> Path:
     skipped = shutil.ignore_patterns("__pycache__", "web")
     for package in ("geometry", "datasets", "experiments"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=skipped)
-    for name in ("geometry/conftest.py", "geometry/test_tasks.py", "experiments/test_tasks.py"):
+    for name in ("geometry/conftest.py", "geometry/tasks/test_every_task.py", "experiments/tasks/test_every_driver.py"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -48,7 +48,7 @@ def test_a_new_task_runs_and_passes_at_once(checkout: Path) -> None:
     before = fingerprints(checkout)
     said = run("experiments.new", "shift_2d", "--root", str(checkout), cwd=checkout)
     after = fingerprints(checkout)
-    added = {"geometry/tasks/shift_2d.py", "experiments/tasks/shift_2d.py", "tests/geometry/test_task_shift_2d.py"}
+    added = {"geometry/tasks/shift_2d.py", "experiments/tasks/shift_2d.py", "tests/geometry/tasks/test_shift_2d.py"}
     assert after.keys() - before.keys() == added
     assert {name: after[name] for name in before} == before
     assert all(name in said for name in added)
@@ -67,11 +67,11 @@ def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    for folder in ("geometry/tasks", "experiments/tasks", "tests/geometry"):
+    for folder in ("geometry/tasks", "experiments/tasks", "tests/geometry/tasks"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "tests/geometry/test_task_mine.py").write_text("kept")
-    with pytest.raises(FileExistsError, match=r"test_task_mine\.py exists"):
+    (tmp_path / "tests/geometry/tasks/test_mine.py").write_text("kept")
+    with pytest.raises(FileExistsError, match=r"test_mine\.py exists"):
         new("mine", tmp_path)
-    assert [path.name for path in tmp_path.rglob("*.py")] == ["test_task_mine.py"]
+    assert [path.name for path in tmp_path.rglob("*.py")] == ["test_mine.py"]
     with pytest.raises(FileNotFoundError, match="root must be a checkout"):
         new("mine", tmp_path / "elsewhere")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datasets.bop import read_models, read_results, read_split
-from datasets.bop_generated import generate
+from datasets.objects.generated import generate
+from datasets.objects.layout import read_models, read_results, read_split
 from experiments import EXIT_SKIPPED, object_pose
 from experiments.object_pose import PRESETS, Config, Trainer, main
-from experiments.pose_estimator import Network, load_estimator
-from experiments.run import Run
+from experiments.object_poses.estimator import Network, load_estimator
+from experiments.running.run import Run
 from tests.experiments.summaries import without_times
 
 SMOKE = replace(PRESETS["smoke"], workers=0)
@@ -151,7 +151,7 @@ def test_without_data_a_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest
         asked.append((folder, settings))
         raise InterruptedError
 
-    monkeypatch.setattr("datasets.bop_generated.generate", rendered)
+    monkeypatch.setattr("datasets.objects.generated.generate", rendered)
     with pytest.raises(InterruptedError):
         main(replace(SMOKE, out=tmp_path, pictures=40))
     assert asked == [(tmp_path / "data" / "bop-40-6", {"train": 40, "test": 6})]
@@ -271,8 +271,8 @@ def test_a_validation_counts_poses_that_place_the_keypoints(data: Path) -> None:
     shift = np.eye(4)
 
     def said(some: list[Any], **_: Any) -> Any:
-        from datasets.bop import Estimate
-        from experiments.pose_estimator import Estimated
+        from datasets.objects.layout import Estimate
+        from experiments.object_poses.estimator import Estimated
 
         for one in some:
             moved = one.pose.copy()

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.bop import Instance, read_models, read_results, read_split
-from datasets.bop_generated import generate
-from datasets.linemod import K as LINEMOD_K
-from datasets.linemod import read_cat
+from datasets.objects.generated import generate
+from datasets.objects.layout import Instance, read_models, read_results, read_split
+from datasets.objects.linemod import K as LINEMOD_K
+from datasets.objects.linemod import read_cat
 from experiments import predict
-from experiments.figures import BLUE, ORANGE, rgb
-from experiments.pose_crops import MARGIN
-from experiments.pose_estimator import Estimated, Network, PoseEstimator, load_estimator
-from experiments.pose_requests import read_boxes, read_camera
+from experiments.drawing.figures import BLUE, ORANGE, rgb
+from experiments.object_poses.crops import MARGIN
+from experiments.object_poses.estimator import Estimated, Network, PoseEstimator, load_estimator
+from experiments.object_poses.requests import read_boxes, read_camera
 
 OBJECTS = (1, 3)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments import EXIT_SKIPPED, structure_routes
-from experiments.structure_route_scenes import Regime, Tracks, make_starts, read_file, solid
+from experiments.structure.routes import Regime, Tracks, make_starts, read_file, solid
 from experiments.structure_routes import (
     NEAR,
     PRESETS,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datasets.sudoku import Puzzles, rules, sudoku_puzzles
+from datasets.made.sudoku import Puzzles, rules, sudoku_puzzles
 from experiments.sudoku import PRESETS, Network, OptNet, learn, learner, main, right, share_right, solved
 from tests.experiments.summaries import without_times
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.bal import read_bal
-from datasets.colmap import write_colmap
 from datasets.ply import write_ply
+from datasets.reconstructions.bal import read_bal
+from datasets.reconstructions.colmap import write_colmap
 from experiments import view
-from experiments.recording import Recording
+from experiments.records.recording import Recording
 from experiments.viewers.source import Source
-from tests.experiments.recordings import sphere, written
+from tests.experiments.viewers.recordings import sphere, written
 
 CURVES = Recording("toy / curves", (), (), {"step": np.arange(3.0), "loss": np.arange(3.0)}, {}, is_run=True)
 BAL = "bal/dubrovnik-3-7-pre.txt"

@@ -1,0 +1,1 @@
+"""Folders of images, and what is detected in them."""

@@ -1,0 +1,1 @@
+"""Data that are made: scenes, boards, pictures, each from a seed."""

@@ -1,0 +1,1 @@
+"""Objects and their poses, in BOP's layout."""

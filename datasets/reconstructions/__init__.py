@@ -1,0 +1,1 @@
+"""Files of cameras and points: BAL, COLMAP, Bundler, libmv."""

@@ -1,0 +1,1 @@
+"""Drivers that measure speed and memory beside other libraries; `python -m experiments.benchmarks.NAME`."""

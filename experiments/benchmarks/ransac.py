@@ -1,0 +1,286 @@
+"""How often and how fast does `geometry.pose.ransac` find a pose among outliers, beside OpenCV and PoseLib?
+
+All get the same seeded problems: N points in a cube of side 2 at a distance of 6 to 12, f = 800 px, 640 x 480, noise on
+the right pixels, a share of wrong ones anywhere in the image; the same threshold, confidence and limit of samples.
+Ours is called on batches; the others are a loop over the same problems, on as many threads of Python as ours has of
+torch (they release its lock). Solvers take turns, batch by batch, so that a noisy machine hits all alike.
+
+- success: share of poses within 0.5 degrees and 1 % of the distance; that of PnP on the right points alone bounds it;
+- time: median over batches of microseconds a problem, from arrays to a pose; in brackets times ours.
+
+Writes results/benchmark_ransac/table.md, table.json and success.png.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.benchmarks.measuring import choose, save, table
+from experiments.benchmarks.pnp_solvers import make_problems
+from experiments.drawing.figures import BLUE, GREY
+from geometry import se3
+from geometry.pose.layer import pnp
+from geometry.pose.ransac import pnp_ransac
+
+OURS, BOUND = "ours", "PnP of the right points"
+
+
+@dataclass(frozen=True)
+class Config:
+    shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Shares of wrong correspondences."""
+    bar: float = 0.5
+    """The share that gets `problems` problems."""
+    problems: int = 1000
+    """Problems of the share `bar`."""
+    others: int = 100
+    """Problems of every other share."""
+    points: int = 100
+    """Correspondences of a problem."""
+    noise: float = 1.0
+    """Standard deviation of the right pixels' noise."""
+    batch: int = 256
+    """Problems of a call."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads, one after the other."""
+    threshold: float = 4.0
+    """Largest error of an inlier in pixels."""
+    confidence: float = 0.9999
+    """Of having seen a sample without outliers."""
+    hypotheses: int = 10_000
+    """Samples at most."""
+    seed: int = 0
+    """Seed of the problems and of our samples."""
+    out: Path = Path("results")
+    """Folder of all results; the table goes to OUT/benchmark_ransac."""
+
+    def __post_init__(self) -> None:
+        if min(self.problems, self.others, self.batch, *self.threads, self.hypotheses) < 1 or self.points < 4:
+            raise ValueError("problems, others, batch, threads and hypotheses must be positive, points at least 4")
+        if not all(0 <= share < 1 for share in self.shares):
+            raise ValueError(f"shares must lie in [0, 1), got {self.shares}")
+
+
+@dataclass(frozen=True)
+class Problems:
+    """points2d (B,N,2), points3d (B,N,3), K (3,3), the true poses (B,4,4), and which points are wrong (B,N)."""
+
+    points2d: Tensor
+    points3d: Tensor
+    K: Tensor
+    world_to_camera_gt: Tensor
+    wrong: Tensor
+
+
+def make(config: Config, share: float, count: int) -> Problems:
+    """Seeded problems, `share` of their pixels anywhere in the image."""
+    right = make_problems(count, config.points, config.noise, config.seed)
+    # without noise the pose that was drawn is found again
+    truth = pnp(make_problems(count, config.points, 0.0, config.seed).points2d, right.points3d, right.K).x
+    g = torch.Generator().manual_seed(config.seed + 1)
+    rank = torch.rand(count, config.points, generator=g).argsort(1).argsort(1)
+    wild = torch.rand(count, config.points, 2, generator=g, dtype=torch.float64) * torch.tensor([640.0, 480.0])
+    wrong = rank < round(share * config.points)
+    return Problems(torch.where(wrong[..., None], wild, right.points2d), right.points3d, right.K[0], truth, wrong)
+
+
+def success(x: Tensor, truth: Tensor) -> float:
+    """Share of poses within 0.5 degrees and 1 %."""
+    angle = torch.rad2deg(se3.rotation_angle(x[:, :3, :3] @ truth[:, :3, :3].mT))
+    shift = (x - truth)[:, :3, 3].norm(dim=1) / truth[:, :3, 3].norm(dim=1)
+    return ((angle < 0.5) & (shift < 0.01)).double().mean().item()
+
+
+# ---- the peers: one problem as arrays in, a pose (3,4) out ----
+
+
+def opencv(config: Config) -> dict[str, Callable[..., np.ndarray]]:
+    import cv2
+
+    cv2.setNumThreads(1)  # the threads are those of the loop
+
+    def loop(flag: int) -> Callable[..., np.ndarray]:
+        limits = (config.hypotheses, config.threshold, config.confidence)
+
+        def solve(x: np.ndarray, X: np.ndarray, K: np.ndarray) -> np.ndarray:
+            found, rotvec, t, _ = cv2.solvePnPRansac(X, x, K, None, None, None, False, *limits, None, flag)
+            return np.hstack([cv2.Rodrigues(rotvec)[0], t]) if found else np.full((3, 4), np.nan)
+
+        return solve
+
+    names = ("SOLVEPNP_ITERATIVE", "SOLVEPNP_P3P", "USAC_DEFAULT", "USAC_ACCURATE", "USAC_MAGSAC")
+    return {f"OpenCV {name.removeprefix('SOLVEPNP_')}": loop(getattr(cv2, name)) for name in names}
+
+
+def poselib(config: Config) -> dict[str, Callable[..., np.ndarray]]:
+    import poselib
+
+    @lru_cache
+    def camera(*intrinsics: float) -> Any:
+        return poselib.Camera("PINHOLE", list(intrinsics), 640, 480)
+
+    def loop(**options: Any) -> Callable[..., np.ndarray]:
+        options = {"success_prob": config.confidence, "max_iterations": config.hypotheses, **options}
+
+        def solve(x: np.ndarray, X: np.ndarray, K: np.ndarray) -> np.ndarray:
+            seen_by = camera(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+            return poselib.estimate_absolute_pose(x, X, seen_by, options, {})[0].Rt
+
+        return solve
+
+    return {
+        "PoseLib": loop(max_reproj_error=config.threshold, min_iterations=100),
+        "PoseLib, its defaults": loop(max_iterations=100_000),  # 12 px, at least 1000 samples
+    }
+
+
+def peers(config: Config) -> tuple[dict[str, Callable[..., np.ndarray]], list[str]]:
+    """The peers that are installed, and the names of those that are not."""
+    found, absent = {}, []
+    for name, load in {"OpenCV": opencv, "PoseLib": poselib}.items():
+        try:
+            found.update(load(config))
+        except ImportError:
+            absent.append(name)
+    return found, absent
+
+
+# ---- the measures ----
+
+
+def measure(config: Config, share: float, threads: int) -> list[dict[str, Any]]:
+    """Success and microseconds a problem of every solver."""
+    problems = make(config, share, config.problems if share == config.bar else config.others)
+    limits: dict[str, Any] = {
+        "threshold": config.threshold,
+        "hypotheses": config.hypotheses,
+        "confidence": config.confidence,
+    }
+    generator = torch.Generator().manual_seed(config.seed)
+    pool = ThreadPoolExecutor(threads)
+    loops, _ = peers(config)
+
+    def ours(part: slice) -> Callable[[], Tensor]:
+        x, X = problems.points2d[part], problems.points3d[part]
+        return lambda: pnp_ransac(x, X, problems.K, generator=generator, **limits).x
+
+    def looped(solve: Callable[..., np.ndarray], part: slice) -> Callable[[], Tensor]:
+        x, X, K = (a.numpy() for a in (problems.points2d[part], problems.points3d[part], problems.K))
+        return lambda: torch.from_numpy(np.array(list(pool.map(solve, x, X, [K] * len(x)))))
+
+    calls: dict[str, Callable[[slice], Callable[[], Tensor]]] = {
+        OURS: ours,
+        **{name: partial(looped, solve) for name, solve in loops.items()},
+    }
+    poses: dict[str, list[Tensor]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    torch.set_num_threads(threads)
+    ours(slice(0, 8))()
+    generator.manual_seed(config.seed)
+    count = len(problems.points2d)
+    for first in range(0, count, config.batch):
+        part = slice(first, min(first + config.batch, count))
+        for name, prepare in calls.items():
+            run = prepare(part)
+            start = time.perf_counter()
+            found = run()
+            times[name].append(1e6 * (time.perf_counter() - start) / (part.stop - part.start))
+            poses[name].append(se3.make(found[:, :3, :3], found[:, :3, 3]))
+    pool.shutdown()
+    bound = pnp(
+        problems.points2d, problems.points3d, problems.K, mask=~problems.wrong, init=problems.world_to_camera_gt
+    ).x
+    rows = [{"solver": BOUND, "success": success(bound, problems.world_to_camera_gt), "us": None}]
+    for name, parts in poses.items():
+        value = success(torch.cat(parts), problems.world_to_camera_gt)
+        rows.append({"solver": name, "success": value, "us": statistics.median(times[name])})
+    return [{**row, "share": share, "threads": threads, "problems": count} for row in rows]
+
+
+# ---- the results ----
+
+
+def markdown(config: Config, rows: list[dict[str, Any]], absent: list[str]) -> str:
+    """The whole page."""
+    parts = [
+        f"{config.points} points, {config.noise:g} px of noise, threshold {config.threshold:g} px, confidence "
+        f"{config.confidence:g}, at most {config.hypotheses} samples; {config.problems} problems at "
+        f"{config.bar:.0%}, {config.others} at other shares. Not installed: {', '.join(absent) or 'none'}.\n",
+    ]
+    found = {(row["solver"], row["share"], row["threads"]): row for row in rows}
+    names = dict.fromkeys(row["solver"] for row in rows)
+    header = ["wrong", *(f"{share:.0%}" for share in config.shares)]
+    for threads in config.threads:
+
+        def speed(name: str, share: float, threads: int = threads) -> str:
+            us = found[name, share, threads]["us"]
+            return f"{us:.0f} ({us / found[OURS, share, threads]['us']:.2g})"
+
+        successes = [[n, *(f"{found[n, s, threads]['success']:.1%}" for s in config.shares)] for n in names]
+        speeds = [[n, *(speed(n, s) for s in config.shares)] for n in names if n != BOUND]
+        parts += [f"\n## Success, {threads} thread(s)\n", table(header, successes)]
+        parts += [f"\n## Microseconds a problem (times ours), {threads} thread(s)\n", table(header, speeds)]
+    return "\n".join(parts)
+
+
+def figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
+    """Success and time against the share of wrong correspondences, of the first number of threads."""
+    result = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = result.subplots(1, 2)
+    for name in dict.fromkeys(row["solver"] for row in rows):
+        mine = [row for row in rows if (row["solver"], row["threads"]) == (name, config.threads[0])]
+        style: dict[str, Any] = {
+            "linewidth": 2.4 if name == OURS else 1.2,
+            "markersize": 4,
+            "marker": "o",
+            "label": name,
+        }
+        if name in (OURS, BOUND):
+            style["color"] = BLUE if name == OURS else GREY
+        left.plot([row["share"] for row in mine], [row["success"] for row in mine], **style)
+        if name != BOUND:
+            right.plot([row["share"] for row in mine], [row["us"] for row in mine], **style)
+    left.set(xlabel="share of wrong correspondences", ylabel="success (0.5 degrees, 1 %)")
+    right.set(xlabel="share of wrong correspondences", ylabel="microseconds a problem", yscale="log")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E3E6EA", linewidth=0.8)
+    result.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return result
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure, print and save."""
+    before = torch.get_num_threads()
+    grid = [(threads, share) for threads in config.threads for share in config.shares]
+    try:
+        rows = [row for threads, share in tqdm(grid, "shares") for row in measure(config, share, threads)]
+    finally:
+        torch.set_num_threads(before)
+    absent = peers(config)[1]
+    print(text := markdown(config, rows, absent))
+    results = {"config": vars(config), "absent": absent, "rows": rows}
+    save(config.out / "benchmark_ransac", text, results, {"success.png": figure(config, rows)})
+    return results
+
+
+PRESETS = {
+    "default": Config(),
+    "bar": Config(shares=(0.5,)),
+    "smoke": Config(shares=(0.3, 0.5), problems=20, others=10, points=40, batch=8, threads=(1,)),
+}
+
+
+if __name__ == "__main__":
+    main(choose(PRESETS, "python -m experiments.benchmarks.ransac", __doc__))

@@ -1,0 +1,1 @@
+"""What gradient_comparison and gradient_error share."""

@@ -1,0 +1,207 @@
+"""Every way to learn 2D keypoints from a true pose, as one kind of function: `METHODS[name](view)` -> loss (B,).
+
+Through the solver, the loss being the distance by which its pose misplaces the object (`displacement`):
+
+- exact, gauss_newton: the implicit gradients of `geometry.pose.layer`; unrolled: through the Levenberg-Marquardt steps
+  from a start six degrees off (or the regime's own).
+- last_step: the pose found without gradient, then one Gauss-Newton step with it (EPro-PnP, arXiv 2203.13254, calls it
+  so). As J^T r = 0 at the minimum, its gradient is that of gauss_newton, by another road: the table shows it.
+- published: the formula of Chen et al.'s code (CVPR 2020), which differentiates a depth-scaled residual that its solver
+  does not minimise. It knows no weights; `unweighted`, the exact gradient without them, is there to tell the two apart.
+
+Without its derivative, or with many solutions:
+
+- dsac: expected displacement of a softmax choice among hypotheses of five points each, refined on all points by their
+  soft agreement (arXiv 1611.05705, 1711.10228). Sets are drawn by the weights, which also count in the scores.
+- epro_pnp: the Monte-Carlo pose loss (arXiv 2203.13254). linear_covariance: the spread about the truth (2303.11516).
+- reprojection: squared distance of the keypoints from where the true pose projects them; it says nothing of weights.
+- likelihood: the same with them, as the Gaussian negative log-likelihood, weight = 1/sigma: the textbook's answer
+  (Kendall and Gal, arXiv 1703.04977), which the solver's friends have to beat.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.gradients.derivatives import published
+from geometry import se3
+from geometry.camera import intrinsics_from_matrix, project
+from geometry.consensus.selection import draw_sets, expected_loss, soft_inliers
+from geometry.optim.adjoint import Gradient
+from geometry.optim.problem import linearize, solve_spd
+from geometry.pose.layer import PoseSolution, pnp, pnp_problem
+from geometry.pose.losses import linear_covariance_loss, monte_carlo_pose_loss
+
+__all__ = ["LAYERS", "METHODS", "STOCHASTIC", "UNWEIGHTED", "Method", "View", "displacement"]
+
+Method = Literal[
+    "exact", "gauss_newton", "unrolled", "last_step", "published", "unweighted", "dsac", "epro_pnp",
+    "linear_covariance", "reprojection", "likelihood",
+]  # fmt: skip
+
+LAYERS: tuple[Method, ...] = ("exact", "gauss_newton", "unrolled", "last_step", "published")
+"""Methods that claim to be the gradient of the same number, through the solver."""
+STOCHASTIC: tuple[Method, ...] = ("dsac", "epro_pnp")
+UNWEIGHTED: tuple[Method, ...] = ("published", "unweighted", "reprojection")
+"""Methods that learn keypoints alone; the solver gets theirs without weights."""
+
+AWAY = (0.1, -0.1, 0.05, 0.05, -0.05, 0.3)
+"""Step (omega, v) from the minimum to where `unrolled` begins, so that there is something to unroll."""
+HYPOTHESES, SET = 16, 5
+THRESHOLD, BETA, ALPHA = 12.0, 0.4, 1.0
+"""Of dsac: pixels within which a point agrees, steepness per pixel, weight of a score."""
+SAMPLES = 128
+"""Poses drawn by epro_pnp, in four rounds."""
+
+
+class View(NamedTuple):
+    """B views of one object and what a network says of them.
+
+    points2d (B,N,2) px, log_weights (B,N) of 1/px, points3d (B|1,N,3), K (3,3), pose_gt (B,4,4). init (B,4,4): where
+    solvers start; None: wherever they find the global minimum. generator: of what is drawn.
+    """
+
+    points2d: Tensor
+    log_weights: Tensor
+    points3d: Tensor
+    K: Tensor
+    pose_gt: Tensor
+    init: Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+def displacement(pose: Tensor, pose_gt: Tensor, points3d: Tensor) -> Tensor:
+    """Root-mean-square distance (…) between the points under both poses, in their units."""
+    offset = se3.transform(pose, points3d) - se3.transform(pose_gt, points3d)
+    return (offset.square().sum(-1).mean(-1) + 1e-18).sqrt()
+
+
+def _solved(
+    view: View, weighted: bool = True, gradient: Gradient = "exact", init: Tensor | None = None
+) -> PoseSolution:
+    weights = view.log_weights.exp() if weighted else None
+    init = view.init if init is None else init
+    return pnp(view.points2d, view.points3d, view.K, weights=weights, init=init, gradient=gradient)
+
+
+def _outer(view: View, pose: Tensor, ok: Tensor) -> Tensor:
+    """The displacement, zero where the solver failed."""
+    return torch.where(ok, displacement(pose, view.pose_gt, view.points3d), 0.0)
+
+
+def _implicit(gradient: Gradient, weighted: bool = True) -> Callable[[View], Tensor]:
+    def loss(view: View) -> Tensor:
+        found = _solved(view, weighted, gradient)
+        return _outer(view, found.x, found.converged)
+
+    return loss
+
+
+def _unrolled(view: View) -> Tensor:
+    start = view.init
+    if start is None:
+        with torch.no_grad():
+            start = _solved(view).x
+        start = se3.retract(start, start.new_tensor(AWAY).expand(len(start), 6))
+    found = _solved(view._replace(init=start), gradient="unrolled")
+    return _outer(view, found.x, found.converged)
+
+
+def _last_step(view: View) -> Tensor:
+    with torch.no_grad():
+        found = _solved(view)
+    B, N, _ = view.points2d.shape
+    weights = view.log_weights.exp()[..., None].expand(B, N, 2)
+    seen = torch.ones(B, N, dtype=torch.bool, device=weights.device)
+    data = (
+        view.points2d,
+        view.points3d.expand(B, N, 3),
+        view.K.expand(B, 3, 3),
+        weights.new_zeros(B, 0),
+        weights,
+        seen,
+    )
+    normal = linearize(pnp_problem(), found.x, data)
+    step, ok = solve_spd(normal.gauss_newton, -normal.gradient)
+    return _outer(view, se3.retract(found.x, step), found.converged & ok)
+
+
+def _published(view: View) -> Tensor:
+    with torch.no_grad():
+        found = _solved(view, weighted=False)
+        B = len(view.points2d)
+        pose = torch.where(found.converged[:, None, None], found.x, view.pose_gt)
+        flat = {
+            "points2d": view.points2d.flatten(1),
+            "points3d": view.points3d.expand(B, -1, 3).flatten(1),
+            "K": intrinsics_from_matrix(view.K).expand(B, 4),
+        }
+        by_points2d = published(flat, pose, ("points2d",))["points2d"]
+    moved = (view.points2d - view.points2d.detach()).flatten(1)  # zero, with a gradient
+    step = (by_points2d @ moved[..., None]).squeeze(-1)
+    return _outer(view, se3.retract(pose, step), found.converged)
+
+
+def _dsac(view: View) -> Tensor:
+    B, N, _ = view.points2d.shape
+    H, weights = HYPOTHESES, view.log_weights.exp()
+    index = draw_sets(view.log_weights, SET, H, view.generator)
+    rows = torch.arange(B, device=index.device)[:, None, None]
+    points3d = view.points3d.expand(B, N, 3)
+    init = None if view.init is None else view.init.repeat_interleave(H, 0)
+    sets = (view.points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1), view.K)
+    drawn = pnp(*sets, weights=weights[rows, index].flatten(0, 1), init=init)
+
+    def many(d: Tensor) -> Tensor:
+        return d[:, None].expand(B, H, *d.shape[1:]).flatten(0, 1)
+
+    keypoints, objects, weights = many(view.points2d), many(points3d), many(weights)
+    error = (project(objects, drawn.x, view.K) - keypoints).norm(dim=-1)
+    likely = weights / weights.sum(-1, keepdim=True)
+    agreement = torch.sigmoid(BETA * (THRESHOLD - error.detach())).nan_to_num(0.0)
+    score = N * (likely * soft_inliers(error[..., None], THRESHOLD, BETA)).sum(-1)
+    refined = pnp(keypoints, objects, view.K, weights=weights * (agreement + 1e-3), init=drawn.x.detach())
+    loss = displacement(refined.x, many(view.pose_gt), objects)
+    loss = torch.where(drawn.converged & refined.converged, loss, torch.inf)
+    return expected_loss(score.view(B, H), loss.view(B, H), ALPHA)
+
+
+def _epro_pnp(view: View) -> Tensor:
+    return monte_carlo_pose_loss(
+        view.points2d, view.points3d, view.K, view.pose_gt, weights=view.log_weights.exp(), init=view.init,
+        samples=SAMPLES, generator=view.generator,
+    ).loss  # fmt: skip
+
+
+def _linear_covariance(view: View) -> Tensor:
+    weights = view.log_weights.exp()
+    return linear_covariance_loss(view.points2d, view.points3d, view.K, view.pose_gt, weights=weights).loss
+
+
+def _square_errors(view: View) -> Tensor:
+    return (view.points2d - project(view.points3d, view.pose_gt, view.K)).square().sum(-1)
+
+
+def _reprojection(view: View) -> Tensor:
+    return _square_errors(view).mean(-1)
+
+
+def _likelihood(view: View) -> Tensor:
+    return (0.5 * (2 * view.log_weights).exp() * _square_errors(view) - 2 * view.log_weights).mean(-1)
+
+
+METHODS: dict[Method, Callable[[View], Tensor]] = {
+    "exact": _implicit("exact"),
+    "gauss_newton": _implicit("gauss_newton"),
+    "unrolled": _unrolled,
+    "last_step": _last_step,
+    "published": _published,
+    "unweighted": _implicit("exact", weighted=False),
+    "dsac": _dsac,
+    "epro_pnp": _epro_pnp,
+    "linear_covariance": _linear_covariance,
+    "reprojection": _reprojection,
+    "likelihood": _likelihood,
+}

@@ -1,0 +1,1 @@
+"""What object_pose, object_pose_study and predict share."""

@@ -1,0 +1,183 @@
+"""What the pose network is trained by: a loss of the heatmaps, and a loss of the pose that PnP makes of them.
+
+The losses of section 5 of "End-to-End Learnable Geometric Vision by Backpropagating PnP Optimization" (arXiv
+1909.06043) and, in the same places, those of EPro-PnP (arXiv 2203.13254) and of linear covariance (arXiv 2303.11516):
+
+    heatmap             l_h
+    mixture             l_h   + beta l_proj
+    pose                l_reg + beta l_proj
+    monte_carlo         l_h   + beta l_mc
+    linear_covariance   l_h   + beta l_lc
+
+Two terms of different units, one of which runs through a solver, are what breaks such trainings: a beta that is right
+late is ruinous early, when the keypoints hardly determine a pose. With `balance="robust"` each pose loss is in pixels
+of the crop, or a logarithm of a density, robust to outliers; beta rises from zero once l_h has brought the keypoints
+about right (for l_p as well, which l_h leaves as beta rises: keypoints that are all in one place have no pose); and no
+sample pulls at its keypoints with more force than all of them at one unit each (`pulled_at_most`), however
+ill-conditioned its pose. With `balance="paper"` l_proj is the sum of squares as published, from the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from kornia.geometry.subpix import render_gaussian2d
+from kornia.losses import js_div_loss_2d
+from torch import Tensor
+from torch.nn.functional import cross_entropy, huber_loss
+
+from experiments.object_poses.network import Heatmaps, cells_of
+from geometry.camera import project
+from geometry.pose.layer import pnp
+from geometry.pose.losses import linear_covariance_loss, monte_carlo_pose_loss
+
+__all__ = [
+    "Balance", "Loss", "Target", "heatmap_loss", "pose_loss", "pulled_at_most", "ramp",
+    "regularisation", "solve_pose", "target_of",
+]  # fmt: skip
+
+Loss = Literal["heatmap", "mixture", "pose", "monte_carlo", "linear_covariance"]
+Balance = Literal["robust", "paper"]
+
+
+class Target(NamedTuple):
+    """The truth of B samples: points3d (B,N,3), K (B,3,3) of the crops, pose (B,4,4), and its points2d (B,N,2)."""
+
+    points3d: Tensor
+    K: Tensor
+    pose: Tensor
+    points2d: Tensor
+
+
+def target_of(
+    points3d: Tensor, K: Tensor, pose_gt: Tensor, symmetries: Tensor, prediction: Tensor | None = None
+) -> Target:
+    """Of all poses that look like pose_gt (B,4,4), that are pose_gt @ symmetries (B,S,4,4), the one to learn.
+
+    Without a prediction, the one that shows the camera as much as it can of one side of the object, so that similar
+    views have similar targets (but where the side changes, Pitteri et al. 2019, arXiv 1904.03230); with a prediction
+    (B,N,2) px, the one whose keypoints are nearest to it in the mean square.
+    """
+    poses = pose_gt[:, None] @ symmetries
+    if prediction is None:
+        # camera centre in the object's frame, along a direction that is no axis of anyone's symmetry
+        centre = -(poses[..., :3, :3].mT @ poses[..., :3, 3:]).squeeze(-1)
+        best = (centre @ centre.new_tensor([0.8, 0.5, 0.33])).argmax(1)
+    else:
+        with torch.no_grad():
+            best = torch.zeros(len(poses), dtype=torch.int64, device=poses.device)
+            # single precision tells which is nearest, for the few objects that have a choice, at a tenth of the time
+            rows = (symmetries != symmetries[:, :1]).flatten(1).any(1).nonzero()[:, 0]
+            X, T, A, x = (value[rows].float() for value in (points3d, poses, K, prediction))
+            best[rows] = (project(X[:, None], T, A[:, None]) - x[:, None]).square().sum((-2, -1)).argmin(1)
+    row = torch.arange(len(best), device=best.device)
+    pose = poses[row, best]
+    return Target(points3d, K, pose, project(points3d, pose, K))
+
+
+def heatmap_loss(logits: Tensor, cells: Tensor, sigma: float) -> Tensor:
+    """l_h (B,): mean divergence KL(G | softmax(logits)) from Gaussians G about the true `cells` (B,N,2).
+
+    logits (B,N,H,W); sigma in cells. The paper compares unnormalised maps by squares; between distributions the
+    divergence is what a softmax is trained by. Where it is zero the expectation is the true point, unless the border of
+    the crop cuts the Gaussian off, against which crops have a margin.
+    """
+    B, N, H, W = logits.shape
+    gaussian = _gaussians(cells.to(logits.dtype), sigma, (H, W)).view(B * N, H * W)
+    crossed = cross_entropy(logits.reshape(B * N, H * W), gaussian, reduction="none").view(B, N)
+    sides = (gaussian.view(B, N, H, W).sum(side) for side in (-1, -2))  # a Gaussian is the product of its sums
+    entropy = -sum(torch.xlogy(side, side).sum(-1) for side in sides)
+    return (crossed - entropy).mean(1)
+
+
+def regularisation(heatmaps: Heatmaps, sigma: float) -> Tensor:
+    """l_reg (B,): mean Jensen-Shannon divergence of the maps from Gaussians about their own expectations.
+
+    It keeps a map one peak of a known width wherever the pose loss moves it (Nibali et al. 2018, arXiv 1801.07372,
+    section 3.3).
+    """
+    probability = heatmaps.probability
+    gaussian = _gaussians(cells_of(heatmaps.points2d), sigma, probability.shape[-2:])
+    # half of the least number is none, and its logarithm no loss
+    tiny = torch.finfo(probability.dtype).tiny
+    return js_div_loss_2d(probability.clamp_min(tiny), gaussian.clamp_min(tiny), reduction="none").mean(1)
+
+
+def _gaussians(cells: Tensor, sigma: float, size: tuple[int, ...]) -> Tensor:
+    std = torch.full((1, 2), sigma, dtype=cells.dtype, device=cells.device)
+    H, W = size
+    return render_gaussian2d(cells, std, (H, W), normalized_coordinates=False)
+
+
+def solve_pose(points2d: Tensor, deviation: Tensor | None, points3d: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """Pose (B,4,4) of keypoints by PnP, weighted by 1/deviation where that is given, and whether it converged (B,)."""
+    found = pnp(points2d, points3d, K, weights=None if deviation is None else 1 / deviation)
+    return found.x, found.converged
+
+
+def pose_loss(
+    name: Loss,
+    points2d: Tensor,
+    deviation: Tensor,
+    target: Target,
+    *,
+    weighted: bool,
+    balance: Balance,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """l_proj, l_mc or l_lc (B,) of keypoints points2d (B,N,2) px of the crop, zero where the solver failed.
+
+    l_proj is of the keypoints projected with PnP's pose, in pixels: the sum of their squared distances from the truth
+    ("paper"), or the mean Huber loss with threshold 1 px ("robust"). Monte-Carlo and linear covariance weigh by
+    1/deviation, of which they are the losses; l_proj does so where `weighted`. l_lc is in units of 1 % of the
+    distance from the camera.
+    """
+
+    def loss(points2d: Tensor, deviation: Tensor) -> Tensor:
+        if name == "monte_carlo":
+            weights = 1 / deviation
+            return monte_carlo_pose_loss(
+                points2d, target.points3d, target.K, target.pose, weights=weights, generator=generator
+            ).loss
+        if name == "linear_covariance":
+            found = linear_covariance_loss(points2d, target.points3d, target.K, target.pose, weights=1 / deviation)
+            return 100 * found.loss / target.pose[:, 2, 3]
+        pose, converged = solve_pose(points2d, deviation if weighted else None, target.points3d, target.K)
+        projected = project(target.points3d, pose, target.K)
+        if balance == "paper":
+            each = (projected - target.points2d).square().sum((-2, -1))
+        else:
+            distance = (projected - target.points2d).square().sum(-1)
+            each = huber_loss((distance + 1e-12).sqrt(), torch.zeros_like(distance), reduction="none").mean(-1)
+        return torch.where(converged, each, 0)
+
+    if balance == "paper":
+        return loss(points2d, deviation)
+    return pulled_at_most(loss, points2d, deviation)
+
+
+def pulled_at_most(loss: Callable[[Tensor, Tensor], Tensor], points2d: Tensor, deviation: Tensor) -> Tensor:
+    """loss(points2d, deviation) (B,), whose gradient is bounded for every sample by itself.
+
+    A mean over N keypoints that pulls at each with one unit a pixel has a gradient of norm 1 / sqrt(N): that is the
+    most one sample may have with respect to its points2d and deviation (B,N,2). Where they determine the pose
+    badly, PnP's Jacobian is large and its gradient says little: there it is scaled down, and nowhere else.
+    """
+    inputs = [value.detach().requires_grad_() for value in (points2d, deviation)]
+    with torch.enable_grad():
+        value = loss(*inputs)
+        gradients = torch.autograd.grad(value.sum(), inputs, allow_unused=True)
+    gradient = torch.stack([torch.zeros_like(points2d) if g is None else g for g in gradients])
+    gradient = torch.nan_to_num(gradient, 0, 0, 0)
+    norm = gradient.square().sum((0, 2, 3)).sqrt()
+    gradient = gradient * (points2d.shape[1] ** -0.5 / norm.clamp_min(1e-30)).clamp_max(1)[:, None, None]
+    moved = torch.stack([points2d - inputs[0], deviation - inputs[1]])  # zero, with a graph
+    return value.detach() + (gradient * moved).sum((0, 2, 3))
+
+
+def ramp(progress: float, warm_up: tuple[float, float]) -> float:
+    """Zero until the fraction warm_up[0] of the training, one from warm_up[1] on, a line between."""
+    first, last = warm_up
+    return min(max((progress - first) / max(last - first, 1e-9), 0.0), 1.0)

@@ -1,0 +1,1 @@
+"""What a run has recorded, and files that are written whole."""

@@ -1,0 +1,131 @@
+"""What the drivers of geometry tasks share: which observations to trust is learned through the task's argmin.
+
+Some of a task's observations are wrong. Each gets a weight, all alike at first; the task is solved with the weights,
+the solution compared with the truth, and the weights go down the gradient of that error, through the argmin.
+(So learns a network that predicts weights, here without the network.) A driver says what the task is:
+
+    with Run("my_task", config) as run:
+        return run.finished or learn_weights(run, config, Task(solve, error, wrong, draw))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.running.run import Run, RunConfig
+from geometry.optim.problem import Solution, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Task", "TaskConfig", "learn_weights", "moved"]
+
+
+@dataclass(frozen=True)
+class TaskConfig(RunConfig):
+    iterations: int = 200
+    """Steps of Adam."""
+    rate: float = 0.1
+    """Length of a step."""
+    wrong: float = 0.2
+    """Share of the observations that are made wrong."""
+
+    def placed(self, *values: Tensor) -> list[Tensor]:
+        """The values where the run computes, and in its dtype."""
+        return [value.to(self.device, getattr(torch, self.dtype)) for value in values]
+
+
+class Task(NamedTuple):
+    """solve: weights (1,N) to the solution of one problem, or several with the sum of their costs; differentiable.
+
+    error: its x to how far that is from the truth, (), with a graph. wrong (N,) bool: which observations are. draw:
+    weights (N,) and x to a figure. reference_cost: of another implementation, with all weights one; None without one.
+    """
+
+    solve: Callable[[Tensor], Solution]
+    error: Callable[[State], Tensor]
+    wrong: Tensor
+    draw: Callable[[Tensor, State], Figure]
+    reference_cost: float | None = None
+
+
+def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
+    """Learn the weights, log and show it, and finish the run.
+
+    The run's errors: `unweighted`, `learned` and `inliers_alone`, of the solutions with all weights one, the learned
+    ones, and one where an observation is right and else zero (weights that fit the truth itself may do better than
+    those); `gradient`, relative, of the error's derivative along one direction against a central difference;
+    `unsolved_steps`, whose solutions did not converge and taught nothing; `cost_over_reference` - 1 of the unweighted
+    solution. Converged: the last solution is, and its error is below the unweighted one.
+    """
+    logits = torch.zeros(len(task.wrong), dtype=run.dtype, device=run.device, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=config.rate)
+    unsolved = 0
+    if saved := run.restore():
+        logits.data.copy_(saved["logits"])
+        optimizer.load_state_dict(saved["optimizer"])
+        unsolved = saved["unsolved"]
+
+    def evaluate(weights: Tensor) -> tuple[Solution, Tensor]:
+        solution = task.solve(weights[None])
+        return solution, task.error(solution.x)
+
+    for step in run.iterations(config.iterations):
+        weights = weights_of(logits)
+        solution, error = evaluate(weights)
+        unsolved += not solution.converged.all()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        run.log(step, loss=error, cost=solution.cost[0], **told_apart(weights.detach(), task.wrong))
+        if run.due(step):
+            run.checkpoint(step, logits=logits.detach(), optimizer=optimizer.state_dict(), unsolved=unsolved)
+            run.figure("solution", step, task.draw(weights.detach(), solution.x))
+    learned = weights_of(logits.detach())
+    ones = torch.ones_like(learned)
+    (last, found), (plain, unweighted), (_, inliers) = (evaluate(w) for w in (learned, ones, (~task.wrong).to(ones)))
+    run.figure("solution", config.iterations, task.draw(learned, last.x), final=True)
+    errors: dict[str, Any] = {"unweighted": unweighted, "learned": found, "inliers_alone": inliers}
+    errors["unsolved_steps"] = unsolved
+    if run.dtype == torch.float64:  # in single precision the difference is but rounding
+        errors["gradient"] = gradient_error(lambda w: evaluate(w)[1], ones)
+    if task.reference_cost is not None:
+        errors["cost_over_reference"] = plain.cost[0] / task.reference_cost - 1
+    return run.finish(
+        converged=bool(last.converged.all() and found < unweighted), iterations=config.iterations, loss=found.item(),
+        errors=errors, picture="solution",
+    )  # fmt: skip
+
+
+def moved(values: Tensor, share: float, by: float) -> tuple[Tensor, Tensor]:
+    """A copy of values (N,…), a `share` of whose rows have noise of deviation `by`, and which those are, (N,)."""
+    wrong = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    wrong[torch.randperm(len(values))[: round(share * len(values))]] = True
+    noise = torch.randn(values.shape, dtype=torch.float64).to(values)  # the same whatever the dtype of the run
+    return values + by * noise * wrong.view(-1, *[1] * (values.ndim - 1)), wrong
+
+
+def weights_of(logits: Tensor) -> Tensor:
+    """Between 0 and 2, and 1 for logits of zero."""
+    return 2 * torch.sigmoid(logits)
+
+
+def told_apart(weights: Tensor, wrong: Tensor) -> dict[str, Tensor]:
+    """The mean weights of the right observations and of the wrong ones."""
+    return {"weight_right": weights[~wrong].mean(), "weight_wrong": weights[wrong].mean()}
+
+
+def gradient_error(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-4) -> float:
+    """|g - d| / |d| with g the derivative along a random direction by autograd and d the central difference."""
+    direction = torch.randn(at.shape, generator=torch.Generator().manual_seed(0)).to(at)
+    direction = direction / direction.norm()
+    point = at.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(point), point)
+    with torch.no_grad():
+        difference = (function(at + step * direction) - function(at - step * direction)) / (2 * step)
+    return ((gradient @ direction - difference) / difference).abs().item()

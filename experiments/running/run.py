@@ -1,0 +1,458 @@
+"""What every driver needs: a typed config, its command line, and one run folder that survives being killed.
+
+A driver is one file, read top to bottom:
+
+    @dataclass(frozen=True)
+    class Config(RunConfig):
+        iterations: int = 1000  # this name: a resumed run may ask for more of them
+
+    PRESETS = {"default": Config(preset="default"), "smoke": Config(preset="smoke", iterations=5)}
+
+    def main(config: Config) -> dict:
+        data = ...                                # or skip("... are absent"), before there is a run folder
+        with Run("pose_estimation", config) as run:
+            if run.finished:                      # --resume of a run that is done
+                return run.finished
+            x, loss = start(data), math.inf
+            if saved := run.restore():            # right before the loop: it restores the random state, too
+                x, loss = saved["x"], saved["loss"]
+            for step in run.iterations(config.iterations):   # maybe none: killed after its last checkpoint
+                x, loss = update(x)
+                run.log(step, loss=loss)
+                if run.records(step):
+                    run.frame(step, points3d=x)
+                if run.due(step):
+                    run.checkpoint(step, x=x, loss=loss)
+            return run.finish(converged=loss < 1e-6, iterations=config.iterations, loss=loss, errors={...})
+
+    if __name__ == "__main__":
+        main(cli(__doc__, PRESETS))
+
+results/<experiment>/<run>/ then holds config.json, metrics.csv, checkpoint.pt, TensorBoard events, the recording that
+viewers read, figures and point clouds, and, once the run is finished, index.html, the page to look at it, and
+summary.json. All but metrics and events, which grow, are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from experiments import EXIT_SKIPPED, plain, replacing, write_json
+from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
+from experiments.records import recording
+from experiments.running.tensorboard import Board
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from matplotlib.figure import Figure
+
+    from datasets.reconstructions.model import Reconstruction
+
+# What may differ between an interrupted run and the one that continues it.
+FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every experiment can be told; its own Config inherits from this."""
+
+    preset: tyro.conf.Suppress[str] = ""
+    """Which preset this started from; part of the run folder's name."""
+    seed: int = 0
+    """Seed of python, numpy and torch."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Floating-point type of the computation."""
+    device: str = "cpu"
+    """Where to compute, as torch names it: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """CPU threads of torch: most steps here are too small to gain from a second one."""
+    out: Path = Path("results")
+    """Folder of all results; the run goes to OUT/<experiment>/NAME."""
+    name: str = ""
+    """Run folder; left empty, <preset>-seed<seed>. An earlier run there is overwritten."""
+    resume: bool = False
+    """Continue the run in that folder from its last checkpoint."""
+    log_every: int = 10
+    """Iterations between checkpoints and figures."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise ValueError(f"log_every must be at least 1, not {self.log_every}")
+        if not 0 <= self.seed < 2**32:  # numpy takes no other
+            raise ValueError(f"seed must be in 0 ... 2^32 - 1, not {self.seed}")
+        if self.name != Path(self.name).name or self.name == "..":
+            raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def cli(description: str | None, presets: Mapping[str, C]) -> C:
+    """The config that `sys.argv` asks for: a preset's name, then `--field value` for what should differ."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return tyro.extras.overridable_config_cli(
+        {name: (f"The {name} preset, with these changes.", preset) for name, preset in presets.items()},
+        prog=f"python -m {module.name}" if module else None,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def skip(message: str) -> NoReturn:
+    """End the driver because its data are absent; `message` says in one sentence how to get them."""
+    print(message, file=sys.stderr)
+    raise SystemExit(EXIT_SKIPPED)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _counted(method: F) -> F:
+    """Add the time this method of Run takes to what summary.json says of the price of logging, or of final results."""
+
+    @wraps(method)
+    def timed(self: Run, *args: Any, **kwargs: Any) -> Any:
+        final = kwargs.get("final") or method.__name__.startswith("save_")
+        begun = time.monotonic()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._spent["drawing_seconds" if final else "logging_seconds"] += time.monotonic() - begun
+
+    return timed  # type: ignore[return-value]
+
+
+class Run:
+    """One run of an experiment and the folder it writes: a context manager, used as in the example above."""
+
+    def __init__(self, experiment: str, config: RunConfig) -> None:
+        self.experiment, self.config = experiment, config
+        self.folder = config.out / experiment / (config.name or f"{config.preset}-seed{config.seed}")
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.device = torch.device(config.device)
+        torch.empty(0, device=self.device)  # a missing device is reported before an old run is overwritten
+        self.start = 0
+        """First iteration that is still to be computed."""
+        self.finished: dict[str, Any] | None = None
+        """The stored summary, once there is one."""
+        self._saved: dict[str, Any] | None = None
+        self._restored = False
+        self._loadable = False
+        self._columns: list[str] = []
+        self._number = 0
+        self._stage: recording.Stage | None = None
+        self._spent = {"logging_seconds": 0.0, "drawing_seconds": 0.0}
+        self._total = 0
+        self._bar: tqdm | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Run:
+        self._prepare_folder()
+        if self.finished:
+            return self
+        torch.set_num_threads(self.config.threads)
+        random.seed(self.config.seed)
+        np.random.seed(self.config.seed)  # noqa: NPY002 - whatever draws from the global state
+        torch.manual_seed(self.config.seed)
+        # Operations that have a deterministic variant use it, the others warn. (use_deterministic_algorithms
+        # does the same, but imports the compiler: 1.5 s.)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        self._open.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("warn")
+
+        path = self.folder / "metrics.csv"
+        self._metrics = self._open.enter_context(path.open("r+" if self._saved else "w", newline=""))
+        if self._saved:
+            self._columns = self._metrics.readline().strip().split(",")
+            size = self._saved["metrics_bytes"]
+            if path.stat().st_size < size:
+                raise ValueError(f"{path} is shorter than it was at the checkpoint: cannot resume")
+            self._metrics.seek(size)
+            self._metrics.truncate()  # rows after the checkpoint are computed, and written, again
+        self._board = Board(self.folder, self.start)
+        self._open.callback(self._board.close)
+        if self._saved:
+            self._spent = self._saved["spent"]
+        self._clock = time.monotonic() - (self._saved["seconds"] if self._saved else 0.0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        if kind is not None and (self.folder / "checkpoint.pt").exists():
+            print(f"{self.folder} is unfinished: --resume continues it", file=sys.stderr)
+
+    # ---- the loop ----
+
+    def iterations(self, total: int) -> Iterator[int]:
+        """The steps `start` ... `total - 1`, behind a progress bar."""
+        if self._saved and not self._restored:
+            raise RuntimeError("this run is resumed: call run.restore() before run.iterations()")
+        self._total = total
+        pause = 0.1 if sys.stderr.isatty() else 30.0  # a log file gets a line twice a minute
+        self._bar = tqdm(
+            range(self.start, total), f"{self.experiment} {self.folder.name}", total, initial=self.start,
+            mininterval=pause, maxinterval=max(pause, 10.0), file=sys.stderr,
+        )  # fmt: skip
+        self._open.callback(self._bar.close)
+        yield from self._bar
+
+    def due(self, step: int) -> bool:
+        """Whether this step is one to checkpoint: every `log_every`-th, and the last."""
+        return step % self.config.log_every == 0 or step + 1 == self._total
+
+    def records(self, step: int) -> bool:
+        """Whether this step is one to `frame`: each of the first 64, then fewer and fewer (recording.is_recorded)."""
+        return recording.is_recorded(step)
+
+    @_counted
+    def log(self, step: int, *, loss: Any, **scalars: Any) -> None:
+        """One row of metrics.csv and as many TensorBoard scalars; every step has the first one's columns."""
+        values = {tag: plain(value) for tag, value in {"loss": loss, **scalars}.items()}
+        rows = csv.writer(self._metrics, lineterminator="\n")
+        if not self._columns:
+            self._columns = ["step", *values]
+            rows.writerow(self._columns)
+        if self._columns != ["step", *values]:
+            raise ValueError(f"log got {list(values)}, but this run's columns are {self._columns[1:]}")
+        rows.writerow([step, *values.values()])
+        self._board.scalars(step, {tag: float(value) for tag, value in values.items()})
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {float(values['loss']):.3e}", refresh=False)
+
+    @_counted
+    def checkpoint(self, step: int, **state: Any) -> None:
+        """Save what `restore` gives back: tensors, numbers, strings, and lists, tuples and dicts of them."""
+        self._metrics.flush()
+        self._board.flush()
+        saved = {
+            "state": state,
+            "step": step,
+            "seconds": time.monotonic() - self._clock,
+            "spent": self._spent,
+            "metrics_bytes": self._metrics.tell(),
+            "random": _random_state(),
+        }
+        with replacing(self.folder / "checkpoint.pt") as temporary:
+            torch.save(saved, temporary)
+            if not self._loadable:  # a state that cannot be loaded fails here, not on the day it is needed
+                torch.load(temporary, weights_only=True)
+                self._loadable = True
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last checkpoint; random states of python, numpy and torch are set to theirs."""
+        if self._saved is None:
+            return None
+        _set_random_state(self._saved["random"])
+        self._restored = True
+        return self._saved["state"]
+
+    # ---- what there is to look at ----
+
+    @_counted
+    def stage(self, number: int = 0, **values: Any) -> None:
+        """What does not move in the frames to come: keywords are those of `recording.Stage`.
+
+        A driver that treats several targets in turn has a stage for each; a resumed one states its own again.
+        """
+        self._number, self._stage = number, recording.add_stage(self.folder, number, **values)
+
+    @_counted
+    def frame(self, step: int, **values: Any) -> None:
+        """What there is to see at this step: keywords are those of `recording.Frame`. Also for TensorBoard."""
+        if self._stage is None:
+            self.stage()
+            assert self._stage is not None
+        frame = recording.add_frame(self.folder, step=step, stage=self._number, **values)
+        self._metrics.flush()  # whoever watches sees curves as long as the frames
+        self._board.frame(self._stage, frame)
+
+    def recorded(self) -> recording.Recording:
+        """All of it so far."""
+        return recording.read_run(self.folder)
+
+    @_counted
+    def figure(self, tag: str, step: int, figure: Figure, final: bool = False) -> None:
+        """A figure for TensorBoard; the `final` one also becomes <tag>.png in the run folder."""
+        png = io.BytesIO()
+        figure.savefig(png, dpi=150 if final else 80, format="png")
+        self._show(tag, step, png.getvalue(), final)
+
+    @_counted
+    def picture(self, tag: str, step: int, picture: np.ndarray, final: bool = False) -> None:
+        """The same for a picture (H,W,3) uint8, RGB."""
+        import cv2
+
+        self._show(tag, step, cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), final)
+
+    def _show(self, tag: str, step: int, png: bytes, final: bool) -> None:
+        self._board.picture(tag, step, png)
+        if final:
+            with replacing(self.folder / f"{tag.replace('/', '_')}.png") as temporary:
+                temporary.write_bytes(png)
+
+    @_counted
+    def save_points(self, name: str, points: Any, colors: Any = None, cameras: Any = None, K: Any = None) -> None:
+        """<name>.ply with points (N,3), colors (N,3) uint8; `cameras` (V,4,4) in <name>_cameras.ply, lines."""
+        from datasets.ply import write_ply
+
+        points = array(points)
+        colors = np.broadcast_to(rgb(BLUE), points.shape) if colors is None else np.asarray(colors)
+        if colors.dtype != np.uint8 or colors.shape != points.shape:
+            raise ValueError(f"colors must be {points.shape} uint8, not {colors.shape} {colors.dtype}")
+        write_ply(self.folder / f"{name}.ply", points, colors)
+        if cameras is not None:
+            corners = frusta(cameras, points, K)
+            edges = np.array(FRUSTUM_EDGES) + 5 * np.arange(len(corners))[:, None, None]
+            corners = corners.reshape(-1, 3)
+            lines = np.broadcast_to(rgb(ORANGE), corners.shape), edges.reshape(-1, 2)
+            write_ply(self.folder / f"{name}_cameras.ply", corners, *lines)
+
+    @_counted
+    def save_model(self, name: str, model: Reconstruction) -> None:
+        """A COLMAP model, binary, in the folder `name` of the run's."""
+        from datasets.reconstructions.colmap import write_colmap
+
+        write_colmap(self.folder / name, model)
+
+    def finish(
+        self,
+        *,
+        converged: bool,
+        iterations: int,
+        loss: Any,
+        errors: Mapping[str, Any],
+        reference: Mapping[str, Any] | None = None,
+        note: str = "",
+        picture: str = "",
+    ) -> dict[str, Any]:
+        """Write index.html and summary.json, which marks the run as finished, and return what it says.
+
+        `errors` are against the truth, by name; `reference` holds the paper's figures for the same things; `picture` is
+        the tag of the figure that shows most.
+        """
+        from experiments.viewers.page import write_page
+
+        config = self.config
+        figures = sorted(path.name for path in self.folder.glob("*.png"))
+        summary = {
+            "experiment": self.experiment,
+            **{field: getattr(config, field) for field in ("preset", "seed", "dtype")},
+            "converged": bool(converged),
+            "iterations": iterations,
+            "seconds": time.monotonic() - self._clock,
+            "loss": loss,
+            "errors": errors,
+            "reference": reference or {},
+            "note": note,
+            "figures": sorted(figures, key=lambda name: name != f"{picture}.png"),
+        }
+        final = {key: float(plain(value)) for key, value in {"loss": loss, **errors}.items()}
+        chosen = {
+            key: value
+            for key, value in plain(asdict(config)).items()
+            if (key == "iterations" or key not in FREE_ON_RESUME) and not isinstance(value, (list, dict))
+        }
+        self._board.hyperparameters(chosen, final, iterations)
+        self._open.close()
+        shown = replace(self.recorded(), summary=plain(summary))
+        begun = time.monotonic()
+        best = self.folder / f"{picture}.png"
+        write_page(shown, self.folder / "index.html", best.read_bytes() if picture and best.exists() else b"")
+        self._spent["drawing_seconds"] += time.monotonic() - begun
+        summary |= self._spent
+        write_json(self.folder / "summary.json", summary)
+        self.finished = json.loads((self.folder / "summary.json").read_text())
+        assert self.finished is not None
+        return self.finished
+
+    # ---- the folder ----
+
+    def _prepare_folder(self) -> None:
+        """Leave the folder ready for what is to come: `finished`, `_saved` to continue from, or emptied."""
+        checkpoint, summary = self.folder / "checkpoint.pt", self.folder / "summary.json"
+        stored = self._stored_config()
+        wanted = plain({"experiment": self.experiment, **asdict(self.config)})
+        if self.config.resume and (checkpoint.exists() or summary.exists()):
+            for field in sorted((stored.keys() | wanted.keys()) - FREE_ON_RESUME):
+                was, now = stored.get(field), wanted.get(field)
+                if was != now:
+                    raise ValueError(f"cannot resume {self.folder}: {field} was {was!r}, is now {now!r}")
+            if summary.exists() and stored.get("iterations") == wanted.get("iterations"):
+                self.finished = json.loads(summary.read_text())
+                return
+        if self.config.resume and checkpoint.exists():
+            self._saved = torch.load(checkpoint, weights_only=True)
+            assert self._saved is not None
+            self.start = self._saved["step"] + 1
+            if wanted.get("iterations", self.start) < self.start:
+                raise ValueError(f"cannot resume {self.folder}: it is at iteration {self.start} already")
+        elif self.config.resume:
+            print(f"{self.folder} has no checkpoint: starting at iteration 0", file=sys.stderr)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        summary.unlink(missing_ok=True)
+        (self.folder / "index.html").unlink(missing_ok=True)
+        recording.drop_frames(self.folder, self.start)
+        if self._saved is None:
+            # The checkpoint first and config.json never: whenever this is killed, what is left is a run of
+            # ours that does not pretend to be finished or resumable.
+            checkpoint.unlink(missing_ok=True)
+            for child in self.folder.iterdir():
+                if child.is_dir() and not child.is_symlink():
+                    shutil.rmtree(child)
+                elif child.name != "config.json":
+                    child.unlink()
+        write_json(self.folder / "config.json", wanted)
+
+    def _stored_config(self) -> dict[str, Any]:
+        """config.json, or {} where there is no run yet; anything else in the folder is not ours to delete."""
+        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {".tmp-config.json"}:
+            return {}
+        try:
+            stored = json.loads((self.folder / "config.json").read_text())
+            ours = stored["experiment"] == self.experiment
+        except (OSError, ValueError, TypeError, KeyError):
+            ours = False
+        if not ours:
+            raise FileExistsError(f"{self.folder} holds no run of {self.experiment}; choose another name")
+        return stored
+
+
+def _random_state() -> dict[str, Any]:
+    """The generators' states in types that torch.load(weights_only=True) takes."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,51 @@
+"""What the scenes of tracks have in common: made here or read, M observations as a list or as a table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.reconstructions.model import Reconstruction
+from datasets.reconstructions.read import read_reconstruction
+from geometry import se3
+from geometry.camera import in_front, matrix_from_intrinsics
+
+
+def noise(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal, float64."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float) -> Tensor:
+    """K (3,3), float64."""
+    return matrix_from_intrinsics(torch.tensor([fx, fy, cx, cy], dtype=torch.float64))
+
+
+def observed(poses: Tensor, points: Tensor, camera: Tensor, point: Tensor) -> Tensor:
+    """The point of each observation in its camera's frame, (M,1,3) of poses (V,4,4), points (N,3)."""
+    return se3.transform(poses[camera], points[point][:, None])
+
+
+def as_table(points2d: Tensor, camera: Tensor, point: Tensor, views: int, points: int) -> tuple[Tensor, Tensor]:
+    """points2d (V,N,2), zero where not visible (V,N), of points2d (M,2), camera (M,), point (M,)."""
+    visible = torch.zeros(views, points, dtype=torch.bool, device=points2d.device)
+    visible[camera, point] = True
+    return points2d.new_zeros(views, points, 2).index_put((camera, point), points2d), visible
+
+
+def read_tracks(path: Path) -> tuple[Reconstruction, str]:
+    """A file's reconstruction with the observations that can be learned from, and a note on the rest.
+
+    A point behind one of its cameras has no reprojection error there; a track of one view is no track. The points stay,
+    seen or not.
+    """
+    given = read_reconstruction(path)
+    camera, point = given.camera_index, given.point_index
+    keep = in_front(observed(given.world_to_camera, given.points3d, camera, point), model=given.model).squeeze(1)
+    V, N = len(given.world_to_camera), len(given.points3d)
+    pairs = (V * point + camera)[keep].unique()  # a file may have a point twice in a view
+    keep &= (torch.bincount(pairs // V, minlength=N) >= 2)[point]
+    note = f"{int((~keep).sum())} of {len(keep)} observations left out: behind their camera, or of one view only"
+    kept = replace(given, camera_index=camera[keep], point_index=point[keep], points2d=given.points2d[keep])
+    return kept, note

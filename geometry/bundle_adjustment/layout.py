@@ -1,0 +1,103 @@
+"""What `geometry.bundle` is given, checked and numbered."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle
+from geometry.bundle_adjustment.products import Layout
+from geometry.camera import Model, check_distortion
+
+__all__ = ["check_scene", "determining", "free_names", "lay_out"]
+
+
+def check_scene(
+    world_to_camera: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor | None, index: Tensor | None, model: Model
+) -> tuple[Bundle, Tensor]:
+    """What is given as a `Bundle` with one row of intrinsics for each of the C cameras, and the index (V,) of views."""
+    V, N = len(world_to_camera), len(points3d)
+    if world_to_camera.shape != (V, 4, 4):
+        raise ValueError(f"world_to_camera must have shape (V,4,4), got {tuple(world_to_camera.shape)}")
+    if points3d.shape != (N, 3):
+        raise ValueError(f"points3d must have shape (N,3), got {tuple(points3d.shape)}")
+    K = K[None] if K.ndim == 2 else K
+    C = len(K)
+    if K.shape != (C, 3, 3):
+        raise ValueError(f"K must have shape (3,3) or (C,3,3), got {tuple(K.shape)}")
+    distortion = K.new_zeros(C, 0) if distortion is None else distortion
+    distortion = distortion.expand(C, -1) if distortion.ndim == 1 else distortion
+    if distortion.ndim != 2 or len(distortion) != C:
+        raise ValueError(f"distortion must have shape (k,) or ({C},k), got {tuple(distortion.shape)}")
+    check_distortion(distortion, model)
+    if index is None:
+        if C not in (1, V):
+            raise ValueError(f"K must have size 1 or {V} (the views) without intrinsics_index, got {C}")
+        index = torch.arange(V, device=K.device) if C == V else torch.zeros(V, dtype=torch.long, device=K.device)
+    if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= C)):
+        raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
+    given = Bundle(world_to_camera, points3d, K, distortion)
+    for name, tensor in given._asdict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return given, index
+
+
+def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
+    """The free intrinsics among `free`, checked."""
+    known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *COEFFICIENTS[model][:coefficients])
+    if isinstance(free, str) or not set(free) <= set(known) or len(set(free)) < len(free):
+        raise ValueError(f"free must hold names among {known} (distortion has {coefficients}), each once, got {free!r}")
+    if "f" in free and ("fx" in free or "fy" in free):
+        raise ValueError(f'free may hold "f" or "fx" and "fy", not both, got {free!r}')
+    return tuple(name for name in free if name not in ("poses", "points"))
+
+
+def determining(view: Tensor, point: Tensor, keep: Tensor, known_pose: Tensor, known_point: Tensor) -> Tensor:
+    """Observations (M,) that are left when points of fewer than two, and views of fewer than three, are taken away."""
+    while True:
+        few_views = (torch.bincount(point[keep], minlength=len(known_point)) < 2) & ~known_point
+        few_points = (torch.bincount(view[keep], minlength=len(known_pose)) < 3) & ~known_pose
+        fewer = keep & ~few_views[point] & ~few_points[view]
+        if bool((fewer == keep).all()):
+            return keep
+        keep = fewer
+
+
+def lay_out(
+    view: Tensor,
+    point: Tensor,
+    still: tuple[Tensor, Tensor],
+    known: tuple[Tensor, Tensor],
+    index: Tensor,
+    free_intrinsics: int,
+) -> Layout:
+    """Number the camera unknowns: those of a view that nobody shares side by side, shared intrinsics at the end.
+
+    still, known: poses (V,) and points (N,) that are fixed, and that a prior determines, seen or not.
+    """
+    V, P, device = len(still[0]), free_intrinsics, view.device
+    seen = torch.bincount(view, minlength=V) > 0
+    users = torch.bincount(index[seen], minlength=int(index.max()) + 1 if V else 0)
+    own = (users == 1)[index] & seen if P else torch.zeros_like(seen)
+    pose_free = (seen | known[0]) & ~still[0]
+    width = 6 * pose_free + P * own
+    start = width.cumsum(0) - width
+    size = int(width.sum())
+    groups = (users > 1).nonzero().flatten() if P else index[:0]
+    total = size + P * len(groups)
+    rows = torch.full((V, 6 + P), total, device=device)
+    rows[:, :6] = torch.where(pose_free[:, None], start[:, None] + torch.arange(6, device=device), total)
+    kappa = torch.where(own, start + 6 * pose_free, total)
+    place = torch.full_like(users, total)
+    place[groups] = size + P * torch.arange(len(groups), device=device)
+    kappa = torch.where(seen & ~own, place[index], kappa) if P else kappa
+    rows[:, 6:] = torch.where(kappa[:, None] < total, kappa[:, None] + torch.arange(P, device=device), total)
+    # blocks of equal width for the preconditioner
+    blocks = [
+        start[width == w][:, None] + torch.arange(w, device=device) for w in torch.unique(width).tolist() if w > 0
+    ]
+    if len(groups):
+        blocks.append(torch.arange(size, total, device=device).view(-1, P))
+    held = still[1] | ~(known[1] | (torch.bincount(point, minlength=len(known[1])) > 0))
+    return Layout(view, point, rows, total, tuple(blocks), held)

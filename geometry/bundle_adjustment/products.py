@@ -1,0 +1,204 @@
+"""Products with the blocks of `geometry.bundle_adjustment.schur`, and the reduced matrix S: the loops over
+observations.
+
+Tensor operations are the reference, and what runs on a GPU; on the CPU the kernels of
+`geometry.compiled.bundle_adjustment.products` do the same.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from geometry.compiled.launch import compiled, in_parallel
+
+__all__ = ["Layout", "couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product", "symmetric"]
+
+# Entries of S that a chunk of pairs of observations may touch at a time.
+_CHUNK = 4_000_000
+# Observations a thread: below, a thread costs more than it brings.
+_WORTH_A_THREAD = 2048
+# Numbers that the vectors of `reduce_pairs` may touch behind the last column.
+_MARGIN = 24
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which observation meets which unknowns. Observations are sorted by point; a view's unknowns are p columns.
+
+    view (M,), point (M,): int64. rows (V,p): where the columns of each view lie among the D camera unknowns; D itself
+    says nowhere (a fixed one). Views that share intrinsics share rows. blocks: (n,b) index sets that partition the
+    camera unknowns, for the preconditioner. held (N,) bool: points that do not move.
+    """
+
+    view: Tensor
+    point: Tensor
+    rows: Tensor
+    size: int
+    blocks: tuple[Tensor, ...]
+    held: Tensor
+
+    @cached_property
+    def begin(self) -> Tensor:
+        """(N+1,): where each point's observations begin."""
+        counts = torch.bincount(self.point, minlength=len(self.held))
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """Bounds of as many parts of the points as threads are worth it, of like numbers of observations."""
+        M, N = len(self.point), len(self.held)
+        threads = max(1, min(torch.get_num_threads(), M // _WORTH_A_THREAD))
+        inner = torch.searchsorted(self.begin, torch.arange(1, threads) * (M // threads))
+        return [0, *inner.clamp_max(N).tolist(), N]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics."""
+        pose = self.rows[:, 0]
+        return torch.stack([pose, self.rows[:, 6] if self.rows.shape[1] > 6 else pose + 6], 1)
+
+    @cached_property
+    def most(self) -> int:
+        """Observations of a point at the most."""
+        return int(self.begin.diff().max()) if len(self.view) else 0
+
+    @cached_property
+    def diagonal_blocks(self) -> tuple[Tensor, Tensor]:
+        """Which entries of the views' blocks (V,p,p) are not fixed, and their places in a dense (D,D)."""
+        rows = self.rows
+        inside = (rows < self.size)[:, :, None] & (rows < self.size)[:, None, :]
+        return inside, (rows[:, :, None] * self.size + rows[:, None, :])[inside]
+
+    def in_parts(self, kernel: str, *inputs: Tensor, out: Tensor) -> Tensor:
+        """A kernel of `geometry.compiled.bundle_adjustment.products` over the parts, each adding to an `out` of its
+        own; their sum.
+        """
+        outs = [out, *(torch.zeros_like(out) for _ in self.parts[2:])]
+        arrays = [t.contiguous().numpy() for t in inputs]
+        view, begin = self.view.numpy(), self.begin.numpy()
+        work = getattr(compiled("bundle_adjustment.products"), kernel)
+        in_parallel(self.parts, lambda first, last, i: work(*arrays, view, begin, first, last, outs[i].numpy()))
+        return out if len(outs) == 1 else torch.stack(outs).sum(0)
+
+    def to_views(self, cameras: Tensor) -> Tensor:
+        """The unknowns (D,…) of each view: (V,p,…), zero where fixed."""
+        return torch.cat([cameras, cameras.new_zeros(1, *cameras.shape[1:])])[self.rows]
+
+    def from_views(self, values: Tensor) -> Tensor:
+        """Add up (V,p,…) into (D,…)."""
+        total = values.new_zeros(self.size + 1, *values.shape[2:])
+        return total.index_add_(0, self.rows.flatten(), values.flatten(0, 1))[:-1]
+
+    def per_point(self, values: Tensor) -> Tensor:
+        """Add up (M,…) into (N,…)."""
+        return values.new_zeros(len(self.held), *values.shape[1:]).index_add_(0, self.point, values)
+
+    def per_view(self, values: Tensor) -> Tensor:
+        """Add up (M,…) into (V,…)."""
+        return values.new_zeros(len(self.rows), *values.shape[1:]).index_add_(0, self.view, values)
+
+
+def symmetric(lower: Tensor) -> Tensor:
+    """Symmetric matrices (…,p,p) of their lower triangles, which is all that kernels fill."""
+    return lower + lower.tril(-1).mT
+
+
+def _kernels(W: Tensor, other: Tensor) -> bool:
+    """Whether the kernels take these: on the CPU, one right-hand side."""
+    return W.device.type == "cpu" and other.shape[-1] == 1
+
+
+def couple(W: Tensor, points: Tensor, layout: Layout) -> Tensor:
+    """W points: (M,p,3), (N,3,R) -> (D,R)."""
+    if _kernels(W, points):
+        out = W.new_zeros(len(layout.rows), W.shape[1])
+        return layout.from_views(layout.in_parts("couple", W, points[..., 0], out=out))[:, None]
+    return layout.from_views(layout.per_view(W @ points[layout.point]))
+
+
+def couple_back(W: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
+    """W^T cameras: (M,p,3), (D,R) -> (N,3,R)."""
+    if _kernels(W, cameras):
+        out = W.new_zeros(len(layout.held), 3)
+        return layout.in_parts("couple_back", W, layout.to_views(cameras[:, 0]), out=out)[..., None]
+    return layout.per_point(W.mT @ layout.to_views(cameras)[layout.view])
+
+
+def schur_product(W: Tensor, V_inverse: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
+    """W V^-1 W^T cameras: (M,p,3), (N,3,3), (D,R) -> (D,R)."""
+    if _kernels(W, cameras):
+        out = W.new_zeros(len(layout.rows), W.shape[1])
+        views = layout.to_views(cameras[:, 0])
+        return layout.from_views(layout.in_parts("schur_product", W, V_inverse, views, out=out))[:, None]
+    return couple(W, V_inverse @ couple_back(W, cameras, layout), layout)
+
+
+def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
+    """motions^T W: (M,p,3), (V,p,c) -> (M,c,3)."""
+    if W.device.type != "cpu":
+        return motions.mT[layout.view] @ W
+    out = W.new_empty(len(W), motions.shape[2], 3)
+    arrays = W.numpy(), motions.contiguous().numpy(), layout.view.numpy(), layout.begin.numpy()
+    kernel = compiled("bundle_adjustment.products").project_blocks
+    in_parallel(layout.parts, lambda first, last, _: kernel(*arrays, first, last, out.numpy()))
+    return out
+
+
+def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
+    """The diagonal blocks of W V^-1 W^T, view by view: (V,p,p)."""
+    if W.device.type == "cpu":
+        out = W.new_zeros(len(layout.rows), W.shape[1], W.shape[1])
+        return symmetric(layout.in_parts("own_blocks", W, V_inverse, out=out))
+    return layout.per_view(W @ V_inverse[layout.point] @ W.mT)
+
+
+def reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
+    """S = U - W V^-1 W^T, dense (D,D)."""
+    return _reduce_in_tensors(U, W, V_inverse, layout) if W.device.type != "cpu" else _reduce(U, W, V_inverse, layout)
+
+
+def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
+    size = layout.size + _MARGIN
+    sums = torch.zeros(len(layout.parts) - 1, size * size, dtype=W.dtype)
+    arrays = [t.contiguous().numpy() for t in (W, V_inverse, layout.starts)]
+    view, begin = layout.view.numpy(), layout.begin.numpy()
+    kernel = compiled("bundle_adjustment.products").reduce_pairs
+
+    def work(first: int, last: int, slot: int) -> None:
+        kernel(*arrays, layout.most, view, begin, first, last, sums[slot].numpy(), size)
+
+    in_parallel(layout.parts, work)
+    for other in sums[1:]:
+        sums[0] += other
+    half = sums[0].view(size, size)[: layout.size, : layout.size]
+    S = half + half.T
+    inside, places = layout.diagonal_blocks
+    S.view(-1).index_add_(0, places, U[inside])
+    return S
+
+
+def _reduce_in_tensors(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
+    size = layout.size + 1  # the last row and column collect what is fixed
+    S = U.new_zeros(size * size)
+
+    def subtract(rows: Tensor, columns: Tensor, blocks: Tensor) -> None:
+        S.index_add_(0, (rows[:, :, None] * size + columns[:, None, :]).flatten(), blocks.flatten(), alpha=-1)
+
+    subtract(layout.rows, layout.rows, -U)
+    WV = W @ V_inverse[layout.point]
+    counts = layout.begin.diff()
+    pairs = (counts * counts).cumsum(0)
+    first = 0
+    while first < len(counts):  # chunks of points, so that memory stays linear
+        done = pairs[first - 1] if first else 0
+        last = max(first + 1, int(torch.searchsorted(pairs, done + _CHUNK // W.shape[1] ** 2, right=True)))
+        begin, end = int(layout.begin[first]), int(layout.begin[last])
+        partners = counts[layout.point[begin:end]]
+        left = torch.arange(begin, end, device=W.device).repeat_interleave(partners)
+        offset = torch.arange(len(left), device=W.device) - (partners.cumsum(0) - partners).repeat_interleave(partners)
+        right = layout.begin[layout.point[left]] + offset
+        subtract(layout.rows[layout.view[left]], layout.rows[layout.view[right]], WV[left] @ W[right].mT)
+        first = last
+    return S.view(size, size)[:-1, :-1].contiguous()

@@ -1,0 +1,165 @@
+"""Normal equations of two kinds of unknowns, cameras and points, and their solution with the points eliminated.
+
+    [ U   W ] [ u_cameras ]   [ b_cameras ]        S = U - W V^-1 W^T
+    [ W^T V ] [ u_points  ] = [ b_points  ]
+
+V is block diagonal (3 x 3 a point), so only S, of the size of the cameras, is ever factorised (Schur complement trick:
+Brown 1958; Triggs et al. 2000, section 6). S is built densely, or, where it would be too large, only multiplied with:
+conjugate gradients preconditioned by its diagonal blocks (Agarwal et al. 2010, section 4). Memory is linear in the
+number of observations besides.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geometry.bundle_adjustment.coarse import Coarse
+from geometry.bundle_adjustment.conjugate_gradients import TwoLevel, conjugate_gradients
+from geometry.bundle_adjustment.products import Layout, couple, couple_back, reduce, schur_product
+
+__all__ = ["NormalEquations", "Schur", "Tangent"]
+
+
+class Tangent(NamedTuple):
+    """A vector of the tangent space: cameras (D,…), points (N,3,…)."""
+
+    cameras: Tensor
+    points: Tensor
+
+    def dot(self, other: "Tangent") -> Tensor:
+        """Inner product () of two vectors."""
+        return (self.cameras * other.cameras).sum() + (self.points * other.points).sum()
+
+    def times(self, factor: Tensor | float) -> "Tangent":
+        """Scaled."""
+        return Tangent(factor * self.cameras, factor * self.points)
+
+    def times_entries(self, other: "Tangent") -> "Tangent":
+        """Entry by entry."""
+        return Tangent(self.cameras * other.cameras, self.points * other.points)
+
+    def side_by_side(self) -> tuple[Tensor, Tensor]:
+        """One vector or several, side by side: (D,R), (N,3,R)."""
+        several = math.prod(self.cameras.shape[1:])
+        return self.cameras.reshape(len(self.cameras), several), self.points.reshape(len(self.points), 3, several)
+
+
+class NormalEquations(NamedTuple):
+    """Cost (), gradient, and the blocks of a Gauss-Newton or exact Hessian: U (V,p,p), W (M,p,3), V (N,3,3)."""
+
+    cost: Tensor
+    gradient: Tangent
+    U: Tensor
+    W: Tensor
+    V: Tensor
+
+    def diagonal(self, layout: Layout) -> Tangent:
+        """Diagonal of the Hessian."""
+        return Tangent(
+            layout.from_views(self.U.diagonal(dim1=-2, dim2=-1)), self.V.diagonal(dim1=-2, dim2=-1).contiguous()
+        )
+
+
+def _inverse3(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of symmetric positive definite (N,3,3), and whether each is so numerically (N,); zero where it is not."""
+    a, b, c, d, e, f = A[:, 0, 0], A[:, 0, 1], A[:, 0, 2], A[:, 1, 1], A[:, 1, 2], A[:, 2, 2]
+    ca, cb, cc = d * f - e * e, c * e - b * f, b * e - c * d
+    minor = a * d - b * b
+    det = a * ca + b * cb + c * cc
+    eps = 100 * torch.finfo(A.dtype).eps
+    good = (a > 0) & (minor > eps * a * d) & (det > eps * minor * f)
+    adjugate = torch.stack([ca, cb, cc, cb, a * f - c * c, b * c - a * e, cc, b * c - a * e, minor], -1)
+    inverse = adjugate / torch.where(good, det, torch.ones_like(det))[:, None]
+    return torch.where(good[:, None], inverse, 0).unflatten(-1, (3, 3)), good
+
+
+class Schur:
+    """The equations (H + damping diag(H) + E E^T) u = b, factorised.
+
+    damping: 0 or a positive number. unseen (D,g) or None: camera part of g directions that H does not see (a gauge);
+    E makes the matrix definite along them, and a right-hand side without share in them is solved as if E were not
+    there. stiff (N,3) or None: a unit vector along which a point must not move, or zero. iterative: conjugate
+    gradients instead of a dense Cholesky factor, with a coarse problem if given, to full accuracy, or truncated, which
+    suffices for a step that is tried anyway. `ok` () tells whether the matrix is numerically positive definite;
+    solutions are zero where it is not.
+    """
+
+    def __init__(
+        self,
+        equations: NormalEquations,
+        layout: Layout,
+        damping: float = 0.0,
+        unseen: Tensor | None = None,
+        stiff: Tensor | None = None,
+        *,
+        iterative: bool = False,
+        truncated: bool = False,
+        coarse: Coarse | None = None,
+    ) -> None:
+        self.equations, self.layout, self.truncated = equations, layout, truncated
+        diagonal = equations.diagonal(layout)
+        # a direction that the data do not see still gets some damping
+        floor = 1e-9 * diagonal.points.amax(-1, keepdim=True)
+        most = float(diagonal.cameras.max()) if layout.size else 0.0
+        self.damped = Tangent(
+            damping * torch.maximum(diagonal.cameras, 1e-9 * diagonal.cameras.new_tensor(most)),
+            damping * torch.maximum(diagonal.points, floor),
+        )
+        V = equations.V + torch.diag_embed(self.damped.points)
+        if stiff is not None:
+            along = stiff[:, :, None] * stiff[:, None, :]
+            free = torch.eye(3, dtype=V.dtype, device=V.device) - along
+            size = V.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+            V = free @ V @ free + size * along
+        self.V_inverse, good = _inverse3(V)
+        if stiff is not None:
+            self.V_inverse = self.V_inverse - along / size.clamp_min(torch.finfo(V.dtype).tiny)
+        self.V_inverse[layout.held] = 0
+        self.ok = torch.isfinite(equations.cost) & (good | layout.held).all()
+        scale = (diagonal.cameras + self.damped.cameras).clamp_min(torch.finfo(V.dtype).tiny).rsqrt()
+        self.scale = scale
+        self.border = None if unseen is None else torch.linalg.qr(unseen / scale[:, None])[0] / scale[:, None]
+        self.factor: Tensor | None = None
+        if iterative:
+            self.precondition = TwoLevel(self, coarse)
+            self.ok = self.ok & self.precondition.ok
+            return
+        S = reduce(equations.U, equations.W, self.V_inverse, layout)
+        S.diagonal().add_(self.damped.cameras)
+        if self.border is not None:
+            S += self.border @ self.border.T
+        S *= scale[:, None]
+        S *= scale
+        factor, info = torch.linalg.cholesky_ex(S)
+        pivot = factor.diagonal().square().amin() if len(S) else torch.ones_like(equations.cost)
+        # NaN pivots compare false
+        self.ok = self.ok & (info == 0) & (pivot > 100 * torch.finfo(S.dtype).eps)
+        self.factor = factor
+
+    def solve(self, b: Tangent) -> Tangent:
+        """u, with as many right-hand sides as b has: cameras (D,…), points (N,3,…)."""
+        if not self.ok:
+            return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
+        W, layout = self.equations.W, self.layout
+        cameras, points = b.side_by_side()
+        eliminated = self.V_inverse @ points
+        right = cameras - couple(W, eliminated, layout)
+        if self.factor is not None:
+            u = torch.cholesky_solve(right * self.scale[:, None], self.factor) * self.scale[:, None]
+        else:
+            u, definite = conjugate_gradients(self.multiply, self.precondition, right, truncated=self.truncated)
+            self.ok = self.ok & definite
+        back = eliminated - self.V_inverse @ couple_back(W, u, layout)
+        return Tangent(u.view_as(b.cameras), back.view_as(b.points))
+
+    def multiply(self, cameras: Tensor) -> Tensor:
+        """S cameras, with damping and border: (D,R) -> (D,R)."""
+        layout = self.layout
+        product = layout.from_views(self.equations.U @ layout.to_views(cameras))
+        product += self.damped.cameras[:, None] * cameras
+        product -= schur_product(self.equations.W, self.V_inverse, cameras, layout)
+        if self.border is not None:
+            product += self.border @ (self.border.T @ cameras)
+        return product

@@ -1,0 +1,154 @@
+"""The loops of `geometry.bundle_adjustment.products`: products with the blocks W of a bundle, and the reduced matrix.
+
+Observations are sorted by point: those of point j are begin[j] to begin[j + 1] - 1. Work is on points first to
+last - 1; what several threads would add to is an array for each.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from geometry.compiled.pose.equations import OPTIONS, L, jit
+from geometry.compiled.vectors import get, load, store
+
+__all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
+
+_POINTS = "int64[::1], int64[::1], int64, int64"  # view, begin, first, last
+
+
+@jit
+def _gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
+    """W^T views of observations begin to end - 1, which are of one point."""
+    x = y = z = 0.0
+    for i in range(begin, end):
+        Wi, c = W[i], views[view[i]]
+        for a in range(W.shape[1]):
+            x += Wi[a, 0] * c[a]
+            y += Wi[a, 1] * c[a]
+            z += Wi[a, 2] * c[a]
+    return x, y, z
+
+
+@jit
+def _spread(W: Any, x: Any, y: Any, z: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
+    """Add W (x, y, z) of observations begin to end - 1 to out (V,p)."""
+    for i in range(begin, end):
+        Wi, to = W[i], out[view[i]]
+        for a in range(W.shape[1]):
+            to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+
+
+@njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+def couple(W: Any, points: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+    """Add W points to out (V,p); points (N,3)."""
+    for j in range(first, last):
+        x, y, z = points[j, 0], points[j, 1], points[j, 2]
+        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
+
+
+@njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+def couple_back(W: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+    """out (N,3) = W^T views, of the points at hand; views (V,p)."""
+    for j in range(first, last):
+        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
+        out[j, 0], out[j, 1], out[j, 2] = x, y, z
+
+
+@njit([f"void(float64[:,:,::1], float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+def schur_product(
+    W: Any, V_inverse: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any
+) -> None:  # fmt: skip
+    """Add W V^-1 W^T views to out (V,p), reading W from memory once; views (V,p)."""
+    for j in range(first, last):
+        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
+        B = V_inverse[j]
+        x, y, z = (
+            B[0, 0] * x + B[0, 1] * y + B[0, 2] * z,
+            B[1, 0] * x + B[1, 1] * y + B[1, 2] * z,
+            B[2, 0] * x + B[2, 1] * y + B[2, 2] * z,
+        )
+        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
+
+
+@njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
+def project_blocks(W: Any, motions: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+    """out (M,c,3) = motions^T W, of the points at hand; motions (V,p,c)."""
+    p, c = motions.shape[1:]
+    for i in range(begin[first], begin[last]):
+        Wi, T, to = W[i], motions[view[i]], out[i]
+        for k in range(3):
+            for b in range(c):
+                to[b, k] = 0.0
+        for a in range(p):
+            x, y, z = Wi[a, 0], Wi[a, 1], Wi[a, 2]
+            for b in range(c):
+                to[b, 0] += T[a, b] * x
+                to[b, 1] += T[a, b] * y
+                to[b, 2] += T[a, b] * z
+
+
+@njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
+def own_blocks(W: Any, V_inverse: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+    """Add W V^-1 W^T of each observation to the lower triangle of its view's block in out (V,p,p)."""
+    p = W.shape[1]
+    for j in range(first, last):
+        B = V_inverse[j]
+        for i in range(begin[j], begin[j + 1]):
+            Wi, to = W[i], out[view[i]]
+            for a in range(p):
+                x = Wi[a, 0] * B[0, 0] + Wi[a, 1] * B[1, 0] + Wi[a, 2] * B[2, 0]
+                y = Wi[a, 0] * B[0, 1] + Wi[a, 1] * B[1, 1] + Wi[a, 2] * B[2, 1]
+                z = Wi[a, 0] * B[0, 2] + Wi[a, 1] * B[1, 2] + Wi[a, 2] * B[2, 2]
+                for b in range(a + 1):
+                    to[a, b] += x * Wi[b, 0] + y * Wi[b, 1] + z * Wi[b, 2]
+
+
+@njit(
+    [f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], int64, {_POINTS}, float64[::1], int64)"],
+    cache=True, **OPTIONS,
+)  # fmt: skip
+def reduce_pairs(
+    W: Any, V_inverse: Any, starts: Any, most: Any, view: Any, begin: Any, first: Any, last: Any, T: Any, stride: Any
+) -> None:  # fmt: skip
+    """Add -W V^-1 W^T to T, in such a way that T + T^T is the sum: every pair of observations of a point once.
+
+    starts (V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics. most: observations
+    of a point at the most. T: rows of `stride` numbers, with room behind the last column, where zeros are added.
+    """
+    p = W.shape[1]
+    P = p - 6
+    one_run = True
+    for v in range(len(starts)):
+        one_run &= starts[v, 1] == starts[v, 0] + 6
+    # runs of columns that lie side by side in T, padded with zeros to whole vectors
+    wide = (p + L - 1) // L * L if one_run else L + (P + L - 1) // L * L
+    kappa = 6 if one_run else L
+    rows, left = np.zeros((most, 3 * wide), W.dtype), np.empty(3 * p, W.dtype)
+    for j in range(first, last):
+        count = begin[j + 1] - begin[j]
+        B = V_inverse[j]
+        if B[0, 0] == 0.0 and B[1, 1] == 0.0 and B[2, 2] == 0.0:
+            continue
+        for m in range(count):
+            Wi, to = W[begin[j] + m], rows[m]
+            for k in range(3):
+                for a in range(6):
+                    to[k * wide + a] = Wi[a, k]
+                for a in range(P):
+                    to[k * wide + kappa + a] = Wi[6 + a, k]
+        for m in range(count):
+            Wi, v = W[begin[j] + m], view[begin[j] + m]
+            for a in range(p):
+                for k in range(3):
+                    left[3 * a + k] = -(Wi[a, 0] * B[0, k] + Wi[a, 1] * B[1, k] + Wi[a, 2] * B[2, k])
+            for o in range(m + 1):
+                other, c = rows[o], view[begin[j] + o]
+                half = 0.5 if o == m else 1.0
+                for k in range(0, wide, L):
+                    x, y, z = half * load(other, k), half * load(other, wide + k), half * load(other, 2 * wide + k)
+                    place = starts[c, 0] + k if one_run or k < L else starts[c, 1] + k - L
+                    for a in range(p):
+                        row = place + (starts[v, 0] + a if a < 6 else starts[v, 1] + a - 6) * stride
+                        more = get(left, 3 * a) * x + get(left, 3 * a + 1) * y + get(left, 3 * a + 2) * z
+                        store(T, row, load(T, row) + more)

@@ -1,0 +1,247 @@
+"""Derivatives of reprojection errors for the bundle, eight observations at a time.
+
+The closed forms of `geometry.bundle_adjustment.problem`. A tile holds, in vectors of L lanes, the pose of each
+observation's view (as `equations` lays it out), its camera likewise, and a row: the point, the pixel, its weights. The
+unknowns of an observation are the columns (omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`,
+its point. codes: 0 to 4 for f, fx, fy, cx, cy, 5 + i for coefficient i of k1, k2, p1, p2, k3.
+"""
+
+from typing import Any
+
+from geometry.compiled.pose.equations import L, distort, distort_bend, jit, radial, robust
+from geometry.compiled.vectors import load, splat, store, where_less
+
+FREE = 10  # free intrinsics at the most
+COLUMNS = 6 + FREE + 3
+ENTRIES = COLUMNS * (COLUMNS + 1) // 2
+
+
+@jit
+def _basis(code: Any, camera: Any, x: Any, y: Any) -> Any:
+    """u, v, u_x, u_y, v_x, v_y of what one coefficient multiplies."""
+    zero = splat(0.0, camera)
+    if code == 7:
+        return 2.0 * x * y, x * x + 3.0 * y * y, 2.0 * y, 2.0 * x, 2.0 * x, 6.0 * y
+    if code == 8:
+        return 3.0 * x * x + y * y, 2.0 * x * y, 6.0 * x, 2.0 * y, 2.0 * y, 2.0 * x
+    r2 = x * x + y * y
+    _, _, _, d, d1 = radial(camera, r2)
+    # h(r2) = r2^n d(r2) and its derivative
+    if code == 5:
+        h, h1 = r2 * d, d
+    elif code == 6:
+        h, h1 = r2 * r2 * d, 2.0 * r2 * d
+    else:
+        h, h1 = r2 * r2 * r2 * d, 3.0 * r2 * r2 * d
+    h1 = 2.0 * (h1 - h * d * d1) + zero
+    return x * h, y * h, h + x * x * h1, x * y * h1, x * y * h1, h + y * y * h1
+
+
+@jit
+def residuals(pose: Any, camera: Any, lens: Any, row: Any) -> Any:
+    """Weighted errors in u and v of a tile's observations."""
+    X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
+    px = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
+    py = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
+    pz = load(pose, 6 * L) * X + load(pose, 7 * L) * Y + load(pose, 8 * L) * Z + load(pose, 11 * L)
+    iz = 1.0 / pz
+    x, y = px * iz, py * iz
+    if lens:
+        x, y, _, _, _, _ = distort(camera, x, y)
+    u = load(camera, 0) * x + load(camera, L) * y + load(camera, 4 * L) - load(row, 3 * L)
+    v = load(camera, 2 * L) * x + load(camera, 3 * L) * y + load(camera, 5 * L) - load(row, 4 * L)
+    wu, wv = load(row, 5 * L), load(row, 6 * L)
+    # weight zero is as good as absent, wherever the point lies
+    ru = where_less(0.0, wu * wu, wu * u, splat(0.0, row))
+    return ru, where_less(0.0, wv * wv, wv * v, splat(0.0, row))
+
+
+@jit
+def _at(a: Any, b: Any) -> Any:
+    """Place of entry (a, b), b <= a, in a lower triangle."""
+    return (a * (a + 1) // 2 + b) * L
+
+
+@jit
+def derive(
+    pose: Any, camera: Any, lens: Any, row: Any, codes: Any, kind: Any, scale2: Any, alpha: Any, exact: Any,
+    J: Any, gradient: Any, H: Any, work: Any,
+) -> Any:  # fmt: skip
+    """rho(|r|^2) of a tile's observations, and its gradient (n) and Hessian (lower triangle) in their n columns.
+
+    exact: the Hessian, else Gauss-Newton's part of it. J (2 n), gradient (n), H (n (n + 1) / 2), work (3 n) in vectors.
+    """
+    P = len(codes)
+    n = 9 + P
+    X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
+    qx = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z
+    qy = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z
+    qz = load(pose, 6 * L) * X + load(pose, 7 * L) * Y + load(pose, 8 * L) * Z
+    iz = 1.0 / (qz + load(pose, 11 * L))
+    x, y = (qx + load(pose, 9 * L)) * iz, (qy + load(pose, 10 * L)) * iz
+    a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
+    one, zero = splat(1.0, row), splat(0.0, row)
+    u, v, u_x, u_y, v_x, v_y = x, y, one, zero, zero, one
+    if lens:
+        u, v, u_x, u_y, v_x, v_y = distort(camera, x, y)
+    wu, wv = load(row, 5 * L), load(row, 6 * L)
+    ru = wu * (a00 * u + a01 * v + load(camera, 4 * L) - load(row, 3 * L))
+    rv = wv * (a10 * u + a11 * v + load(camera, 5 * L) - load(row, 4 * L))
+    ru, rv = where_less(0.0, wu * wu, ru, zero), where_less(0.0, wv * wv, rv, zero)
+    # derivative of the weighted pixel by (x, y), then by p
+    d00, d01 = wu * (a00 * u_x + a01 * v_x), wu * (a00 * u_y + a01 * v_y)
+    d10, d11 = wv * (a10 * u_x + a11 * v_x), wv * (a10 * u_y + a11 * v_y)
+    d00, d01 = where_less(0.0, wu * wu, d00, zero), where_less(0.0, wu * wu, d01, zero)
+    d10, d11 = where_less(0.0, wv * wv, d10, zero), where_less(0.0, wv * wv, d11, zero)
+    for i in range(2):
+        gx, gy = (d00 * iz, d01 * iz) if i == 0 else (d10 * iz, d11 * iz)
+        gz = -(x * gx + y * gy)
+        o = i * n * L
+        store(J, o, qy * gz - qz * gy)
+        store(J, o + L, qz * gx - qx * gz)
+        store(J, o + 2 * L, qx * gy - qy * gx)
+        store(J, o + 3 * L, gx)
+        store(J, o + 4 * L, gy)
+        store(J, o + 5 * L, gz)
+        for k in range(3):
+            turned = load(pose, k * L) * gx + load(pose, (3 + k) * L) * gy + load(pose, (6 + k) * L) * gz
+            store(J, o + (6 + P + k) * L, turned)
+    for k in range(P):
+        ju, jv = zero, zero
+        code = codes[k]
+        if code == 0:
+            ju, jv = wu * (a00 * u + a01 * v) / a00, wv * (a10 * u + a11 * v) / a00
+        elif code == 1:
+            ju = wu * u
+        elif code == 2:
+            jv = wv * v
+        elif code == 3:
+            ju = wu
+        elif code == 4:
+            jv = wv
+        else:
+            bu, bv, _, _, _, _ = _basis(code, camera, x, y)
+            ju, jv = wu * (a00 * bu + a01 * bv), wv * (a10 * bu + a11 * bv)
+        store(J, (6 + k) * L, where_less(0.0, wu * wu, ju, zero))
+        store(J, (n + 6 + k) * L, where_less(0.0, wv * wv, jv, zero))
+    s, slope, bend = robust(kind, ru * ru + rv * rv, scale2, alpha)
+    for a in range(n):
+        ja, ka = load(J, a * L), load(J, (n + a) * L)
+        store(gradient, a * L, ja * ru + ka * rv)
+        ja, ka = slope * ja, slope * ka
+        g = 2.0 * bend * load(gradient, a * L)
+        for b in range(a + 1):
+            h = ja * load(J, b * L) + ka * load(J, (n + b) * L)
+            if exact and kind:
+                h += g * load(gradient, b * L)
+            store(H, _at(a, b), h)
+    for a in range(n):
+        store(gradient, a * L, slope * load(gradient, a * L))
+    ru, rv = slope * ru, slope * rv
+    if exact:
+        _add_curvature(pose, camera, lens, codes, (qx, qy, qz), (x, y, iz), (u_x, u_y, v_x, v_y),
+                       (wu * ru, wv * rv), gradient, H, work)  # fmt: skip
+    return s
+
+
+@jit
+def _add_curvature(
+    pose: Any, camera: Any, lens: Any, codes: Any, q: Any, normal: Any, slopes: Any, covector: Any,
+    gradient: Any, H: Any, work: Any,
+) -> None:  # fmt: skip
+    """Add what the second derivatives of the pixels contribute along covector."""
+    P = len(codes)
+    x, y, iz = normal
+    u_x, u_y, v_x, v_y = slopes
+    cu, cv = covector
+    a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
+    bu, bv = cu * a00 + cv * a10, cu * a01 + cv * a11
+    kxx, kxy, kyy = splat(0.0, camera), splat(0.0, camera), splat(0.0, camera)
+    if lens:
+        kxx, kxy, kyy = distort_bend(camera, x, y, bu, bv)
+    beta_x, beta_y = bu * u_x + bv * v_x, bu * u_y + bv * v_y
+    # Hessian by p
+    iz2 = iz * iz
+    along_x, along_y = kxx * x + kxy * y, kxy * x + kyy * y
+    pxx, pxy, pyy = kxx * iz2, kxy * iz2, kyy * iz2
+    pxz, pyz = -(along_x + beta_x) * iz2, -(along_y + beta_y) * iz2
+    pzz = (along_x * x + along_y * y + 2.0 * (beta_x * x + beta_y * y)) * iz2
+    # d p by every column but kappa, three vectors each
+    qx, qy, qz = q
+    zero, one = splat(0.0, camera), splat(1.0, camera)
+    _store3(work, 0, zero, -qz, qy)
+    _store3(work, 1, qz, zero, -qx)
+    _store3(work, 2, -qy, qx, zero)
+    _store3(work, 3, one, zero, zero)
+    _store3(work, 4, zero, one, zero)
+    _store3(work, 5, zero, zero, one)
+    for k in range(3):
+        _store3(work, 6 + k, load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L))
+    for i in range(9):
+        a = i if i < 6 else i + P
+        mx, my, mz = load(work, 3 * i * L), load(work, (3 * i + 1) * L), load(work, (3 * i + 2) * L)
+        hx = pxx * mx + pxy * my + pxz * mz
+        hy = pxy * mx + pyy * my + pyz * mz
+        hz = pxz * mx + pyz * my + pzz * mz
+        for j in range(i + 1):
+            b = j if j < 6 else j + P
+            more = hx * load(work, 3 * j * L) + hy * load(work, (3 * j + 1) * L) + hz * load(work, (3 * j + 2) * L)
+            store(H, _at(a, b), load(H, _at(a, b)) + more)
+    # by kappa and p, and by two of kappa
+    for k in range(P):
+        code = codes[k]
+        gx, gy = zero, zero
+        if code == 0:
+            gx, gy = beta_x / a00, beta_y / a00
+        elif code == 1:
+            gx, gy = cu * u_x, cu * u_y
+        elif code == 2:
+            gx, gy = cv * v_x, cv * v_y
+        elif code > 4:
+            _, _, e_x, e_y, f_x, f_y = _basis(code, camera, x, y)
+            gx, gy = bu * e_x + bv * f_x, bu * e_y + bv * f_y
+        gx, gy = gx * iz, gy * iz
+        gz = -(gx * x + gy * y)
+        for i in range(9):
+            a = i if i < 6 else i + P
+            more = gx * load(work, 3 * i * L) + gy * load(work, (3 * i + 1) * L) + gz * load(work, (3 * i + 2) * L)
+            place = _at(6 + k, a) if a < 6 else _at(a, 6 + k)
+            store(H, place, load(H, place) + more)
+        for m in range(P):
+            if codes[m] < 5 or code > 2:
+                continue
+            e, f, _, _, _, _ = _basis(codes[m], camera, x, y)
+            if code == 0:
+                more = (bu * e + bv * f) / a00
+            elif code == 1:
+                more = cu * e
+            else:
+                more = cv * f
+            place = _at(6 + m, 6 + k) if m > k else _at(6 + k, 6 + m)
+            store(H, place, load(H, place) + more)
+    # second order of exp(omega) R (X + dX): omega x (omega x q), and omega x R dX, along the gradient by p
+    ax, ay, az = load(gradient, 3 * L), load(gradient, 4 * L), load(gradient, 5 * L)
+    m0, m1, m2 = ax * qx, ay * qy, az * qz
+    _add(H, 0, 0, -(m1 + m2))
+    _add(H, 1, 1, -(m0 + m2))
+    _add(H, 2, 2, -(m0 + m1))
+    _add(H, 1, 0, 0.5 * (ax * qy + ay * qx))
+    _add(H, 2, 0, 0.5 * (ax * qz + az * qx))
+    _add(H, 2, 1, 0.5 * (ay * qz + az * qy))
+    for k in range(3):
+        rx, ry, rz = load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L)
+        _add(H, 6 + P + k, 0, ry * az - rz * ay)
+        _add(H, 6 + P + k, 1, rz * ax - rx * az)
+        _add(H, 6 + P + k, 2, rx * ay - ry * ax)
+
+
+@jit
+def _store3(array: Any, place: Any, a: Any, b: Any, c: Any) -> None:
+    store(array, 3 * place * L, a)
+    store(array, (3 * place + 1) * L, b)
+    store(array, (3 * place + 2) * L, c)
+
+
+@jit
+def _add(H: Any, a: Any, b: Any, value: Any) -> None:
+    store(H, _at(a, b), load(H, _at(a, b)) + value)

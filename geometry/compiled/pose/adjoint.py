@@ -1,0 +1,203 @@
+"""`adjoint`: the gradient of PnP by the implicit function theorem."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from geometry.compiled.pose.descent import solve6
+from geometry.compiled.pose.equations import (
+    CAMERA,
+    OPTIONS,
+    POSE,
+    ROW,
+    SUMS,
+    L,
+    distort,
+    distort_bend,
+    evaluate,
+    jit,
+    radial,
+    robust,
+)
+from geometry.compiled.pose.tile import BLOCK, INPUTS, drain, fill, fill_covector, fill_pose, rows_of
+from geometry.compiled.vectors import load, splat, store, total, where_less
+
+__all__ = ["adjoint"]
+
+
+@jit
+def _vector_jacobian_product(
+    tile: Any, begin: Any, end: Any, pose: Any, camera: Any, model: Any, u: Any, sums: Any
+) -> None:
+    """Minus the derivative of <u, gradient of the cost> by the data, in the place of the data.
+
+    Rows begin to end - 1 of the tile become those of points3d, points2d and weights; sums (CAMERA) gathers those of K
+    and the coefficients, in the order of the camera.
+    """
+    lens, kind, scale2, alpha = model
+    r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
+    r10, r11, r12 = load(pose, 3 * L), load(pose, 4 * L), load(pose, 5 * L)
+    r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
+    tx, ty, tz = load(pose, 9 * L), load(pose, 10 * L), load(pose, 11 * L)
+    a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
+    ox, oy, oz = load(u, 0), load(u, L), load(u, 2 * L)
+    vx, vy, vz = load(u, 3 * L), load(u, 4 * L), load(u, 5 * L)
+    for j in range(begin, end):
+        o = j * ROW
+        X, Y, Z = load(tile, o), load(tile, o + L), load(tile, o + 2 * L)
+        qx = r00 * X + r01 * Y + r02 * Z
+        qy = r10 * X + r11 * Y + r12 * Z
+        qz = r20 * X + r21 * Y + r22 * Z
+        iz = 1.0 / (qz + tz)
+        x, y = (qx + tx) * iz, (qy + ty) * iz
+        # the direction u, seen as a motion of the point, of n, of the distorted n
+        zdot = (ox * qy - oy * qx + vz) * iz
+        nx = (oy * qz - oz * qy + vx) * iz - x * zdot
+        ny = (oz * qx - ox * qz + vy) * iz - y * zdot
+        dx, dy, fx, fy = x, y, nx, ny
+        if lens:
+            dx, dy, j00, j01, j10, j11 = distort(camera, x, y)
+            fx, fy = j00 * nx + j01 * ny, j10 * nx + j11 * ny
+        wu, wv = load(tile, o + 5 * L), load(tile, o + 6 * L)
+        mu = a00 * dx + a01 * dy - load(tile, o + 3 * L)
+        mv = a10 * dx + a11 * dy - load(tile, o + 4 * L)
+        ru, rv = wu * mu, wv * mv
+        hu, hv = a00 * fx + a01 * fy, a10 * fx + a11 * fy
+        eu, ev = wu * hu, wv * hv
+        # f = rho' r.e; pu, pv = df/dr; ru, rv become df/de
+        pu, pv = eu, ev
+        if kind:
+            along = ru * eu + rv * ev
+            _, slope, bend = robust(kind, ru * ru + rv * rv, scale2, alpha)
+            pu, pv = slope * eu + 2.0 * bend * along * ru, slope * ev + 2.0 * bend * along * rv
+            ru, rv = slope * ru, slope * rv
+        store(tile, o + 5 * L, -(pu * mu + ru * hu))
+        store(tile, o + 6 * L, -(pv * mv + rv * hv))
+        pu, pv, ru, rv = wu * pu, wv * pv, wu * ru, wv * rv
+        store(tile, o + 3 * L, pu)
+        store(tile, o + 4 * L, pv)
+        store(sums, 0, load(sums, 0) - (pu * dx + ru * fx))
+        store(sums, L, load(sums, L) - (pu * dy + ru * fy))
+        store(sums, 2 * L, load(sums, 2 * L) - (pv * dx + rv * fx))
+        store(sums, 3 * L, load(sums, 3 * L) - (pv * dy + rv * fy))
+        store(sums, 4 * L, load(sums, 4 * L) - pu)
+        store(sums, 5 * L, load(sums, 5 * L) - pv)
+        # covectors of the distorted n and of its motion, pulled back to n and its motion
+        px, py = a00 * pu + a10 * pv, a01 * pu + a11 * pv
+        cx, cy = a00 * ru + a10 * rv, a01 * ru + a11 * rv
+        if lens:
+            _distortion_gradient(camera, x, y, nx, ny, px, py, cx, cy, sums)
+            kxx, kxy, kyy = distort_bend(camera, x, y, cx, cy)
+            px, py = j00 * px + j10 * py + kxx * nx + kxy * ny, j01 * px + j11 * py + kxy * nx + kyy * ny
+            cx, cy = j00 * cx + j10 * cy, j01 * cx + j11 * cy
+        px, py = (px - zdot * cx) * iz, (py - zdot * cy) * iz
+        pz = -(px * x + py * y) - iz * (cx * nx + cy * ny)
+        cx, cy = cx * iz, cy * iz
+        cz = -(cx * x + cy * y)
+        # motion of the point = omega x q + v
+        px, py, pz = px + cy * oz - cz * oy, py + cz * ox - cx * oz, pz + cx * oy - cy * ox
+        store(tile, o, -(r00 * px + r10 * py + r20 * pz))
+        store(tile, o + L, -(r01 * px + r11 * py + r21 * pz))
+        store(tile, o + 2 * L, -(r02 * px + r12 * py + r22 * pz))
+
+
+@jit
+def _distortion_gradient(
+    camera: Any, x: Any, y: Any, nx: Any, ny: Any, pu: Any, pv: Any, cu: Any, cv: Any, sums: Any
+) -> None:
+    """Subtract from sums the derivative of p.distort(n) + c.(d distort(n) / dn) n' by the twelve coefficients."""
+    r2, r2dot = x * x + y * y, 2.0 * (x * nx + y * ny)
+    g, g1, _, d, d1 = radial(camera, r2)
+    # p.n g + c.(n g)' = a g + b g'
+    a, b = pu * x + pv * y + cu * nx + cv * ny, (cu * x + cv * y) * r2dot
+    power, below = r2, splat(1.0, x)
+    for m in range(3):
+        order = m + 1.0
+        slope = order * below - power * d1 * d
+        upper = (4 if m == 2 else m) * L
+        store(sums, 6 * L + upper, load(sums, 6 * L + upper) - (a * power + b * slope) * d)
+        lower = (11 + m) * L
+        store(sums, lower, load(sums, lower) + (a * g * power + b * (g1 * power + g * slope)) * d)
+        below, power = power, power * r2
+    xy, xy_dot = 2.0 * x * y, 2.0 * (nx * y + x * ny)
+    p1 = pu * xy + pv * (r2 + 2.0 * y * y) + cu * xy_dot + cv * (r2dot + 4.0 * y * ny)
+    p2 = pu * (r2 + 2.0 * x * x) + pv * xy + cu * (r2dot + 4.0 * x * nx) + cv * xy_dot
+    store(sums, 8 * L, load(sums, 8 * L) - p1)
+    store(sums, 9 * L, load(sums, 9 * L) - p2)
+    store(sums, 14 * L, load(sums, 14 * L) - (pu * r2 + cu * r2dot))
+    store(sums, 15 * L, load(sums, 15 * L) - (pu * r2 + 2.0 * cu * r2dot) * r2)
+    store(sums, 16 * L, load(sums, 16 * L) - (pv * r2 + cv * r2dot))
+    store(sums, 17 * L, load(sums, 17 * L) - (pv * r2 + 2.0 * cv * r2dot) * r2)
+
+
+@njit(
+    [f"void({INPUTS.format(t)}, {t}[:,:,::1], boolean, boolean, int64, int64, int64, int8[::1], "
+     f"{t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])"
+     for t in ("float64", "float32")],
+    cache=True, **OPTIONS,
+)  # fmt: skip
+def adjoint(
+    data: Any, kind: Any, scale2: Any, alpha: Any, eps: Any, poses: Any, exact: Any, spread: Any,
+    begin: Any, end: Any, slot: Any, statuses: Any, covectors: Any,
+    grad2d: Any, grad3d: Any, grad_K: Any, grad_distortion: Any, grad_weights: Any,
+) -> None:  # fmt: skip
+    """Vector-Jacobian product of the minima that `solve` found: gradients of <covectors, poses> by the data.
+
+    One solve with the exact Hessian (or the Gauss-Newton matrix) and one pass over the points
+    (`geometry.optim.adjoint`). Where an argument is shared, its gradient has leading size `slots` instead of B, and
+    this call adds to row `slot`; to those of K and distortion it adds always. A gradient without elements is not
+    wanted. Problems that did not converge get zeros.
+    """
+    points2d, points3d, K, distortion, weights, _ = data
+    model = (distortion.shape[1], kind, scale2, alpha)
+    n, rows = points2d.shape[1], rows_of(points2d, spread)
+    tile = np.empty(rows * ROW, poses.dtype)
+    camera, pose = np.zeros(CAMERA, poses.dtype), np.empty(POSE, poses.dtype)
+    centre, work, sums = np.empty(3 * L, poses.dtype), np.empty(42 * L, poses.dtype), np.empty(SUMS, poses.dtype)
+    rhs, step, ok = np.empty(6 * L, poses.dtype), np.empty(6 * L, poses.dtype), np.empty(L, poses.dtype)
+    counts = np.empty(2 * L, np.int64)
+    width, per_row = (1, L) if spread else (L, 1)
+    for first in range(begin, end, width):
+        fill(data, first, end, spread, tile, rows, camera, centre, counts)
+        for at in range(L):
+            lane = at % width
+            b = min(first + lane, end - 1)
+            fill_pose(poses, b, at, centre, lane, pose)
+            fill_covector(covectors, b, at, centre, lane, pose, rhs)
+            ok[at] = 1.0 if statuses[b] == 0 else 0.0
+        evaluate(tile, rows, spread, pose, camera, model, exact, sums)
+        pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
+        store(ok, 0, where_less(100.0 * eps, pivot, load(ok, 0), 0.0))
+        for k in range(0, CAMERA, L):
+            store(sums, k, 0.0)
+        last = min(width, end - first)
+        for row in range(0, rows, BLOCK):
+            until = min(row + BLOCK, rows)
+            _vector_jacobian_product(tile, row, until, pose, camera, model, step, sums)
+            i, j = row * per_row, min(until * per_row, n)
+            for lane in range(last):
+                b, good = first + lane, ok[lane] != 0.0
+                if grad2d.size:
+                    drain(tile, 3, 2, lane, spread, i, j, good, grad2d, b, False)
+                if grad3d.size:
+                    shared = points3d.shape[0] == 1
+                    drain(tile, 0, 3, lane, spread, i, j, good, grad3d, slot if shared else b, shared)
+                if grad_weights.size:
+                    shared = weights.shape[0] == 1
+                    drain(tile, 5, 2, lane, spread, i, j, good, grad_weights, slot if shared else b, shared)
+        if spread:
+            for k in range(0, CAMERA, L):
+                store(sums, k, splat(total(load(sums, k)), sums))
+        for lane in range(last):
+            b = first + lane
+            if ok[lane] != 0.0 and grad_K.size:
+                at = slot if K.shape[0] == 1 else b
+                for i in range(2):
+                    grad_K[at, i, 0] += sums[2 * i * L + lane]
+                    grad_K[at, i, 1] += sums[(2 * i + 1) * L + lane]
+                    grad_K[at, i, 2] += sums[(4 + i) * L + lane]
+            if ok[lane] != 0.0 and grad_distortion.size:
+                at = slot if distortion.shape[0] == 1 else b
+                for i in range(distortion.shape[1]):
+                    grad_distortion[at, i] += sums[(6 + i) * L + lane]

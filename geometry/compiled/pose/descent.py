@@ -1,0 +1,185 @@
+"""Levenberg-Marquardt and Newton on a tile of PnP problems, every lane with a fate of its own."""
+
+from typing import Any
+
+import numpy as np
+
+from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
+from geometry.compiled.vectors import fabs, highest, load, lowest, splat, store, where_less
+
+
+@jit
+def solve6(sums: Any, damping: Any, rhs: Any, work: Any, step: Any) -> Any:
+    """Solve (H + diag(damping H_ii)) step = rhs by L D L^T. Returns the least pivot relative to its diagonal entry.
+
+    A direction that the data do not see still gets some damping.
+    """
+    most = load(sums, HESSIAN)
+    for i in range(1, 6):
+        d = load(sums, HESSIAN + (i * (i + 3) // 2) * L)
+        most = where_less(most, d, d, most)
+    least = splat(np.inf, sums)
+    for i in range(6):
+        row = i * (i + 1) // 2
+        value = load(rhs, i * L)
+        for j in range(i + 1):
+            column = j * (j + 1) // 2
+            a = load(sums, HESSIAN + (row + j) * L)
+            if i == j:
+                diagonal = where_less(1e-9 * most, a, a, 1e-9 * most)
+                a = a + damping * diagonal
+            s = a
+            for k in range(j):
+                # work: L D below the diagonal; 1 / D on it; L in the second half
+                s -= load(work, (row + k) * L) * load(work, (21 + column + k) * L)
+            if i == j:
+                relative = s / where_less(0.0, a, a, 1.0)
+                least = where_less(relative, least, relative, least)
+                least = where_less(-np.inf, relative, least, -1.0)  # NaN
+                store(work, (row + i) * L, 1.0 / s)
+            else:
+                store(work, (row + j) * L, s)
+                store(work, (21 + row + j) * L, s * load(work, (column + j) * L))
+        for j in range(i):
+            value -= load(work, (21 + row + j) * L) * load(step, j * L)
+        store(step, i * L, value)
+    for i in range(5, -1, -1):
+        value = load(step, i * L) * load(work, (i * (i + 3) // 2) * L)
+        for k in range(i + 1, 6):
+            value -= load(work, (21 + k * (k + 1) // 2 + i) * L) * load(step, k * L)
+        store(step, i * L, value)
+    return least
+
+
+@jit
+def retract(pose: Any, step: Any, out: Any) -> None:
+    """`geometry.se3.retract` by the quaternion (1, omega / 2): exp to second order, and no trigonometry."""
+    x, y, z = 0.5 * load(step, 0), 0.5 * load(step, L), 0.5 * load(step, 2 * L)
+    f = 2.0 / (1.0 + x * x + y * y + z * z)
+    for k in range(3):
+        a, b, c = load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L)
+        # column + f (h x column + h x (h x column))
+        da, db, dc = y * c - z * b, z * a - x * c, x * b - y * a
+        store(out, k * L, a + f * (da + y * dc - z * db))
+        store(out, (3 + k) * L, b + f * (db + z * da - x * dc))
+        store(out, (6 + k) * L, c + f * (dc + x * db - y * da))
+        store(out, (9 + k) * L, load(pose, (9 + k) * L) + load(step, (3 + k) * L))
+
+
+@jit
+def still(pose: Any, step: Any, resolution: Any) -> Any:
+    """1 in the lanes where a step is below the resolution of the pose, else 0."""
+    turn, shift, size = splat(0.0, pose), splat(0.0, pose), splat(0.0, pose)
+    for k in range(3):
+        a, b, c = fabs(load(step, k * L)), fabs(load(step, (3 + k) * L)), fabs(load(pose, (9 + k) * L))
+        turn, shift = where_less(turn, a, a, turn), where_less(shift, b, b, shift)
+        size = where_less(size, c, c, size)
+    return where_less(resolution, turn, 0.0, where_less(resolution * size, shift, 0.0, 1.0))
+
+
+@jit
+def blend(condition: Any, new: Any, old: Any, length: Any) -> None:
+    """old[...] = new[...] in the lanes where condition is 1."""
+    for k in range(0, length, L):
+        store(old, k, where_less(0.5, condition, load(new, k), load(old, k)))
+
+
+@jit
+def negated_gradient(sums: Any, out: Any) -> None:
+    for k in range(0, 6 * L, L):
+        store(out, k, -load(sums, GRADIENT + k))
+
+
+@jit
+def dot6(a: Any, b: Any) -> Any:
+    s = load(a, 0) * load(b, 0)
+    for k in range(L, 6 * L, L):
+        s += load(a, k) * load(b, k)
+    return s
+
+
+@jit
+def levenberg_marquardt(
+    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, max_steps: Any, enough: Any, eps: Any, pose: Any,
+    work: Any,
+) -> Any:  # fmt: skip
+    """`geometry.optim.problem.levenberg_marquardt` on a tile, until the predicted relative decrease is `enough`.
+
+    Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane.
+    """
+    trial, now, new = np.empty_like(pose), np.empty(SUMS, pose.dtype), np.empty(SUMS, pose.dtype)
+    rhs, step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
+    cost = evaluate(tile, rows, spread, pose, camera, model, False, now)
+    running = where_less(cost, np.inf, splat(1.0, tile), 0.0)
+    damping, growth, steps = splat(1e-4, tile), splat(2.0, tile), splat(0.0, tile)
+    for _ in range(max_steps):
+        if highest(running) == 0.0:
+            break
+        negated_gradient(now, rhs)
+        pivot = solve6(now, damping, rhs, work, step)
+        for k in range(0, 6 * L, L):
+            store(step, k, where_less(100.0 * eps, pivot, load(step, k), 0.0))
+        predicted = 0.5 * dot6(rhs, step)
+        for i in range(6):
+            a = load(now, HESSIAN + (i * (i + 3) // 2) * L)
+            predicted += 0.5 * damping * a * load(step, i * L) * load(step, i * L)
+        retract(pose, step, trial)
+        trial_cost = evaluate(tile, rows, spread, trial, camera, model, False, new)
+        accept = running * where_less(trial_cost, cost, splat(1.0, tile), 0.0)
+        ratio = (cost - trial_cost) / where_less(1e-300, predicted, predicted, 1e-300)
+        ratio = where_less(ratio, 2.0, where_less(-1.0, ratio, ratio, -1.0), 2.0)
+        cubed = 2.0 * ratio - 1.0
+        shrink = 1.0 - cubed * cubed * cubed
+        shrink = where_less(shrink, 0.1, 0.1, where_less(shrink, 1.0, shrink, 1.0))
+        lower = where_less(trial_cost, cost, trial_cost, cost)
+        done = where_less(enough * lower, predicted, still(pose, step, eps**0.7), 1.0)
+        blend(accept, trial, pose, POSE)
+        blend(accept, new, now, SUMS)
+        cost = where_less(0.5, accept, trial_cost, cost)
+        damping = where_less(0.5, accept, damping * shrink, damping * growth)
+        growth = where_less(0.5, accept, 2.0, 2.0 * growth)
+        steps += accept
+        running *= where_less(0.5, done, 0.0, where_less(damping, 1e12, splat(1.0, tile), 0.0))
+    return cost, steps
+
+
+@jit
+def polish(
+    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, eps: Any, pose: Any, work: Any
+) -> Any:  # fmt: skip
+    """Undamped Newton steps with the exact Hessian, until the next one would not matter; that one is still taken.
+
+    Moves pose in place; returns cost, and lane by lane whether stationary, whether the Hessian is positive definite.
+    """
+    candidate, sums = pose.copy(), np.empty(SUMS, pose.dtype)
+    rhs, step, best_step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.zeros(6 * L, pose.dtype)
+    cost, decrease = splat(np.inf, tile), splat(np.inf, tile)
+    stationary, definite = splat(0.0, tile), splat(0.0, tile)
+    tolerance = max(1e-13, 50.0 * eps)
+    for i in range(4):
+        new_cost = evaluate(tile, rows, spread, candidate, camera, model, True, sums)
+        negated_gradient(sums, rhs)
+        pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
+        new_definite = where_less(100.0 * eps, pivot, splat(1.0, tile), 0.0)
+        new_decrease = 0.5 * dot6(rhs, step)
+        # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
+        better = where_less(new_cost, 1.001 * cost + 1e3 * eps, splat(1.0, tile), 0.0)
+        better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))
+        if i == 0:
+            better = splat(1.0, tile)
+        blend(better, candidate, pose, POSE)
+        blend(better, step, best_step, 6 * L)
+        cost = where_less(0.5, better, new_cost, cost)
+        decrease = where_less(0.5, better, new_decrease, decrease)
+        definite = where_less(0.5, better, new_definite, definite)
+        small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**0.7), 1.0)
+        stationary = definite * small
+        if lowest(where_less(0.5, better * definite, stationary, 1.0)) == 1.0:
+            break
+        retract(pose, best_step, candidate)
+    for k in range(0, 6 * L, L):
+        store(best_step, k, where_less(0.5, stationary, load(best_step, k), 0.0))
+    retract(pose, best_step, pose)
+    lowered = cost - decrease
+    lowered = where_less(0.0, lowered, lowered, 0.0)
+    return where_less(0.5, stationary, lowered, cost), stationary, definite

@@ -1,0 +1,253 @@
+"""Between arrays of problems and tiles: eight problems side by side, or one dealt out to all lanes ("spread").
+
+data is the tuple (points2d, points3d, K, distortion, weights, mask) of C-contiguous arrays as `geometry.pose.operator`
+passes them: leading size 1 where shared; weights (B|1,N,2), or (1,1,1) for ones; mask (B|1,N), or (1,1) for True.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from geometry.compiled.pose.equations import ROW, L, jit
+from geometry.compiled.vectors import get, put
+
+# Types of what every kernel begins with: data, code of the robust kernel, its squared scale, its shape, eps
+INPUTS = (
+    "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1])), int64, {0}, {0}, {0}"
+)
+# Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
+BLOCK = 32
+
+
+@jit
+def rows_of(points2d: Any, spread: Any) -> Any:
+    """Rows of a tile."""
+    n = points2d.shape[1]
+    return (n + L - 1) // L if spread else n
+
+
+@jit
+def place(i: Any, lane: Any, spread: Any) -> Any:
+    """Where point i of the problem in a lane begins in the tile."""
+    return (i // L) * ROW + i % L if spread else i * ROW + lane
+
+
+@jit
+def finite(s: Any) -> Any:
+    """math.isfinite subtracts s from itself, which regrouping may cancel before NaN can show."""
+    return abs(s) < np.inf
+
+
+@jit
+def _survey(data: Any, b: Any) -> Any:
+    """Number of visible points of problem b, the first of them, their centre, and what is not finite (see `fill`)."""
+    points2d, points3d, K, distortion, weights, mask = data
+    n = points2d.shape[1]
+    p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
+    pw, pm = min(b, weights.shape[0] - 1) * n * 2, min(b, mask.shape[0] - 1) * n
+    weighted, masked = weights.shape[1] > 1, mask.shape[1] > 1
+    # not finite: seen in sums over all that are not masked
+    cx = cy = cz = pixels = size = 0.0
+    all_visible = not masked
+    if weighted and not masked:
+        for i in range(n):
+            weight = abs(get(weights, pw + 2 * i)) + abs(get(weights, pw + 2 * i + 1))
+            size += weight
+            all_visible &= weight != 0.0
+    count, first = n, 0
+    if all_visible:
+        for i in range(n):
+            cx += get(points3d, p3 + 3 * i)
+            cy += get(points3d, p3 + 3 * i + 1)
+            cz += get(points3d, p3 + 3 * i + 2)
+            pixels += get(points2d, p2 + 2 * i) + get(points2d, p2 + 2 * i + 1)
+    else:
+        count, size = 0, 0.0
+        for i in range(n):
+            if masked and not get(mask, pm + i):
+                continue
+            x, y, z = get(points3d, p3 + 3 * i), get(points3d, p3 + 3 * i + 1), get(points3d, p3 + 3 * i + 2)
+            pixels += get(points2d, p2 + 2 * i) + get(points2d, p2 + 2 * i + 1)
+            weight = 1.0
+            if weighted:
+                weight = abs(get(weights, pw + 2 * i)) + abs(get(weights, pw + 2 * i + 1))
+            size += weight
+            if weight != 0.0:
+                first = i if count == 0 else first
+                count += 1
+            else:
+                x, y, z = x * 0.0, y * 0.0, z * 0.0
+            cx, cy, cz = cx + x, cy + y, cz + z
+    k, d = min(b, K.shape[0] - 1) * 9, distortion.shape[1]
+    camera = get(K, k) + get(K, k + 1) + get(K, k + 2) + get(K, k + 3) + get(K, k + 4) + get(K, k + 5)
+    lens = 0.0
+    for i in range(d):
+        lens += get(distortion, min(b, distortion.shape[0] - 1) * d + i)
+    bad = 0
+    if not finite(size):
+        bad = 5
+    if not finite(lens):
+        bad = 4
+    if not finite(camera):
+        bad = 3
+    if not finite(cx + cy + cz):
+        bad = 2
+    if not finite(pixels):
+        bad = 1
+    scale = 1.0 / max(count, 1)
+    return count, first, cx * scale, cy * scale, cz * scale, bad
+
+
+@jit
+def _lay(
+    data: Any, b: Any, lane: Any, spread: Any, begin: Any, end: Any, absent: Any, cx: Any, cy: Any, cz: Any, tile: Any
+) -> None:
+    """Lay points begin to end - 1 of problem b into a lane, relative to their centre and to the principal point.
+
+    Absent points (masked, of weight zero, or beyond the last) become copies of point `absent` with weight zero.
+    """
+    points2d, points3d, K, _, weights, mask = data
+    n = points2d.shape[1]
+    p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
+    pw, pm = min(b, weights.shape[0] - 1) * n * 2, min(b, mask.shape[0] - 1) * n
+    weighted, masked = weights.shape[1] > 1, mask.shape[1] > 1
+    k = min(b, K.shape[0] - 1) * 9
+    u0, v0 = get(K, k + 2), get(K, k + 5)
+    for i in range(begin, end):
+        o = place(i, lane, spread)
+        wu, wv, source = 1.0, 1.0, i
+        if i >= n or (masked and not get(mask, pm + i)):
+            wu, wv, source = 0.0, 0.0, absent
+        elif weighted:
+            wu, wv = get(weights, pw + 2 * i), get(weights, pw + 2 * i + 1)
+            if wu == 0.0 and wv == 0.0:
+                source = absent
+        put(tile, o, get(points3d, p3 + 3 * source) - cx)
+        put(tile, o + L, get(points3d, p3 + 3 * source + 1) - cy)
+        put(tile, o + 2 * L, get(points3d, p3 + 3 * source + 2) - cz)
+        put(tile, o + 3 * L, get(points2d, p2 + 2 * source) - u0)
+        put(tile, o + 4 * L, get(points2d, p2 + 2 * source + 1) - v0)
+        put(tile, o + 5 * L, wu)
+        put(tile, o + 6 * L, wv)
+
+
+@jit
+def fill(
+    data: Any, begin: Any, end: Any, spread: Any, tile: Any, rows: Any, camera: Any, centre: Any, counts: Any
+) -> Any:
+    """Lay problems begin, ... into the lanes of a tile, or problem begin into all of them if spread.
+
+    Their points are taken relative to their centre: about a far origin, rotation and translation can hardly be told
+    apart. Lanes beyond problem end - 1 repeat it. Absent points become copies of a visible one with weight zero: as
+    feasible as that, and without effect. Writes the numbers of visible points to counts (2 L). Returns the place of
+    the first argument with a value that is not finite and not masked: 1 points2d, 2 points3d, 3 K, 4 distortion,
+    5 weights; or 0.
+    """
+    _, _, K, distortion, _, _ = data
+    width = 1 if spread else L
+    for lane in range(width):
+        b = min(begin + lane, end - 1)
+        counts[lane], counts[L + lane], centre[lane], centre[L + lane], centre[2 * L + lane], bad = _survey(data, b)
+        if bad:
+            return bad
+        k, d = min(b, K.shape[0] - 1) * 9, distortion.shape[1]
+        for at in range(lane, L if spread else lane + 1):
+            for i in range(2):
+                put(camera, 2 * i * L + at, get(K, k + 3 * i))
+                put(camera, (2 * i + 1) * L + at, get(K, k + 3 * i + 1))
+                put(camera, (4 + i) * L + at, get(K, k + 3 * i + 2))
+            for i in range(d):
+                put(camera, (6 + i) * L + at, get(distortion, min(b, distortion.shape[0] - 1) * d + i))
+    points = rows * L if spread else rows
+    block = points if spread else BLOCK
+    for i in range(0, points, block):
+        for lane in range(width):
+            b = min(begin + lane, end - 1)
+            cx, cy, cz = centre[lane], centre[L + lane], centre[2 * L + lane]
+            _lay(data, b, lane, spread, i, min(i + block, points), counts[L + lane], cx, cy, cz, tile)
+    return 0
+
+
+@jit
+def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) -> Any:
+    """world_to_camera number b, its rotation made orthonormal, about the centre, into a lane. Returns if finite."""
+    b = min(b, poses.shape[0] - 1)
+    # Gram-Schmidt on the rows: a rotation that was rounded to float32, or came from a file, is made one again
+    ax, ay, az = poses[b, 0, 0], poses[b, 0, 1], poses[b, 0, 2]
+    bx, by, bz = poses[b, 1, 0], poses[b, 1, 1], poses[b, 1, 2]
+    s = 1.0 / math.sqrt(ax * ax + ay * ay + az * az)
+    ax, ay, az = ax * s, ay * s, az * s
+    s = ax * bx + ay * by + az * bz
+    bx, by, bz = bx - s * ax, by - s * ay, bz - s * az
+    s = 1.0 / math.sqrt(bx * bx + by * by + bz * bz)
+    bx, by, bz = bx * s, by * s, bz * s
+    rows = ((ax, ay, az), (bx, by, bz), (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx))
+    sum_of_all = 0.0
+    for i in range(3):
+        x, y, z = rows[i]
+        pose[(3 * i) * L + at], pose[(3 * i + 1) * L + at], pose[(3 * i + 2) * L + at] = x, y, z
+        moved = poses[b, i, 3] + x * centre[lane] + y * centre[L + lane] + z * centre[2 * L + lane]
+        pose[(9 + i) * L + at] = moved
+        sum_of_all += poses[b, i, 0] + poses[b, i, 1] + poses[b, i, 2] + poses[b, i, 3]
+    return finite(sum_of_all)
+
+
+@jit
+def fill_covector(covectors: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any, rhs: Any) -> None:
+    """The covector of a world_to_camera matrix as one of a step (omega, v) about the centre."""
+    ox = oy = oz = 0.0
+    for j in range(4):
+        # a column moves by omega x column; t = t_centred - R centre moves by v - omega x (R centre)
+        gx, gy, gz = covectors[b, 0, j], covectors[b, 1, j], covectors[b, 2, j]
+        if j < 3:
+            x, y, z = pose[j * L + at], pose[(3 + j) * L + at], pose[(6 + j) * L + at]
+        else:
+            x = y = z = 0.0
+            for k in range(3):
+                x -= pose[k * L + at] * centre[k * L + lane]
+                y -= pose[(3 + k) * L + at] * centre[k * L + lane]
+                z -= pose[(6 + k) * L + at] * centre[k * L + lane]
+            rhs[3 * L + at], rhs[4 * L + at], rhs[5 * L + at] = gx, gy, gz
+        ox, oy, oz = ox + y * gz - z * gy, oy + z * gx - x * gz, oz + x * gy - y * gx
+    rhs[at], rhs[L + at], rhs[2 * L + at] = ox, oy, oz
+
+
+@jit
+def write_pose(pose: Any, at: Any, centre: Any, lane: Any, poses: Any, b: Any) -> None:
+    """The pose in lane `at`, about the origin instead of the centre in `lane`, as world_to_camera number b."""
+    for i in range(3):
+        moved = pose[(9 + i) * L + at]
+        for j in range(3):
+            poses[b, i, j] = pose[(3 * i + j) * L + at]
+            moved -= poses[b, i, j] * centre[j * L + lane]
+        poses[b, i, 3] = moved
+        poses[b, 3, i] = 0.0
+    poses[b, 3, 3] = 1.0
+
+
+@jit
+def drain(
+    tile: Any, column: Any, k: Any, lane: Any, spread: Any, begin: Any, end: Any, good: Any, out: Any, row: Any,
+    shared: Any,
+) -> None:  # fmt: skip
+    """k columns of points begin to end - 1 into out[row] (N,k), or added to it if shared by several problems.
+
+    Zeros where not good. Absent points hold zeros by now: their weight is zero.
+    """
+    base = row * out.shape[1] * k
+    for i in range(begin, end):
+        o = place(i, lane, spread) + column * L
+        to = base + i * k
+        if shared:
+            if good:
+                for j in range(k):
+                    put(out, to + j, get(out, to + j) + get(tile, o + j * L))
+        elif good:
+            put(out, to, get(tile, o))
+            put(out, to + 1, get(tile, o + L))
+            if k > 2:
+                put(out, to + 2, get(tile, o + 2 * L))
+        else:
+            for j in range(k):
+                put(out, to + j, 0.0)

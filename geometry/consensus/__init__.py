@@ -1,0 +1,1 @@
+"""Hypotheses from samples, choices among them, and gradients through both."""

@@ -1,0 +1,15 @@
+"""Minimal solvers: the models that pass exactly through a smallest sample, all real ones, for
+`geometry.consensus.search`.
+
+    p3p          up to 4 poses of 3 rays and points         homography   of 4 pairs of points
+    five_point   up to 10 essential matrices of 5 pairs     line         through 2 points of a plane
+
+Leading dimensions are the batch. What does not exist (fewer real roots, a degenerate sample) is NaN, and only that.
+"""
+
+from geometry.consensus.minimal.essential import five_point
+from geometry.consensus.minimal.homography import homography
+from geometry.consensus.minimal.line import line
+from geometry.consensus.minimal.p3p import p3p
+
+__all__ = ["five_point", "homography", "line", "p3p"]

@@ -1,0 +1,179 @@
+"""RANSAC over any `Problem`: hypotheses from minimal samples, all problems and hypotheses in one batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from geometry.optim.problem import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
+
+__all__ = ["RansacSolution", "draw", "ransac", "search", "truncated"]
+
+_FIRST_ROUND, _LAST_ROUND = 64, 256  # samples a round; each is half as large again as what was drawn before
+_STEPS = 10  # of a refinement
+_AT_ONCE = 1 << 21  # residual rows that are held at a time
+
+
+@dataclass(frozen=True)
+class RansacSolution(Solution):
+    """`Solution` of `ransac`: cost is the score, steps the number of samples that were drawn.
+
+    inliers (B,N) bool: the observations within the threshold of x.
+    """
+
+    inliers: Tensor
+
+
+def draw(candidates: Tensor, size: int, hypotheses: int, generator: torch.Generator | None = None) -> Tensor:
+    """Samples without replacement, index (B,H,size), with the odds `candidates` (B,N); odds of zero are never drawn.
+
+    One observation after the other, by the inverse of the cumulated odds, in which those before leave no gap. Where
+    fewer than `size` have odds, a sample repeats some.
+    """
+    odds = candidates.detach().to(torch.float64)
+    ends = odds.cumsum(1)
+    starts = ends - odds
+    last = torch.where(odds > 0, torch.arange(odds.shape[1], device=odds.device), 0).amax(1)[:, None]
+    uniform = torch.rand(len(odds), hypotheses, size, generator=generator, dtype=torch.float64, device=odds.device)
+    drawn: list[Tensor] = []
+    cuts: list[tuple[Tensor, Tensor]] = []  # begin and width of what is drawn, in the order of begin
+    left = ends[:, -1:]
+    for j in range(size):
+        # choose a place on what is left of the line, and put the cuts back in
+        at = uniform[..., j] * left.clamp_min(0)
+        for begin, width in cuts:
+            at = torch.where(at >= begin, at + width, at)
+        index = torch.minimum(torch.searchsorted(ends, at, right=True), last)
+        drawn.append(index)
+        begin, width = starts.gather(1, index), odds.gather(1, index)
+        left = left - width
+        for k, (other, its) in enumerate(cuts):
+            swap = begin < other
+            cuts[k] = torch.where(swap, begin, other), torch.where(swap, width, its)
+            begin, width = torch.where(swap, other, begin), torch.where(swap, its, width)
+        cuts.append((begin, width))
+    return torch.stack(drawn, -1)
+
+
+def search(
+    attempt: Callable[[int, Tensor], tuple[Tensor, Tensor]], B: int, size: int, hypotheses: int, confidence: float,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """The rounds of RANSAC: samples are drawn until the best model says that a better one would have been seen.
+
+    attempt(H, running (B,)) draws H samples for each problem and returns how many observations are present (B,), and
+    how many of them agree with the best model so far (B,), by their share of the odds. A problem that is not running
+    has to keep its model, so that none depends on the others of its batch. A problem ends when a sample of inliers
+    alone would have been drawn with probability `confidence` (Fischler and Bolles 1981), or at `hypotheses` samples.
+    Returns how many were drawn (B,), int32.
+    """
+    if not 0 < confidence <= 1:
+        raise ValueError(f"confidence must be in (0, 1], got {confidence}")
+    if hypotheses < 1:
+        raise ValueError(f"hypotheses must be at least 1, got {hypotheses}")
+    running = torch.ones(B, dtype=torch.bool, device=device)
+    drawn, samples = 0, torch.zeros(B, dtype=torch.int32, device=device)
+    while drawn < hypotheses and running.any():
+        H = min(max(_FIRST_ROUND, drawn // 2), _LAST_ROUND, hypotheses - drawn)
+        count, good = attempt(H, running)
+        drawn += H
+        samples = torch.where(running, drawn, samples)
+        chance = torch.ones_like(good)
+        for i in range(size):
+            chance = chance * ((good - i) / (count - i).clamp_min(1)).clamp(0, 1)
+        running = running & (count >= size) & ((1 - confidence) <= (1 - chance) ** drawn)
+    return samples
+
+
+def truncated(problem: Problem, threshold: float) -> Problem:
+    """`problem` with the cost 1/2 sum min(|r|^2, threshold^2): the MSAC score (Torr and Zisserman 2000).
+
+    Its data end with present (N,) bool; rows that are not, count nothing, and rows that are not finite, in full.
+    """
+    square = threshold * threshold
+
+    def residual(x: State, *data_and_present: Tensor) -> Tensor:
+        *data, present = data_and_present
+        r = problem.residual(x, *data)
+        r = r if r.ndim == 2 else r[:, None]
+        r = torch.where(torch.isfinite(r).all(-1, keepdim=True), r, 2 * threshold)
+        return torch.where(present[:, None], r, 0)
+
+    return Problem(residual, problem.dof, problem.retract, kernel=lambda s: s.clamp(max=square))
+
+
+def ransac(
+    problem: Problem,
+    minimal_solver: Callable[[Tensor], State],
+    *data: Tensor,
+    candidates: Tensor,
+    size: int,
+    threshold: float,
+    hypotheses: int = 256,
+    confidence: float = 0.9999,
+    refine: int = 2,
+    generator: torch.Generator | None = None,
+) -> RansacSolution:
+    """The model with the best MSAC score for each of B problems (Torr and Zisserman 2000), locally refined.
+
+    candidates (B,N): the sampling weight of each observation, 0 for absent ones; uniform if they are all alike.
+    minimal_solver(index (B,H,size)) -> x with leading sizes (B,H'), all models that the H samples give (H' is any
+    multiple of H; NaN is no model), from the observations that index names; observation n is row n of
+    `problem.residual`. threshold: in the units of the residual row's norm.
+
+    Samples are drawn in rounds, at most `hypotheses` of them, and fewer once an outlier-free one has been drawn with
+    probability `confidence` (1: never fewer). Of every round the `refine` best models descend on the score itself, a
+    few Levenberg-Marquardt steps from their own inliers (LO-RANSAC, Chum et al. 2003); refine=0 leaves them alone.
+
+    Returns x, cost (B,) = 1/2 sum min(|r|^2, threshold^2), inliers (B,N), and status CONVERGED, or TOO_FEW where
+    no more than the `size` observations of the sample itself lie within the threshold. x carries no gradient: start
+    `argmin` from it, on the inliers or with a robust kernel.
+    """
+    data = batch_data(candidates, data)
+    B, N = candidates.shape
+    if size > N:
+        raise ValueError(f"size must be at most the number of observations {N}, got {size}")
+    if refine < 0:
+        raise ValueError(f"refine must not be negative, got {refine}")
+    present, odds = candidates > 0, candidates.detach().to(torch.float64)
+    data = (*(d.detach() for d in data), present)
+    target = truncated(problem, threshold)
+    rows = torch.arange(B, device=candidates.device)
+    best: list = []  # x and cost, once there are any
+
+    def costs(x: State) -> Tensor:
+        each = vmap(target.cost, in_dims=(0, *[None] * len(data)), chunk_size=max(1, _AT_ONCE // N))
+        H = (x if isinstance(x, Tensor) else x[0]).shape[1]
+        return vmap(each, chunk_size=max(1, _AT_ONCE // (H * N)))(x, *data)
+
+    def attempt(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
+        x = minimal_solver(draw(candidates, size, H, generator))
+        cost = costs(x)
+        kept = min(max(1, refine), cost.shape[1])
+        order = cost.topk(kept, dim=1, largest=False).indices
+        x = map_state(lambda a: a.detach()[rows[:, None], order].flatten(0, 1), x)
+        if refine > 0:
+            x, _, _ = levenberg_marquardt(target, x, tuple(d.repeat_interleave(kept, 0) for d in data), _STEPS)
+        x = map_state(lambda a: a.unflatten(0, (B, kept)), x)
+        cost, first = costs(x).min(1)
+        x = map_state(lambda a: a[rows, first], x)
+        if best:
+            better = running & (cost < best[1])
+            x, cost = select(better, x, best[0]), torch.where(better, cost, best[1])
+        best[:] = x, cost
+        return present.sum(1), present.sum(1) * (odds * within(x)).sum(1) / odds.sum(1)
+
+    def within(x: State) -> Tensor:
+        return vmap(target.residual)(x, *data).square().sum(-1).le(threshold * threshold) & present
+
+    with torch.no_grad():
+        samples = search(attempt, B, size, hypotheses, confidence, candidates.device)
+        if not best:  # without problems there are no rounds, yet x must have a shape
+            attempt(1, present.any(1))
+        x, cost = best
+        inliers = within(x)
+        enough = (inliers.sum(1) > size) & (present.sum(1) >= size)
+        status = torch.where(enough, Status.CONVERGED, Status.TOO_FEW).to(torch.int8)
+        return RansacSolution(x, cost, status, samples, inliers)

@@ -1,0 +1,95 @@
+"""Learning through a choice: minimal sets drawn, hypotheses scored, one of them taken.
+
+RANSAC takes the hypothesis with the best score, and no gradient passes an argmax. Two ways around it, and both at once:
+
+- Where the choice is a softmax over scores, the expected loss is differentiable in the scores and in the hypotheses:
+  DSAC (Brachmann et al., CVPR 2017, arXiv 1611.05705, eq. 10).
+- Where what is drawn has a known probability, the gradient of the expected loss is that of its logarithm, times the
+  loss, which need not be differentiable itself: NG-RANSAC (Brachmann and Rother, ICCV 2019, arXiv 1905.04132, eqs. 7
+  to 9) for the minimal sets, ESAC (the same, ICCV 2019, arXiv 1908.02484, eq. 12) for the expert that makes them.
+
+`geometry.consensus.search` draws, solves and scores; what is here turns that into a loss.
+"""
+
+import torch
+from torch import Tensor
+
+from geometry.consensus.search import draw
+
+__all__ = ["draw_sets", "expected_loss", "score_function_loss", "set_log_probability", "soft_inliers"]
+
+
+def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` sets of `size` different observations for each problem, likelier ones first drawn. (B,count,size) int64.
+
+    log_weights (B,N): of drawing an observation first, up to a constant; -inf for one that is absent. The others are
+    drawn from what is left, with the same odds (`ransac.draw`). Where fewer than `size` are present a set repeats some:
+    its probability is zero. Raises ValueError where N is smaller than `size`.
+    """
+    N = log_weights.shape[1]
+    if size > N:
+        raise ValueError(f"size must be at most the number of observations {N}, got {size}")
+    largest = log_weights.detach().amax(1, keepdim=True)
+    return draw((log_weights.detach() - largest).exp().nan_to_num(0.0), size, count, generator)
+
+
+def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:
+    """Logarithm of the probability (B,S) with which `draw_sets` draws index (B,S,size), in that order.
+
+    Differentiable in log_weights (B,N): the Plackett-Luce model. -inf, with gradient zero, for a set that repeats an
+    observation, or holds an absent one.
+    """
+    absent = torch.isneginf(log_weights)
+    left = log_weights[:, None].expand(-1, index.shape[1], -1)
+    wrong = absent[:, None].expand_as(left).gather(-1, index).any(-1)
+    wrong = wrong | (index.sort(-1).values.diff(dim=-1) == 0).any(-1)
+    left = torch.where(wrong[..., None], 0.0, left)  # so that nothing below divides by nothing
+    total = left.new_zeros(left.shape[:2])
+    for drawn in index.unbind(-1):
+        chosen = left.gather(-1, drawn[..., None])[..., 0]
+        total = total + chosen - left.logsumexp(-1)
+        left = left.scatter(-1, drawn[..., None], -torch.inf)
+    return torch.where(wrong, -torch.inf, total)
+
+
+def soft_inliers(error: Tensor, threshold: float, beta: float, mask: Tensor | None = None) -> Tensor:
+    """How many observations agree with a hypothesis, differentiably: sum of sigmoid(beta (threshold - error)). (...)
+
+    error (...,N): norms of the residuals; one that is not finite counts for nothing. mask (...,N): absent ones as well.
+    (DSAC++, Brachmann and Rother, CVPR 2018, arXiv 1711.10228, eq. 10.)
+    """
+    present = torch.isfinite(error) if mask is None else torch.isfinite(error) & mask
+    agree = torch.sigmoid(beta * (threshold - torch.where(present, error, 0.0)))
+    return torch.where(present, agree, 0.0).sum(-1)
+
+
+def expected_loss(score: Tensor, loss: Tensor, alpha: float = 1.0) -> Tensor:
+    """Expected loss (B,) when hypothesis j of H is taken with probability softmax(alpha score)_j.
+
+    score, loss (B,H): differentiable in both. A hypothesis that failed (score or loss not finite) is never taken, and
+    gets no gradient; where all failed the expectation is zero.
+    """
+    ok = torch.isfinite(score) & torch.isfinite(loss)
+    logits = torch.where(ok, alpha * torch.where(ok, score, 0.0), -torch.inf)
+    logits = torch.where(ok.any(-1, keepdim=True), logits, 0.0)
+    return (logits.softmax(-1) * torch.where(ok, loss, 0.0)).sum(-1)
+
+
+def score_function_loss(loss: Tensor, log_probability: Tensor) -> Tensor:
+    """The mean loss (B,) of S draws, whose gradient is an unbiased one of the expected loss.
+
+    loss (B,S): of each draw, differentiable or not; log_probability (B,S): of that draw, differentiable in what it was
+    drawn from. d E[loss] = E[(loss - b) d log p + d loss] (REINFORCE, Williams 1992); the baseline b of a draw is the
+    mean loss of the other draws, which does not depend on it and so leaves the mean as it is (Kool et al. 2019). Loss
+    must be finite: give a failed draw the largest loss there is. Raises ValueError for S < 2, which has no baseline.
+    """
+    B, S = loss.shape
+    if log_probability.shape != loss.shape:
+        raise ValueError(f"log_probability must have the shape of loss {(B, S)}, got {tuple(log_probability.shape)}")
+    if S < 2:
+        raise ValueError(f"loss must have shape (B,S) with at least two draws, got {(B, S)}")
+    others = (loss.sum(1, keepdim=True) - loss) / (S - 1)
+    advantage = (loss - others).detach()
+    impossible = torch.isneginf(log_probability.detach())
+    log_probability = torch.where(impossible, 0.0, log_probability)
+    return (loss + advantage * (log_probability - log_probability.detach())).mean(1)

@@ -1,0 +1,1 @@
+"""Nonlinear least squares and quadratic programs: problems, solutions, their gradients and covariances."""

@@ -1,0 +1,191 @@
+"""Least squares under linear equality constraints, through the same `minimize` and `argmin`.
+
+The constraints c(x, data) = 0 are affine in x, so that all points that satisfy them are x + N v, where the columns of
+N span the null space of C = dc/dx. In v the problem is free: it is solved by Levenberg-Marquardt as any other is, and
+at its minimum the gradient of the Lagrangian cost + w . c vanishes. Differentiating that condition and c = 0,
+
+    [ H  C^T ] [ u ]   [ dL/dx ]
+    [ C   0  ] [ v ] = [   0   ] ,     dL/d data = - d/d data ( < u , grad (cost + w . c) > + < v , c > )
+
+with H the Hessian of the cost: Gould et al. 2016, arXiv 1607.05447, proposition 4.5 (their closed form in H^-1, without
+asking that H be invertible; only N^T H N must be, which is what makes the minimum strict).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.func import jacrev, vmap
+
+from geometry.optim.problem import (
+    ConstrainedSolution,
+    Linearization,
+    Problem,
+    State,
+    Status,
+    batch_data,
+    exact_hessian,
+    linearize,
+    minimize,
+    solve_spd,
+)
+
+__all__ = ["Constrained"]
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """`problem` subject to equality(x, *data) (q,) = 0, written for one instance and affine in x (dof,).
+
+    The residual and the constraints see the same data: for A x = b, `Constrained(Problem(lambda x, y, A, b: x - y,
+    dof=n), equality=lambda x, y, A, b: A @ x - b)`. x is one tensor (B,dof) that moves by addition, there are fewer
+    constraints than unknowns, and x0 need not satisfy them. `minimize` and `argmin` return a `ConstrainedSolution`
+    whose x and multipliers are differentiable in all data, A and b included. gradient="unrolled" is not offered.
+    Status: SINGULAR where the constraints depend on each other (INFEASIBLE if they then cannot be met), or where the
+    cost has no strict minimum on them; otherwise as `minimize` says of the free problem.
+    Raises ValueError for an x0 or constraints of another form.
+    """
+
+    problem: Problem
+    equality: Callable[..., Tensor]
+
+    def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
+        """What `geometry.optim.problem.minimize` returns for this problem."""
+        data = self._checked(x0, data)
+        with torch.no_grad():
+            return self._solve(x0.detach(), data, max_steps, polish)[0]
+
+    def argmin(
+        self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
+    ) -> ConstrainedSolution:
+        """What `geometry.optim.adjoint.argmin` returns for this problem."""
+        if gradient not in ("exact", "gauss_newton"):
+            raise ValueError(f'gradient under constraints must be "exact" or "gauss_newton", got {gradient!r}')
+        data = self._checked(x0, data)
+        plain = tuple(d.detach() for d in data)
+        with torch.no_grad():
+            found, surface = self._solve(x0.detach(), plain, max_steps, polish)
+        if not (torch.is_grad_enabled() and any(d.requires_grad for d in data)) or len(x0) == 0:
+            return found
+        with torch.no_grad():
+            if gradient == "exact":
+                H = exact_hessian(self.problem, found.x, plain)
+            else:
+                H = linearize(self.problem, found.x, plain).gauss_newton
+        x, w = _AtOptimum.apply(self, surface, H, found.converged, found.x, found.equality, *data)
+        return ConstrainedSolution(x, found.cost, found.status, found.steps, found.inequality, w)
+
+    def _checked(self, x0: State, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        dof = self.problem.dof
+        if self.problem.retract is not Problem.retract:
+            raise ValueError("problem must move x by addition (no retract of its own) to be constrained")
+        if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
+            shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")
+        return batch_data(x0, data)
+
+    def _solve(
+        self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int
+    ) -> "tuple[ConstrainedSolution, _Surface]":
+        problem, equality = self.problem, self.equality
+        if len(x0) == 0:
+            found = minimize(problem, x0, *data)
+            empty = x0.new_zeros(0, 0)
+            return ConstrainedSolution(x0, found.cost, found.status, found.steps, empty, empty), _Surface(x0, x0, x0)
+        c, C = vmap(equality)(x0, *data), vmap(jacrev(equality))(x0, *data)
+        if c.ndim != 2 or not c.shape[1] < problem.dof:
+            wanted = f"(q,) with q below the number of unknowns {problem.dof}"
+            raise ValueError(f"equality must return shape {wanted}, got {tuple(c.shape[1:])}")
+        surface = _surface(C)
+
+        def retract(state: tuple[Tensor, Tensor], step: Tensor) -> tuple[Tensor, Tensor]:
+            x, null = state
+            return x + null @ step, null
+
+        def projected(state: tuple[Tensor, Tensor], *data: Tensor) -> Linearization:
+            x, null = state
+            cost, gradient, gauss_newton = linearize(problem, x, data)
+            return Linearization(cost, (gradient[:, None] @ null)[:, 0], null.mT @ gauss_newton @ null)
+
+        free = Problem(
+            residual=lambda state, *data: problem.residual(state[0], *data),
+            dof=problem.dof - c.shape[1],
+            retract=retract,
+            kernel=problem.kernel,
+            linearize=projected,
+            hessian=lambda state, *data: state[1].mT @ exact_hessian(problem, state[0], data) @ state[1],
+        )
+        start = x0 - (surface.inverse @ c[..., None])[..., 0]
+        found = minimize(free, (start, surface.null), *data, max_steps=max_steps, polish=polish)
+        x = found.x[0]
+        # met up to rounding, given what cancels in them
+        size = (C.abs() @ (x0.abs() + x.abs())[..., None])[..., 0] + c.abs()
+        met = (vmap(equality)(x, *data).abs() <= torch.finfo(x.dtype).eps ** 0.5 * size).all(-1)
+        status = torch.where(surface.independent, found.status, Status.SINGULAR)
+        status = torch.where(met, status, Status.INFEASIBLE).to(torch.int8)
+        gradient = linearize(problem, x, data).gradient
+        w = -(gradient[:, None] @ surface.inverse)[:, 0]
+        return ConstrainedSolution(x, found.cost, status, found.steps, c.new_zeros(len(c), 0), w), surface
+
+
+class _Surface(NamedTuple):
+    """The pseudo-inverse (B,P,q) of C, an orthonormal basis (B,P,P-q) of its null space, and if q is its rank (B,)."""
+
+    inverse: Tensor
+    null: Tensor
+    independent: Tensor
+
+
+def _surface(C: Tensor) -> _Surface:
+    q, eps = C.shape[1], torch.finfo(C.dtype).eps
+    finite = torch.isfinite(C).all(-1).all(-1)
+    size = C.norm(dim=-1, keepdim=True)
+    scale = torch.where(finite[:, None, None] & (size > 0), size, 1.0)
+    # the decomposition refuses the whole batch where one number is not finite
+    U, S, Vh = torch.linalg.svd(torch.where(finite[:, None, None], C / scale, 0.0))
+    seen = 100 * eps * S[:, :1] < S
+    inverse = (Vh[:, :q].mT * torch.where(seen, 1 / S, 0.0)[:, None]) @ U.mT / scale.mT
+    return _Surface(inverse, Vh[:, q:].mT, seen.all(-1))
+
+
+class _AtOptimum(torch.autograd.Function):
+    """x (B,P) and the multipliers w (B,q), with the gradients of the optimum in the data."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, program: Constrained, surface: _Surface, H: Tensor, ok: Tensor, x: Tensor, w: Tensor, *data: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.program, ctx.surface = program, surface
+        ctx.save_for_backward(H, ok, x, w, *data)
+        return x.clone(), w.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor, grad_w: Tensor) -> tuple[Tensor | None, ...]:
+        H, ok, x, w, *rest = ctx.saved_tensors
+        inverse, null, _ = ctx.surface
+        program: Constrained = ctx.program
+        across = (inverse @ grad_w[..., None])[..., 0]
+        along, definite = solve_spd(null.mT @ H @ null, ((grad_x - (across[:, None] @ H)[:, 0])[:, None] @ null)[:, 0])
+        u = across + (null @ along[..., None])[..., 0]
+        v = ((grad_x - (u[:, None] @ H)[:, 0])[:, None] @ inverse)[:, 0]
+        ok = ok & definite
+        wanted = ctx.needs_input_grad[6:]
+        with torch.enable_grad():
+            data = [d.detach().requires_grad_(want) for d, want in zip(rest, wanted, strict=True)]
+            at = x.detach().requires_grad_()
+            c = vmap(program.equality)(at, *data)
+            lagrangian = program.problem.costs(at, *data).sum() + (w * c).sum()
+            (slope,) = torch.autograd.grad(lagrangian, at, create_graph=True)
+            inputs = [d for d in data if d.requires_grad]
+            raw = torch.autograd.grad((u * slope).sum() + (v * c).sum(), inputs, allow_unused=True)
+        found = iter(raw)
+        out: list[Tensor | None] = []
+        for d, want in zip(data, wanted, strict=True):
+            g = next(found) if want else None
+            # a failed problem contributes exactly nothing, also where its derivatives are not finite
+            out.append(None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g)))
+        return (*[None] * 6, *out)

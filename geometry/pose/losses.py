@@ -1,0 +1,282 @@
+"""Losses that see a pose as a distribution: Monte-Carlo pose loss, linear-covariance loss; the covariance of a pose.
+
+Both losses need the true pose, and neither differentiates a solver. `monte_carlo_pose_loss` (EPro-PnP, Chen et al.
+2022, arXiv 2203.13254) makes the posterior of the pose peak at the truth; `linear_covariance_loss` (Liu, Hu and
+Salzmann 2023, arXiv 2303.11516) makes the spread of the solver's answer about the truth small. The pieces they are
+made of take any `Problem` over a pose: `geometry.pose.sampling`, and `linear_covariance` here.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import Model
+from geometry.optim.adjoint import covariance, stop_gradient_where
+from geometry.optim.problem import Problem, State, Status, batch_data, jacobian, linearize, map_state, solve_spd
+from geometry.pose.layer import check_shape, pnp, precision, prepare
+from geometry.pose.problem import pnp_problem
+from geometry.pose.sampling import log_normaliser, sample_poses
+from geometry.robust import Kernel, kernel_derivatives
+
+__all__ = [
+    "MonteCarloLoss",
+    "PoseLoss",
+    "linear_covariance",
+    "linear_covariance_loss",
+    "monte_carlo_pose_loss",
+    "pose_covariance",
+]
+
+
+@dataclass(frozen=True)
+class PoseLoss:
+    """loss (B,) of each sample, and status (B,) int8 of `Status`; a sample that failed has loss and gradient zero."""
+
+    loss: Tensor
+    status: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """(B,) bool: whether the loss means anything."""
+        return self.status == Status.CONVERGED
+
+
+@dataclass(frozen=True)
+class MonteCarloLoss(PoseLoss):
+    """`PoseLoss` with effective_samples (B,), 1 / sum of squared normalised weights, 0 where the sample failed.
+
+    0.4 of the draws where the posterior is nearly Gaussian; below some tens the estimate is not to be trusted.
+    """
+
+    effective_samples: Tensor
+
+
+def monte_carlo_pose_loss(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor,
+    pose_gt: Tensor,
+    *,
+    distortion: Tensor | None = None,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    init: Tensor | None = None,
+    model: Model = "radtan",
+    kernel: Kernel | None = None,
+    samples: int = 512,
+    iterations: int = 4,
+    generator: torch.Generator | None = None,
+) -> MonteCarloLoss:
+    """-log p(pose_gt | data): the Monte-Carlo pose loss of EPro-PnP (arXiv 2203.13254).
+
+        loss = cost(pose_gt) + log Z,   Z = integral of exp(-cost(y)) dR dt,
+        cost = 1/2 sum_i rho(|w_i (project(X_i) - x_i)|^2),
+
+    the Kullback-Leibler divergence of the posterior from a point mass at the truth, but for a constant. The weights
+    are in earnest here, 1/sigma of each coordinate: the loss learns their scale as well as their proportions. log Z
+    is estimated by `pose_sampling.sample_poses` about the pose that `pnp` finds (from `init`, or globally): see there
+    for the measure, the proposals, and in what they differ from the paper's. Gradients reach points2d, points3d, K,
+    distortion, weights and pose_gt through the costs alone, the poses drawn and their density being constants:
+
+        d loss = d cost(pose_gt) - sum_j w_j d cost(y_j),   w normalised.
+
+    Arguments as for `pnp`, at least 4 points; pose_gt (B|1,4,4) world_to_camera; samples a multiple of iterations.
+    The paper's derivative regularisation and its adaptive threshold of the Huber kernel are left to the caller.
+    Precision: that of points2d (float32 for 16-bit inputs). Returns `MonteCarloLoss`. status: that of `pnp`;
+    SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
+    Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
+    """
+    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, precision(points2d))
+    truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d))
+    if init is not None:
+        init = _about(centre, _checked_pose("init", init, points2d)).detach()
+    if len(points2d) == 0:
+        nothing = _empty(data)
+        return MonteCarloLoss(nothing, nothing.to(torch.int8), nothing.detach())
+    plain = tuple(d.detach() for d in data)
+    with torch.no_grad():
+        found = pnp(
+            *plain[:3], distortion=plain[3], weights=plain[4], mask=plain[5], init=init, model=model, kernel=kernel
+        )
+        problem = pnp_problem(model, kernel)
+        drawn = sample_poses(problem, found.x, *plain, samples=samples, iterations=iterations, generator=generator)
+        feasible = torch.isfinite(problem.costs(truth.detach(), *plain))
+        status = torch.where(found.converged & ~drawn.ok, Status.SINGULAR, found.status)
+        status = torch.where(found.converged & ~feasible, Status.INFEASIBLE, status).to(torch.int8)
+    ok = status == Status.CONVERGED
+    data, truth = stop_gradient_where(~ok, data), stop_gradient_where(~ok, truth)
+    drawn = replace(drawn, ok=ok)
+    loss = problem.costs(truth, *data) + log_normaliser(problem, drawn, *data)
+    return MonteCarloLoss(torch.where(ok, loss, 0), status, drawn.effective)
+
+
+def linear_covariance(problem: Problem, x: State, *data: Tensor) -> Tensor:
+    """Covariance (B,P,P) of the tangent step from x to the minimum, each residual being the measure of its own noise.
+
+    With r (M,) and J (M,P) residual and Jacobian at x, the linearised minimiser moves by
+
+        delta = -(J^T J)^-1 J^T r = sum_m a_m r_m,
+
+    and noises that are independent, of mean zero and variance r_m^2, give it the covariance sum_m a_m a_m^T r_m^2
+    (arXiv 2303.11516; the sandwich of Eicker, Huber and White). Unlike delta delta^T it holds no products of two
+    different residuals, in which noises cancel. Put the truth for x, where residuals are noise: at the minimum they
+    are smaller. A robust kernel enters as in one step of reweighting, r -> rho' r and J^T J -> J^T rho' J.
+    Differentiable in data; x is a constant. NaN, and without gradient, where the data do not determine the step.
+    """
+    data = batch_data(x, data)
+    x = map_state(lambda a: a.detach(), x)
+    with torch.no_grad():
+        lin = linearize(problem, x, tuple(d.detach() for d in data))
+        scale = lin.gauss_newton.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(lin.cost.dtype).tiny).rsqrt()
+        ok = solve_spd(lin.gauss_newton, lin.gradient)[1] & torch.isfinite(lin.cost)
+    data = stop_gradient_where(~ok, data)
+
+    r, J = jacobian(problem, x, data)
+    _, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
+    J = J * scale[:, None, None]
+    score = ((slope[..., None] * r)[..., None] * J).flatten(1, 2)
+    H = J.flatten(1, 2).mT @ (slope[..., None, None] * J).flatten(1, 2)
+    eye = torch.eye(problem.dof, dtype=H.dtype, device=H.device)
+    moves = torch.linalg.solve(torch.where(ok[:, None, None], H, eye), score.mT) * scale[..., None]
+    return torch.where(ok[:, None, None], moves @ moves.mT, torch.nan)
+
+
+def linear_covariance_loss(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor,
+    pose_gt: Tensor,
+    *,
+    distortion: Tensor | None = None,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    model: Model = "radtan",
+) -> PoseLoss:
+    """The linear-covariance loss (after arXiv 2303.11516): spread of PnP's answer, linearised at the true pose.
+
+        loss = sqrt( mean_i trace(M_i C M_i^T) ),   C = `linear_covariance` at pose_gt,   M_i = [-hat(R X_i) | I]:
+
+    the root-mean-square distance, in the units of points3d, by which the visible points move in the camera frame
+    under a pose error of covariance C; an expected ADD error. The paper's loss is made of the diagonal elements of
+    the pose covariance. Here the object itself weighs rotation against translation, so that neither the units nor
+    the origin of points3d matter. The M_i are constants; gradients reach points2d, points3d, K, distortion and
+    weights through residuals and Jacobian. Each residual enters by its square: a step down the gradient moves every
+    one of points2d towards its true projection, whatever the others do. At an exact fit the gradient is zero.
+
+    Arguments as for `pnp`, at least 4 points; pose_gt (B|1,4,4) world_to_camera. Computed in float64, returned in
+    the precision of points2d (float32 for 16-bit inputs). Returns `PoseLoss`. status: CONVERGED; TOO_FEW visible
+    points (less than 4); INFEASIBLE (a point behind the camera at pose_gt); SINGULAR.
+    Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
+    """
+    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, torch.float64)
+    truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d)).detach()
+    if len(points2d) == 0:
+        nothing = _empty(data).to(precision(points2d))
+        return PoseLoss(nothing, nothing.to(torch.int8))
+    problem = pnp_problem(model)
+    with torch.no_grad():
+        feasible = torch.isfinite(problem.costs(truth, *data))
+        seen = data[5][..., None, None]
+        count = data[5].sum(-1)
+        turn = -se3.hat(data[1] @ truth[:, :3, :3].mT)
+        eye = torch.eye(3, dtype=turn.dtype, device=turn.device).expand_as(turn)
+        M = torch.cat([turn, eye], -1) * seen
+        metric = (M.mT @ M).sum(1) / count.clamp_min(1)[:, None, None]
+    C = linear_covariance(problem, truth, *data)
+    singular = torch.isnan(C).any(-1).any(-1)
+    status = torch.where(singular, Status.SINGULAR, Status.CONVERGED)
+    status = torch.where(feasible, status, Status.INFEASIBLE)
+    status = torch.where(count < 4, Status.TOO_FEW, status).to(torch.int8)
+    ok = status == Status.CONVERGED
+    square = torch.where(ok, (metric * C).sum((-2, -1)), 0)
+    # the root has no derivative at zero
+    positive = square > 0
+    loss = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+    return PoseLoss(loss.to(precision(points2d)), status)
+
+
+def pose_covariance(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor,
+    pose: Tensor,
+    *,
+    distortion: Tensor | None = None,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    model: Model = "radtan",
+    kernel: Kernel | None = None,
+    sigma: float | None = 1.0,
+) -> Tensor:
+    """Laplace's covariance (B,6,6) of a pose that `pnp` found: of (omega, v), R <- exp(omega) R, t <- t + v.
+
+    `implicit.covariance` of the PnP problem: sigma^2 (J^T J)^-1, sigma times 1/weights being the standard deviation of
+    each coordinate, in pixels; None estimates it from the residuals. Arguments as for `pnp`; pose (B|1,4,4).
+    Computed in float64, returned in the precision of points2d. No graph.
+    NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
+    """
+    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, torch.float64)
+    pose = _checked_pose("pose", pose, points2d).detach()
+    C = covariance(pnp_problem(model, kernel), _about(centre, pose), *data, sigma=sigma)
+    # t = t_c - R c, so that v = v_c + (R c) x omega
+    shift = se3.hat((pose.to(C.dtype)[:, :3, :3] @ centre[..., None]).squeeze(-1))
+    eye = torch.eye(3, dtype=C.dtype, device=C.device).expand_as(shift)
+    G = torch.cat([torch.cat([eye, torch.zeros_like(eye)], -1), torch.cat([shift, eye], -1)], -2)
+    return (G @ C @ G.mT).to(precision(points2d))
+
+
+def _pnp_data(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor,
+    distortion: Tensor | None,
+    weights: Tensor | None,
+    mask: Tensor | None,
+    model: Model,
+    dtype: torch.dtype,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The data of `pnp_problem`, of batch B and of `dtype`, points3d about their centre; the centre (B,3)."""
+    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    B, N, _ = points2d.shape
+    points2d, points3d, K, distortion, weights = (d.expand(B, *d.shape[1:]).to(dtype) for d in tensors[:5])
+    visible = tensors[5].expand(B, N)
+    # A masked entry may hold anything, NaN included: it is replaced before it meets a derivative.
+    points2d, points3d, weights = (
+        torch.where(visible[..., None], d, 0) for d in (points2d, points3d, weights.expand(B, N, 2))
+    )
+    named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights}
+    for name, value in named.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
+    visible = visible & (weights != 0).any(-1)
+    count = visible.sum(-1, keepdim=True).clamp_min(1)
+    centre = (points3d.detach() * visible[..., None]).sum(1) / count
+    return (points2d, points3d - centre[:, None], K, distortion, weights, visible), centre
+
+
+def _checked_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
+    """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
+    B, N, _ = points2d.shape
+    check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+    if precision(pose) != precision(points2d) or pose.device != points2d.device:
+        raise ValueError(
+            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
+            f"got {pose.dtype}, {pose.device}"
+        )
+    if not torch.isfinite(pose).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return pose.expand(B, 4, 4)
+
+
+def _about(centre: Tensor, pose: Tensor) -> Tensor:
+    """The pose of points given about `centre` (B,3), in the precision of that."""
+    pose = pose.to(centre.dtype)
+    R = pose[:, :3, :3]
+    return se3.make(R, pose[:, :3, 3] + (R @ centre[..., None]).squeeze(-1))
+
+
+def _empty(data: tuple[Tensor, ...]) -> Tensor:
+    """The losses (0,) of an empty batch, which belong to the graph of its data: vmap cannot map over nothing."""
+    return torch.stack([d.flatten(1).sum(1) for d in data[:5]]).sum(0)

@@ -1,0 +1,216 @@
+"""A camera pose among wrong correspondences: RANSAC with P3P, then PnP of the inliers, as a layer."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import Model, in_front, project_camera_frame, unproject
+from geometry.compiled.launch import compiled, in_parallel
+from geometry.consensus.minimal import p3p
+from geometry.consensus.search import RansacSolution, ransac, search
+from geometry.optim.adjoint import Gradient
+from geometry.optim.problem import Status
+from geometry.pose.layer import pnp, prepare
+from geometry.pose.problem import pnp_problem
+from geometry.robust import Kernel
+
+__all__ = ["pnp_ransac"]
+
+_REFINE = 2  # models of a round that are refined
+_DESCENTS = 6  # times that the inliers of each are chosen anew
+_CHANCE = 0.1  # as many models as good as the one that is reported may be expected among random pixels
+
+
+def pnp_ransac(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor,
+    *,
+    distortion: Tensor | None = None,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    candidates: Tensor | None = None,
+    threshold: float = 4.0,
+    hypotheses: int = 10_000,
+    confidence: float = 0.9999,
+    model: Model = "radtan",
+    kernel: Kernel | None = None,
+    gradient: Gradient = "exact",
+    generator: torch.Generator | None = None,
+    throw: bool = False,
+) -> RansacSolution:
+    """Camera pose from 2D-3D correspondences many of which are wrong: what `pnp` cannot start from by itself.
+
+    points2d, points3d, K, distortion, weights, mask, model and gradient as in `pnp`. candidates (B|1,N): the odds of
+    each correspondence to be drawn, such as a network's or a matcher's confidence, 0 for absent; uniform if None.
+    threshold: the largest error of an inlier, in pixels (times its weight). kernel: of the last refinement.
+    Samples of three are drawn until one of inliers alone has been among them with probability `confidence`, at most
+    `hypotheses` of them; the best by MSAC score are refined on their own inliers (`geometry.consensus.search`).
+
+    Returns RansacSolution with x = world_to_camera (B,4,4), which minimises the reprojection error of its inliers and
+    is differentiable in them as `pnp` is (their choice is not); inliers (B,N) bool, those within the threshold of x
+    and in front of the camera; cost (B,) = 1/2 sum min(|r|^2, threshold^2); steps (B,), the samples drawn. status:
+    that of `pnp`, or TOO_FEW where fewer than four correspondences are present, or where the inliers are so few that
+    random pixels would have as many (a contrario: Moisan and Stival, IJCV 2004, with the share that the threshold's
+    disc has of the box around all pixels); then x is the best that was found, finite, without gradient, of no worth.
+    Raises ValueError as `pnp` does; with throw=True, SolverError where a problem failed.
+
+    On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere, and for model="fisheye", the
+    tensor operations of `geometry.consensus.search` do.
+    """
+    if not (threshold > 0 and math.isfinite(threshold)):
+        raise ValueError(f"threshold must be a positive number, got {threshold}")
+    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    B, N, _ = points2d.shape
+    if candidates is None:
+        candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
+    elif candidates.shape not in ((B, N), (1, N)):
+        raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
+    elif not (torch.isfinite(candidates) & (candidates >= 0)).all():
+        raise ValueError("candidates must be finite and not negative, got some that are not")
+    on_cpu = points2d.device.type == "cpu" and model == "radtan"
+    with torch.no_grad():
+        *numbers, visible, odds = (d.detach() for d in (*tensors, candidates))
+        double = (*(d.double() for d in numbers), visible, odds.double())
+        work = (
+            _Compiled(*double, threshold=threshold) if on_cpu else _Tensors(*double, model=model, threshold=threshold)
+        )
+        pose, inliers, samples, count, chance = work.search(hypotheses, confidence, generator)
+        support = inliers.sum(1)
+        enough = (support >= 4) & ~_by_chance(count, support, samples, chance)
+        init = pose.to(torch.promote_types(points2d.dtype, torch.float32))
+    found = pnp(
+        points2d, points3d, K, distortion=distortion, weights=weights, mask=inliers, init=init, model=model,
+        kernel=kernel, gradient=gradient,
+    )  # fmt: skip
+    pose = torch.where(enough[:, None, None], found.x, found.x.detach())
+    with torch.no_grad():
+        cost, inliers = work.score(pose.detach().double())
+        status = torch.where(enough, found.status, Status.TOO_FEW).to(torch.int8)
+    solution = RansacSolution(pose, cost.to(pose.dtype), status, samples, inliers)
+    if throw:
+        solution.raise_if_failed()
+    return solution
+
+
+def _by_chance(n: Tensor, k: Tensor, samples: Tensor, chance: Tensor) -> Tensor:
+    """Whether so many models would have k of n inliers, were the pixels random, each of them an inlier by `chance`."""
+    n, k = n.double(), k.double()
+    models = 4 * torch.minimum(samples.double(), n * (n - 1) * (n - 2) / 6)
+    ways = sum(sign * torch.lgamma(m.clamp_min(0) + 1) for sign, m in ((1, n - 3), (-1, k - 3), (-1, n - k)))
+    # logarithms by xlogy: log itself wakes torch's threads for any size, and they hold the cores for milliseconds
+    return ways + torch.xlogy((k - 3).clamp_min(0), chance) + torch.xlogy(1.0, models / _CHANCE) > 0
+
+
+class _Tensors:
+    """The search in batched tensor operations: the reference, and what runs elsewhere than on the CPU."""
+
+    def __init__(
+        self, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
+        candidates: Tensor, *, model: Model, threshold: float,
+    ) -> None:  # fmt: skip
+        B, N, _ = points2d.shape
+        mask, weights = mask.expand(B, N), weights.expand(B, N, 2)
+        points2d, points3d, weights = (torch.where(mask[..., None], d, 0) for d in (points2d, points3d, weights))
+        named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights}
+        for name, value in named.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
+        self.rays, valid = unproject(points2d, K, distortion, model=model)
+        # what the lens cannot have imaged is as if absent
+        present = mask & (weights != 0).any(-1) & (candidates > 0) & valid
+        count = present.sum(1, keepdim=True)
+        # about a far origin, rotation and translation can hardly be told apart
+        self.centre = (points3d * present[..., None]).sum(1) / count.clamp_min(1)
+        self.data = (points2d, points3d - self.centre[:, None], K, distortion, weights, present)
+        self.odds = torch.where(present, candidates.expand(B, N), 0)
+        self.threshold, self.model = threshold, model
+
+    def search(
+        self, hypotheses: int, confidence: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Poses (B,4,4), inliers (B,N), samples drawn (B,), points present (B,), chance of a random inlier (B,)."""
+        rows = torch.arange(len(self.odds), device=self.odds.device)[:, None, None]
+
+        def three_points(index: Tensor) -> Tensor:
+            return p3p(self.rays[rows, index], self.data[1][rows, index]).flatten(1, 2)
+
+        found = ransac(
+            pnp_problem(self.model), three_points, *self.data, candidates=self.odds, size=3, threshold=self.threshold,
+            hypotheses=hypotheses, confidence=confidence, refine=_REFINE, generator=generator,
+        )  # fmt: skip
+        # where no sample has a root there is nothing but NaN
+        pose = torch.where(torch.isfinite(found.x), found.x, torch.eye(4, dtype=found.x.dtype, device=found.x.device))
+        points2d, weights, present = self.data[0], self.data[4], self.data[5]
+        count = present.sum(1)
+        low = torch.where(present[..., None], points2d, torch.inf).amin(1)
+        high = torch.where(present[..., None], points2d, -torch.inf).amax(1)
+        tiny = torch.finfo(weights.dtype).tiny
+        area = torch.where(present, 1 / weights.prod(-1).abs().clamp_min(tiny), 0).sum(1) / count.clamp_min(1)
+        box = torch.where(count > 0, (high - low).prod(-1), 1.0).clamp_min(tiny)
+        chance = (math.pi * self.threshold**2 * area / box).clamp(max=1)
+        return _moved(pose, -self.centre), found.inliers, found.steps, count, chance
+
+    def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Costs (B,) and inliers (B,N) of poses (B,4,4)."""
+        points2d, points3d, K, distortion, weights, present = self.data
+        points = se3.transform(_moved(pose, self.centre), points3d)
+        r = weights * (project_camera_frame(points, K, distortion, model=self.model) - points2d)
+        square, bound = r.square().sum(-1), self.threshold**2
+        inliers = present & in_front(points, model=self.model) & (square <= bound)
+        return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), inliers
+
+
+def _moved(pose: Tensor, by: Tensor) -> Tensor:
+    """The pose of points that are given about `by`."""
+    R = pose[:, :3, :3]
+    return se3.make(R, pose[:, :3, 3] + (R @ by[..., None]).squeeze(-1))
+
+
+class _Compiled:
+    """The same by kernels alone, so that torch's threads stay asleep."""
+
+    def __init__(self, *data: Tensor, threshold: float) -> None:
+        *numbers, mask, candidates = (d.contiguous() for d in data)
+        self.arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
+        self.candidates, self.threshold = candidates.numpy(), threshold
+        self.B, self.N, _ = data[0].shape
+
+    def _run(self, kernel: Callable[..., int], *arguments: Any, out: Sequence[Tensor]) -> None:
+        """The kernel on all problems, by as many threads as torch has; out are the tensors that it fills."""
+        arrays = [(d.view(torch.uint8) if d.dtype == torch.bool else d).numpy() for d in out]
+        threads = max(1, min(torch.get_num_threads(), self.B))
+        bounds = [self.B * i // threads for i in range(threads + 1)]
+        for complaint in in_parallel(bounds, lambda begin, end, _: kernel(*arguments, begin, end, *arrays)):
+            if complaint:
+                name = ("points2d", "points3d", "K", "distortion", "weights")[complaint - 1]
+                raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
+
+    def search(
+        self, hypotheses: int, confidence: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        B, N, square = self.B, self.N, self.threshold**2
+        pose, cost = torch.eye(4, dtype=torch.float64).repeat(B, 1, 1), torch.full((B,), torch.inf, dtype=torch.float64)
+        inliers, facts = torch.zeros(B, N, dtype=torch.bool), torch.zeros(B, 3, dtype=torch.float64)
+        attempt = compiled("consensus.rounds").attempt
+
+        def one_round(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
+            uniform = torch.rand(B, H, 3, generator=generator, dtype=torch.float64).numpy()
+            active = running.view(torch.uint8).numpy()
+            arguments = (self.arrays, self.candidates, uniform, active, square, _REFINE, _DESCENTS)
+            self._run(attempt, *arguments, out=(pose, cost, inliers, facts))
+            return facts[:, 0], facts[:, 1]
+
+        samples = search(one_round, B, 3, hypotheses, confidence, pose.device)
+        return pose, inliers, samples, facts[:, 0], facts[:, 2]
+
+    def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+        cost, inliers = torch.empty(self.B, dtype=torch.float64), torch.empty(self.B, self.N, dtype=torch.bool)
+        poses = pose.contiguous().numpy()
+        arguments = (self.arrays, self.candidates, self.threshold**2, poses)
+        self._run(compiled("consensus.rounds").score, *arguments, out=(cost, inliers))
+        return cost, inliers

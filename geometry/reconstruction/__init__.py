@@ -1,0 +1,1 @@
+"""Intrinsics and structure learned through PnP, whose poses sit at their argmin."""

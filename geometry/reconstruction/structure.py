@@ -1,0 +1,212 @@
+"""Structure from images alone: 3D points learned through PnP, no pose given.
+
+The outer unknowns are the points, the inner ones the poses: each trial structure gets the pose that suits each view
+best, by the global PnP of `geometry.pose.layer` if wished, and the points take a Gauss-Newton step of the reduced cost
+(`geometry.optim.nested`). Because no pose is ever carried along, a view cannot be left behind in a wrong basin by a
+wrong start, and random points are a usable start.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
+from geometry.optim.nested import NestedState, nested_start, nested_step
+from geometry.optim.problem import Problem, Solution, minimize
+from geometry.pose.layer import pnp
+
+__all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
+
+
+class _Observations(NamedTuple):
+    """The visible points of each view, packed to the left: which (V,M) of the points, seen (V,M), points2d (V,M,2)."""
+
+    which: Tensor
+    seen: Tensor
+    points2d: Tensor
+
+
+@dataclass(frozen=True)
+class StructureProblem:
+    """`NestedProblem` over S candidate structures theta (S,N,3) seen by the same V views; inner (S,V,4,4).
+
+    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`. global_poses: seek every pose's
+    global minimum at each step (the start of PnP is None) instead of following the last one. normalise: keep each
+    structure at zero mean and unit rms radius, which a reconstruction up to similarity is free to do.
+    """
+
+    points2d: Tensor
+    visible: Tensor
+    K: Tensor
+    distortion: Tensor
+    model: Model = "radtan"
+    global_poses: bool = True
+    normalise: bool = True
+
+    @cached_property
+    def _packed(self) -> _Observations:
+        # Tracks see a few points of many: work, and memory but for W below, go with the fullest view, not with N.
+        most = int(self.visible.sum(1).max())
+        index = self.visible.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        seen = self.visible.gather(1, index)
+        points2d = self.points2d.gather(1, index[..., None].expand(-1, -1, 2))
+        return _Observations(index, seen, torch.where(seen[..., None], points2d, 0))
+
+    def evaluate(self, theta: Tensor, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+        S, V = len(theta), len(self.visible)
+        index, seen, points2d = self._packed
+
+        def each(tensor: Tensor) -> Tensor:
+            return tensor.expand(S, *tensor.shape).flatten(0, 1)
+
+        solution = pnp(
+            each(points2d),
+            theta[:, index].flatten(0, 1),
+            each(self.K),
+            distortion=each(self.distortion),
+            mask=each(seen),
+            init=None if self.global_poses or inner is None else inner.flatten(0, 1),
+            model=self.model,
+        )
+        return solution.cost.unflatten(0, (S, V)).sum(1), solution.x.unflatten(0, (S, V)).detach()
+
+    def step(self, theta: Tensor, inner: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """One Gauss-Newton step with the poses eliminated: the Schur complement D - W H^-1 W^T of the points.
+
+        D is block diagonal (3 x 3 a point) and W H^-1 W^T has rank 6V, so the Woodbury identity leaves one dense
+        system of 6V unknowns, whatever N. Memory: W holds N x 3 x 6V numbers.
+        """
+        S, N, V = len(theta), theta.shape[1], len(self.visible)
+        index, seen, points2d = self._packed
+        rotated = theta[:, index] @ inner[..., :3, :3].mT
+        p = rotated + inner[..., None, :3, 3]
+        p = torch.where(seen[..., None], p, p.new_tensor([0.0, 0.0, 1.0]))
+        pixels, J = projection_jacobian(p, self.K, self.distortion, self.model)
+        r = (pixels - points2d) * seen[..., None]
+        J = J * seen[..., None, None]
+        J_point = J @ inner[..., None, :3, :3]
+        J_pose = torch.cat([torch.linalg.cross(rotated[..., None, :].expand_as(J), J), J], -1)
+
+        def at_points(rows: Tensor, where: Tensor, size: int) -> Tensor:
+            """Sum rows (S,V,M,…) into (S,size,…) at where (V,M)."""
+            total = rows.new_zeros(S, size, *rows.shape[3:])
+            return total.index_add_(1, where.flatten(), rows.flatten(1, 2))
+
+        gradient = at_points((J_point * r[..., None]).sum(-2), index, N)
+        D = at_points(J_point.mT @ J_point, index, N)
+        view = torch.arange(V, device=index.device)[:, None]
+        W = at_points(J_point.mT @ J_pose, index * V + view, N * V).unflatten(1, (N, V))
+        W = W.transpose(2, 3).flatten(-2)
+        diagonal = D.diagonal(dim1=-2, dim2=-1)
+        # a point that no view sees stays where it is
+        damped = damping[:, None, None] * torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+        H = (J_pose.mT @ J_pose).sum(2)
+        H = torch.stack([torch.block_diag(*views) for views in H])
+        D_inverse = torch.linalg.inv(D + torch.diag_embed(damped))
+        DW = D_inverse @ W
+        reduced = H - W.flatten(1, 2).mT @ DW.flatten(1, 2)
+        # the seven gauge directions are singular but for the damping of the points
+        scale = H.diagonal(dim1=-2, dim2=-1).rsqrt()
+        eye = torch.eye(6 * V, dtype=H.dtype, device=H.device)
+        reduced = reduced * scale[:, :, None] * scale[:, None, :] + 1e-10 * eye
+        descent = -(D_inverse @ gradient[..., None]).squeeze(-1)
+        right = (W.flatten(1, 2).mT @ descent.flatten(1)[..., None]).squeeze(-1) * scale
+        y = torch.linalg.solve(reduced, right[..., None]) * scale[..., None]
+        step = descent + (DW.flatten(1, 2) @ y).view_as(descent)
+        predicted = 0.5 * (step * (damped * step - gradient)).sum((1, 2))
+        return step, predicted
+
+    def retract(self, theta: Tensor, step: Tensor) -> Tensor:
+        moved = theta + step
+        if not self.normalise:
+            return moved
+        moved = moved - moved.mean(1, keepdim=True)
+        return moved / moved.square().sum(-1).mean(1).sqrt()[:, None, None]
+
+
+def mirror(theta: Tensor) -> Tensor:
+    """The structure reflected: nearly as good a fit where perspective is weak (Necker reversal), so worth a look.
+
+    Any plane does, since poses are sought anew. (S,N,3) -> (S,N,3).
+    """
+    return theta * theta.new_tensor([1.0, 1.0, -1.0])
+
+
+class Guess(NamedTuple):
+    """The best structure so far: points (N,3), poses (V,4,4), its cost, and whether the search is over."""
+
+    points: Tensor
+    poses: Tensor
+    cost: float
+    found: bool
+
+
+def find_structure(
+    problem: StructureProblem, good_enough: float, *, candidates: int = 8, steps: int = 15
+) -> Iterator[Guess]:
+    """Search a structure that nothing is known of; yield the best at each step until it costs less than `good_enough`.
+
+    Random structures take `steps` Gauss-Newton steps side by side, all poses sought globally at each; then the better
+    half and their mirror images do, also where one is good enough already: the lower of the two minima is the
+    right one. Then come the next random ones. About one random start in four, mirror images counted, reaches the global
+    minimum of 12 views of a solid, so that 8 of them rarely fail. The caller ends a search that finds nothing;
+    torch's global generator draws the starts.
+    """
+    N = problem.points2d.shape[1]
+
+    def best(state: NestedState, found: bool) -> Guess:
+        i = int(state.cost.argmin())
+        return Guess(state.theta[i], state.inner[i], state.cost[i].item(), found)
+
+    while True:
+        noise = torch.randn(candidates, N, 3, dtype=problem.points2d.dtype).to(problem.points2d.device)
+        state = nested_start(problem, problem.retract(noise, torch.zeros_like(noise)))
+        yield best(state, False)
+        while state.steps < steps and not state.done.all() and not (state.cost <= good_enough).any():
+            state = nested_step(problem, state, floor=good_enough)
+            yield best(state, False)
+        kept = state.theta[state.cost.argsort()[: max(1, candidates // 2)]]
+        state = nested_start(problem, torch.cat([kept, mirror(kept)]))
+        while state.steps < steps and not state.done.all() and not (state.cost <= 1e-6 * good_enough).any():
+            state = nested_step(problem, state, floor=1e-6 * good_enough)
+            yield best(state, False)
+        if (state.cost <= good_enough).any():
+            yield best(state, True)
+
+
+def triangulate(
+    points2d: Tensor,
+    visible: Tensor,
+    world_to_camera: Tensor,
+    K: Tensor,
+    distortion: Tensor,
+    *,
+    model: Model = "radtan",
+) -> Solution:
+    """Points from views of known cameras: N problems of three unknowns each.
+
+    points2d (V,N,2) px, visible (V,N), world_to_camera (V,4,4), K (V,3,3), distortion (V,k) -> Solution, x (N,3) in the
+    world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection error.
+    """
+
+    def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
+        p = se3.transform(pose, X.expand(len(pose), 1, 3))
+        p = torch.where(seen[:, None, None], p, p.new_tensor([0.0, 0.0, 1.0]))
+        r = project_camera_frame(p, K, distortion, model=model).squeeze(1) - pixels
+        r = torch.where(in_front(p, model=model), r, torch.inf)
+        return torch.where(seen[:, None], r, 0)
+
+    points2d = torch.where(visible[..., None], points2d, 0)
+    rays, valid = unproject(points2d, K, distortion, model=model)
+    R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
+    directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
+    eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
+    A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
+    start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
+    cameras = (world_to_camera[None], K[None], distortion[None])
+    return minimize(Problem(residual, dof=3), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras)

@@ -1,0 +1,72 @@
+"""The smallest driver there can be: gradient descent on a quadratic, with noise from every random generator.
+
+Environment variables, which are no part of the config, make it die: TOY_KILL_AT by SIGKILL, TOY_RAISE_AT by
+an exception, both at the end of that step.
+"""
+
+import math
+import os
+import random
+import signal
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from experiments.drawing.figures import loss_curve
+from experiments.running.run import Run, RunConfig, cli, skip
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    iterations: int = 50
+    """Steps of gradient descent."""
+    rate: float = 0.1
+    """Length of a step."""
+    noise: float = 0.01
+    """Random part of the gradient."""
+
+
+PRESETS = {
+    "default": Config(preset="default"),
+    "paper": Config(preset="paper", rate=3.0),  # too long a step: it does not converge
+    "real": Config(preset="real"),
+    "smoke": Config(preset="smoke", iterations=3),
+}
+
+
+def main(config: Config) -> dict:
+    """Minimise |x - 1|^2 from a random start."""
+    if config.preset == "real":
+        skip("The real quadratic is not on this machine.")
+    with Run("toy_driver", config) as run:
+        if run.finished:
+            return run.finished
+        x, loss = torch.randn(4, 3, dtype=run.dtype, device=run.device), math.inf
+        if saved := run.restore():
+            x, loss = saved["x"], saved["loss"]
+        cameras = torch.eye(4).repeat(2, 1, 1)
+        cameras[:, 2, 3] = 4.0
+        run.stage(points3d_gt=torch.ones(4, 3), targets={"loss": 0.1})
+        for step in run.iterations(config.iterations):
+            noise = torch.randn_like(x) + float(np.random.randn()) + random.gauss(0, 1)  # noqa: NPY002
+            x = x - config.rate * (2 * (x - 1) + config.noise * noise)
+            loss = (x - 1).square().sum().item()
+            run.log(step, loss=loss, mean=x.mean())
+            if run.records(step):
+                run.frame(step, points3d=x, world_to_camera=cameras)
+            if run.due(step):
+                run.checkpoint(step, x=x, loss=loss)
+            if str(step) == os.environ.get("TOY_KILL_AT"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if str(step) == os.environ.get("TOY_RAISE_AT"):
+                raise KeyboardInterrupt
+        run.figure("loss", config.iterations, loss_curve([loss], 0.1), final=True)
+        return run.finish(
+            converged=loss < 0.1, iterations=config.iterations, loss=loss,
+            errors={"x": (x - 1).abs().max()}, reference={"x": "0.5"},
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(cli(__doc__, PRESETS))

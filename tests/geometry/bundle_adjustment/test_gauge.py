@@ -1,0 +1,406 @@
+"""The seven similarities that pixels do not see: how many are free, how they are chosen, and what depends on that."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jacfwd
+
+from geometry import se3
+from geometry.alignment import align_similarity
+from geometry.bundle_adjustment.gauge import Gauge
+from geometry.bundle_adjustment.layer import BundleSolution, Prior
+from geometry.camera import project
+from geometry.robust import cauchy, huber
+from tests.geometry.bundle_adjustment.scenes import (
+    DOUBLE,
+    Tracks,
+    dense_hessian,
+    flat,
+    make_tracks,
+    moving,
+    random_tangent,
+    relative,
+    still_steps,
+    unflat,
+)
+
+GAUGES = ["fixed", "free"]
+
+
+def first(n: int, size: int) -> Tensor:
+    return torch.arange(size) < n
+
+
+def gauge_of(solution: BundleSolution) -> Gauge | None:
+    return solution.task.gauge_at(solution.state)
+
+
+def freedom(solution: BundleSolution) -> int:
+    gauge = gauge_of(solution)
+    return 0 if gauge is None else gauge.motions.cameras.shape[1]
+
+
+def prior(
+    tracks: Tracks, *, poses: float = 0, centres: float = 0, turns: float = 0, points: float = 0, n: int = 1
+) -> Prior:
+    """The truth of the first n poses, centres, rotations or points, with these weights."""
+    pose_weights = torch.tensor([poses + turns] * 3 + [poses + centres] * 3, **DOUBLE)
+    V, N = len(tracks.world_to_camera), len(tracks.points3d)
+    known = tracks.truth.world_to_camera, first(n, V)[:, None] * pose_weights
+    return Prior(*known, tracks.truth.points3d, first(n, N)[:, None] * torch.full((3,), float(points), **DOUBLE))
+
+
+# --- how much is free -------------------------------------------------------------------------------------------------
+
+FREEDOM: dict[str, tuple[int, dict[str, Any]]] = {
+    "nothing known": (7, {}),
+    "intrinsics free": (7, {"free": ("poses", "points", "f")}),
+    "one pose fixed": (1, {"fixed_poses": first(1, 5)}),
+    "two poses fixed": (0, {"fixed_poses": first(2, 5)}),
+    "one point fixed": (4, {"fixed_points": first(1, 20)}),
+    "two points fixed": (1, {"fixed_points": first(2, 20)}),
+    "three points fixed": (0, {"fixed_points": first(3, 20)}),
+    "a pose and a point fixed": (0, {"fixed_poses": first(1, 5), "fixed_points": first(1, 20)}),
+    "all poses fixed": (0, {"free": ("points",)}),
+    "all points fixed": (0, {"free": ("poses",)}),
+    "one pose known": (1, {"prior": {"poses": 10}}),
+    "two poses known": (0, {"prior": {"poses": 10, "n": 2}}),
+    "one centre known": (4, {"prior": {"centres": 10}}),
+    "two centres known": (1, {"prior": {"centres": 10, "n": 2}}),
+    "three centres known": (0, {"prior": {"centres": 10, "n": 3}}),
+    "one rotation known": (4, {"prior": {"turns": 10}}),
+    "one point known": (4, {"prior": {"points": 10}}),
+    "three points known": (0, {"prior": {"points": 10, "n": 3}}),
+    "a prior that knows nothing": (7, {"prior": {}}),
+}
+
+
+@pytest.mark.parametrize("case", FREEDOM)
+def test_number_of_free_similarities(case: str) -> None:
+    number, options = FREEDOM[case]
+    tracks, options = make_tracks(5, 20), dict(options)
+    if "prior" in options:
+        options["prior"] = prior(tracks, **options["prior"])
+    found = tracks.solve(**options)
+    assert found.converged
+    assert freedom(found) == number
+    # the Hessian says the same
+    layout = found.task.problem.layout
+    equations = found.task.problem.linearize(found.state, found.task.data, exact=True)
+    places = moving(layout)
+    H = dense_hessian(equations, layout)[places][:, places]
+    scale = H.diagonal().rsqrt()
+    values = torch.linalg.eigvalsh(scale[:, None] * H * scale)
+    assert (values < 1e-9).sum() == number
+    assert number < len(values)
+    assert values[number] > 1e-7
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel": cauchy(1.0)}, {"free": ("poses", "points", "f"), "gauge": "free"}])
+def test_motions_are_the_null_space_of_the_hessian(options: dict[str, Any]) -> None:
+    found = make_tracks(5, 20, cameras=2).solve(**options)
+    gauge, layout = gauge_of(found), found.task.problem.layout
+    assert gauge is not None
+    H = dense_hessian(found.task.problem.linearize(found.state, found.task.data, exact=True), layout)
+    N = flat(gauge.motions)
+    assert torch.linalg.matrix_rank(N) == 7
+    size = H.diagonal().sqrt()
+    assert ((H @ N) / size[:, None]).abs().max() < 1e-9 * (size[:, None] * N).abs().max()
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_section_and_ignore_are_adjoint_projections(gauge: str) -> None:
+    for options in ({}, {"fixed_poses": first(1, 5)}, {"fixed_points": first(2, 20)}):
+        found = make_tracks(5, 20).solve(gauge=gauge, **options)
+        chosen, layout = gauge_of(found), found.task.problem.layout
+        assert chosen is not None
+        u, b = random_tangent(layout, seed=1), random_tangent(layout, seed=2)
+        once = chosen.section(u)
+        assert relative(flat(chosen.section(once)), flat(once)) < 1e-12
+        ignored = chosen.ignore(b)
+        assert relative(flat(chosen.ignore(ignored)), flat(ignored)) < 1e-12
+        assert abs(float(ignored.dot(u) - b.dot(once))) < 1e-10 * float(flat(u).norm() * flat(b).norm())
+        N, C = flat(chosen.motions), chosen.normals
+        assert (C.T @ once.cameras).abs().max() < 1e-11 * C.abs().max()
+        assert (N.T @ flat(ignored)).abs().max() < 1e-11 * N.abs().max()
+        assert flat(chosen.section(unflat(N, layout))).abs().max() < 1e-11
+        # several at once are each by itself
+        several = random_tangent(layout, 3)
+        one = chosen.section(several._replace(cameras=several.cameras[:, 1], points=several.points[..., 1]))
+        assert relative(flat(chosen.section(several))[:, 1], flat(one)) < 1e-12
+
+
+# --- what the gauge keeps ---------------------------------------------------------------------------------------------
+
+
+def test_fixed_keeps_the_first_pose_and_one_coordinate() -> None:
+    for seed in range(5):
+        tracks = make_tracks(5, 20, seed=seed)
+        found = tracks.solve(free=("poses", "points", "f"))
+        still = still_steps(tracks.world_to_camera, found.x.world_to_camera)
+        assert still[0].all()
+        assert int(still.sum()) == 7
+        assert int(still[:, 3:].sum()) == 4
+        # the first view that is not seen does not count
+        later = tracks.camera_index > 0
+        names = ("points2d", "camera_index", "point_index")
+        without = replace(tracks, **{n: getattr(tracks, n)[later] for n in names}).solve()
+        assert still_steps(tracks.world_to_camera, without.x.world_to_camera)[1].all()
+
+
+def test_fixed_with_one_pose_given_keeps_one_coordinate() -> None:
+    tracks = make_tracks(5, 20)
+    found = tracks.solve(fixed_poses=torch.arange(5) == 2)
+    still = still_steps(tracks.world_to_camera, found.x.world_to_camera)
+    assert still[2].all()
+    assert int(still.sum()) == 7
+
+
+def as_a_whole(pose: Tensor, start: Tensor) -> Tensor:
+    """How the cameras move (3), spread () and turn (3) as a whole, to first order: what the free gauge keeps."""
+    centre = torch.linalg.inv(start)[:, :3, 3]
+    relative_to = centre - centre.mean(0)
+    size2 = relative_to.square().sum(1).mean()
+    moved = torch.linalg.inv(pose)[:, :3, 3] - centre
+    turned = -(start[:, :3, :3].mT @ se3.log(pose[:, :3, :3] @ start[:, :3, :3].mT)[..., None]).squeeze(-1)
+    turn = turned.sum(0) + torch.linalg.cross(relative_to, moved).sum(0) / size2
+    return torch.cat([moved.sum(0), (relative_to * moved).sum()[None], turn])
+
+
+def test_free_keeps_the_cameras_as_a_whole() -> None:
+    """Of the gradient, nothing goes to a similarity; a solution takes many steps, each of which keeps them there."""
+    tracks = make_tracks(5, 20)
+    pixels = tracks.points2d.clone().requires_grad_()
+    x = replace(tracks, points2d=pixels).solve(gauge="free", free=("poses", "points", "f")).x
+    pose = x.world_to_camera
+    other = torch.autograd.grad(pose[2, :3].sum(), pixels, retain_graph=True)[0].norm()
+    for value in as_a_whole(pose, pose.detach()):
+        assert torch.autograd.grad(value, pixels, retain_graph=True)[0].norm() < 1e-9 * other
+    # that they are kept to first order leaves the second
+    assert as_a_whole(pose, tracks.world_to_camera).norm() < 0.3 * (pose - tracks.world_to_camera).square().sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"free": ("poses", "points", "f"), "kernel": cauchy(1.0)}])
+def test_what_no_similarity_changes_has_one_gradient(options: dict[str, Any]) -> None:
+    tracks = make_tracks(5, 20)
+    at = replace(tracks, **tracks.solve(**options).x._asdict())
+    index, gradients, dependent = tracks.intrinsics_index, [], []
+    for gauge in GAUGES:
+        leaves = at.points2d.clone().requires_grad_(), torch.ones_like(at.points2d).requires_grad_()
+        x = replace(at, points2d=leaves[0]).solve(weights=leaves[1], gauge=gauge, **options).x
+        pixels = project(x.points3d[None], x.world_to_camera, x.K[index], x.distortion[index])
+        distance = (x.points3d[1:] - x.points3d[:-1]).norm(dim=1)
+        loss = 1e-3 * pixels.pow(2).mean() + (distance[1:] / distance[:-1]).sin().sum()
+        gradients.append(torch.cat(torch.autograd.grad(loss, leaves, retain_graph=True)))
+        dependent.append(torch.cat(torch.autograd.grad(x.points3d.pow(2).sum(), leaves)))
+    assert (gradients[0] - gradients[1]).norm() < 1e-9 * gradients[1].norm()
+    assert (dependent[0] - dependent[1]).norm() > 1e-2 * dependent[1].norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel": huber(1.0), "free": ("poses", "points", "f", "k1")}])
+def test_a_similarity_of_the_world_moves_the_optimum_with_it(options: dict[str, Any]) -> None:
+    tracks = make_tracks(5, 20)
+    Q, t, s = se3.exp(torch.tensor([0.3, -0.5, 0.2], **DOUBLE)), torch.tensor([2.0, -1, 3], **DOUBLE), 1.7
+    b = tracks.solve(**options)
+
+    def moved(poses: Tensor, points: Tensor, t: Tensor) -> dict[str, Tensor]:
+        R = poses[:, :3, :3] @ Q.T
+        return {"world_to_camera": se3.make(R, s * poses[:, :3, 3] - R @ t), "points3d": s * points @ Q.T + t}
+
+    a = replace(tracks, **moved(tracks.world_to_camera, tracks.points3d, 0 * t)).solve(**options)
+    assert relative(a.cost, b.cost) < 1e-11
+    for name, expected in moved(*b.x[:2], 0 * t).items():
+        assert relative(getattr(a.x, name), expected) < 1e-9
+    # the coordinate that fixes the scale is another one about another origin
+    a = replace(tracks, **moved(tracks.world_to_camera, tracks.points3d, t)).solve(**options)
+    assert relative(a.cost, b.cost) < 1e-11
+    aligned = align_similarity(b.x.points3d, a.x.points3d).apply(b.x.points3d)
+    assert relative(aligned, a.x.points3d) < 1e-9
+
+
+# --- what is known beforehand -----------------------------------------------------------------------------------------
+
+
+def test_an_enormous_weight_is_as_good_as_fixing() -> None:
+    tracks = make_tracks(5, 20)
+    truth = tracks.truth
+    pose = torch.where(first(2, 5)[:, None, None], truth.world_to_camera, tracks.world_to_camera)
+    fixed = replace(tracks, world_to_camera=pose).solve(fixed_poses=first(2, 5))
+    known = tracks.solve(prior=prior(tracks, poses=1e7, n=2))
+    assert (known.x.world_to_camera - fixed.x.world_to_camera).abs().max() < 1e-8
+    assert (known.x.points3d - fixed.x.points3d).abs().max() < 1e-8
+    X = torch.where(first(3, 20)[:, None], truth.points3d, tracks.points3d)
+    fixed = replace(tracks, points3d=X).solve(fixed_points=first(3, 20))
+    known = tracks.solve(prior=prior(tracks, points=1e7, n=3))
+    assert (known.x.points3d - fixed.x.points3d).abs().max() < 1e-8
+    # intrinsics: f and k1 of three cameras, "f" standing for fx
+    names = ("poses", "points", "f", "k1")
+    tracks = make_tracks(6, 20, cameras=3)
+    theta = torch.stack([tracks.K[:, 0, 0], tracks.distortion[:, 0]], 1) * 1.01
+    K = tracks.K.clone()
+    K[:, :2, :2] *= 1.01
+    distortion = tracks.distortion * torch.tensor([1.01, 1], **DOUBLE)
+    fixed = replace(tracks, K=K, distortion=distortion).solve()
+    known = tracks.solve(free=names, prior=Prior(theta=theta, theta_weights=torch.full((3, 2), 1e7, **DOUBLE)))
+    assert relative(known.x.K, fixed.x.K) < 1e-9
+    assert (known.x.points3d - fixed.x.points3d).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("known", [{"points": 1e3, "n": 4}, {"centres": 1e3, "n": 5}, {"poses": 1e3, "n": 2}])
+def test_what_is_known_tells_scale_and_place(known: dict[str, Any]) -> None:
+    """Perfect tracks, the start elsewhere and half the size: the truth comes back without an alignment."""
+    tracks = make_tracks(5, 20, noise=0.0)
+    Q, t, s = se3.exp(torch.tensor([0.1, 0.05, -0.1], **DOUBLE)), torch.tensor([0.2, 0.1, -0.3], **DOUBLE), 0.5
+    R = tracks.world_to_camera[:, :3, :3] @ Q.T
+    pose = se3.make(R, s * tracks.world_to_camera[:, :3, 3] - R @ t)
+    moved = replace(tracks, world_to_camera=pose, points3d=s * tracks.points3d @ Q.T + t)
+    found = moved.solve(prior=prior(tracks, **known))
+    assert found.converged
+    assert (found.x.points3d - tracks.truth.points3d).abs().max() < 1e-8
+    assert (found.x.world_to_camera - tracks.truth.world_to_camera).abs().max() < 1e-8
+
+
+def test_what_only_a_prior_determines_moves_to_it() -> None:
+    """A point and a view that nothing connects with the rest, which stays as it was."""
+    tracks = make_tracks(5, 20)
+    alone = tracks.solve()
+    pose = torch.cat([tracks.world_to_camera, tracks.world_to_camera[:1]])
+    points = torch.cat([tracks.points3d, torch.zeros(1, 3, **DOUBLE)])
+    more = {name: torch.cat([getattr(tracks, name), getattr(tracks, name)[:1]]) for name in ("K", "distortion")}
+    given = replace(tracks, world_to_camera=pose, points3d=points, intrinsics_index=torch.arange(6), **more)
+    known_pose = se3.retract(pose, torch.full((6, 6), 0.1, **DOUBLE))
+    known_points = (points + 0.3).requires_grad_()
+    weights = torch.zeros(6, 6, **DOUBLE), torch.zeros(21, 3, **DOUBLE)
+    weights[0][5], weights[1][20] = 10, 5
+    found = given.solve(prior=Prior(known_pose, weights[0], known_points, weights[1]))
+    assert found.converged
+    assert freedom(found) == 7
+    assert (found.x.world_to_camera[5] - known_pose[5]).abs().max() < 1e-9
+    assert (found.x.points3d[20] - 0.3).abs().max() < 1e-9
+    assert (found.x.points3d[:20] - alone.x.points3d).abs().max() < 1e-9
+    gradient = torch.autograd.grad(found.x.points3d[:, 1].sum(), known_points)[0]
+    expected = torch.zeros(21, 3, **DOUBLE)
+    expected[20, 1] = 1
+    assert (gradient - expected).abs().max() < 1e-9
+    assert relative(found.covariance(torch.tensor([20]), sigma=1.0).points[0], torch.eye(3, **DOUBLE) / 25) < 1e-9
+
+
+def test_residuals_of_a_prior() -> None:
+    """Alone: rotation vector of R R_prior^T, difference of the centres, of points, of intrinsics."""
+    tracks = make_tracks(5, 20)
+    g = torch.Generator().manual_seed(1)
+    weights = torch.rand(5, 6, generator=g, **DOUBLE), torch.rand(20, 3, generator=g, **DOUBLE)
+    theta = tracks.K[:, :1, 0] + 3
+    known = Prior(tracks.truth.world_to_camera, weights[0], tracks.truth.points3d, weights[1], theta, theta * 0 + 0.7)
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    for given in (True, False):
+        options: Any = {"free": ("poses", "points", "f"), "prior": known if given else None}
+        tracks.solve(callback=lambda step, cost, given=given: costs[given].append(cost), max_steps=1, **options)
+    T, T0 = tracks.world_to_camera, tracks.truth.world_to_camera
+    turn = se3.log(T[:, :3, :3] @ T0[:, :3, :3].mT)
+    centre = torch.linalg.inv(T)[:, :3, 3] - torch.linalg.inv(T0)[:, :3, 3]
+    expected = 0.5 * (weights[0] * torch.cat([turn, centre], 1)).square().sum()
+    expected += 0.5 * (weights[1] * (tracks.points3d - tracks.truth.points3d)).square().sum() + 0.5 * 5 * (0.7 * 3) ** 2
+    assert abs(costs[True][0] - costs[False][0] - float(expected)) < 1e-9 * costs[True][0]
+
+
+# --- covariance -------------------------------------------------------------------------------------------------------
+
+
+def dense_covariance(found: BundleSolution, gauge: str) -> Tensor:
+    """(D + 3 N, D + 3 N) for sigma = 1: the inverse of H bordered by what the gauge holds."""
+    layout = found.task.problem.layout
+    H = dense_hessian(found.task.problem.linearize(found.state, found.task.data), layout)
+    chosen = gauge_of(found)
+    if chosen is None:
+        C = H[:, :0]
+    elif gauge == "fixed":
+        C = torch.eye(len(H), **DOUBLE)[:, found.task.rows]
+    else:
+        zero = torch.zeros(len(H), **DOUBLE)
+        pose, problem = found.x.world_to_camera, found.task.problem
+        C = jacfwd(lambda u: as_a_whole(problem.retract(found.state, unflat(u, layout))[0], pose))(zero).T
+    places, g = moving(layout), C.shape[1]
+    scale = H.diagonal().clamp_min(1e-300).rsqrt()[places]
+    border = scale[:, None] * C[places]
+    border = border / border.norm(dim=0)
+    K = torch.cat([torch.cat([scale[:, None] * H[places][:, places] * scale, border], 1),
+                   torch.cat([border.T, torch.zeros(g, g, **DOUBLE)], 1)])  # fmt: skip
+    inverse = torch.linalg.inv(K)[: len(places), : len(places)]
+    total = torch.zeros_like(H)
+    total[places[:, None], places] = scale[:, None] * inverse * scale
+    return total
+
+
+@pytest.mark.parametrize("solver", ["dense", "iterative"])
+@pytest.mark.parametrize(
+    ("gauge", "options"),
+    [("fixed", {}), ("free", {}), ("fixed", {"free": ("poses", "points", "f", "k1")}),
+     ("free", {"free": ("poses", "points", "f")}), ("fixed", {"fixed_poses": first(2, 5)}),
+     ("fixed", {"fixed_points": first(4, 20)})],
+)  # fmt: skip
+def test_covariance_is_that_of_the_dense_matrix(gauge: str, options: dict[str, Any], solver: str) -> None:
+    found = make_tracks(5, 20, cameras=2).solve(gauge=gauge, solver=solver, **options)
+    assert found.converged
+    layout, some = found.task.problem.layout, torch.tensor([2, 7, 11])
+    expected = torch.nn.functional.pad(dense_covariance(found, gauge), (0, 1, 0, 1))  # fixed: the last one
+    D = layout.size
+    rows = torch.where(layout.rows < D, layout.rows, len(expected) - 1)
+    covariance = found.covariance(some, sigma=0.3)
+    assert relative(covariance.cameras, 0.09 * expected[rows[:, :, None], rows[:, None, :]]) < 1e-7
+    places = D + 3 * some[:, None] + torch.arange(3)
+    assert relative(covariance.points, 0.09 * expected[places[:, :, None], places[:, None, :]]) < 1e-7
+    # sigma from the residuals: what is left of them, over the redundancy
+    unknowns = D + 3 * int((~layout.held).sum()) - freedom(found)
+    variance = 2 * float(found.cost) / (2 * len(layout.view) - unknowns)
+    assert relative(found.covariance(some).points, covariance.points * variance / 0.09) < 1e-10
+
+
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_covariance_of_the_cameras_alone(gauge: str) -> None:
+    found = make_tracks(5, 20).solve(gauge=gauge)
+    alone = found.covariance()
+    assert alone.points.shape == (0, 3, 3)
+    assert torch.equal(alone.cameras, found.covariance(torch.arange(3)).cameras)
+
+
+def test_sigma_is_estimated_from_what_is_known_beforehand_too() -> None:
+    """Fifteen points that priors alone determine, each at its prior: they say nothing about sigma."""
+    tracks = make_tracks(5, 20)
+    X = torch.cat([tracks.points3d, torch.ones(15, 3, **DOUBLE)])
+    known = Prior(points3d=X, point_weights=(torch.arange(35) > 19)[:, None] * torch.ones(35, 3, **DOUBLE))
+    one = torch.tensor([3])
+    expected = tracks.solve().covariance(one).points
+    assert relative(replace(tracks, points3d=X).solve(prior=known).covariance(one).points, expected) < 1e-6
+
+
+def test_covariance_of_what_is_fixed_is_zero() -> None:
+    tracks = make_tracks(5, 20)
+    fixed = tracks.solve(fixed_poses=first(2, 5), fixed_points=first(3, 20)).covariance(torch.tensor([0, 5]))
+    assert not fixed.cameras[:2].any()
+    assert not fixed.points[0].any()
+    assert fixed.points[1].diagonal().min() > 0
+
+
+def test_covariance_is_what_noise_does() -> None:
+    """The squared Mahalanobis distance of a 3-vector is chi^2: mean 3, its standard deviation sqrt(6 / draws)."""
+    tracks, sigma, draws = make_tracks(4, 12, noise=0.0, off=0.0, seen=1.0), 0.2, 200
+    covariance = tracks.solve().covariance(torch.arange(12), sigma=sigma)
+    g = torch.Generator().manual_seed(0)
+    points, poses = [], []
+    for _ in range(draws):
+        noise = sigma * torch.randn(tracks.points2d.shape, generator=g, **DOUBLE)
+        x = replace(tracks, points2d=tracks.points2d + noise).solve().x
+        points.append(x.points3d - tracks.truth.points3d)
+        turn = se3.log(x.world_to_camera[:, :3, :3] @ tracks.truth.world_to_camera[:, :3, :3].mT)
+        poses.append(turn)
+    d = torch.stack(points)
+    distance = (d * torch.linalg.solve(covariance.points, d[..., None]).squeeze(-1)).sum(-1).mean(0)
+    assert (distance - 3).abs().max() < 4.5 * (6 / draws) ** 0.5
+    assert (distance.mean() - 3).abs() < 3 * (6 / draws) ** 0.5
+    r = torch.stack(poses)[:, 1:]
+    distance = (r * torch.linalg.solve(covariance.cameras[1:, :3, :3], r[..., None]).squeeze(-1)).sum(-1).mean(0)
+    assert (distance - 3).abs().max() < 4.5 * (6 / draws) ** 0.5

@@ -1,0 +1,148 @@
+"""The relative pose task against OpenCV, PoseLib, finite differences and what must hold of any weights."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import project
+from geometry.optim.problem import Status
+from geometry.tasks.relative_pose import fundamental, relative_pose
+
+K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)
+K_B = torch.tensor([[700.0, 0.5, 300], [0, 720, 250], [0, 0, 1]], dtype=torch.float64)
+TURNS = torch.tensor([[0.1, -0.3, 0.05], [-0.2, 0.1, 0.4], [0.02, 0.35, 0.0]], dtype=torch.float64)
+SHIFTS = torch.tensor([[1.8, 0.2, 0.3], [-0.6, 1.0, 0.2], [-1.9, 0.1, 0.8]], dtype=torch.float64)
+TRUE = se3.make(se3.exp(TURNS), SHIFTS / SHIFTS.norm(dim=-1, keepdim=True))
+
+
+def matches(noise: float = 0.5, N: int = 30, K_b: Tensor = K_B) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.rand(3, N, 3, generator=generator, dtype=torch.float64)
+    X = unit * torch.tensor([4, 3, 3]) + torch.tensor([-2, -1.5, 4])
+    a = project(X, torch.eye(4, dtype=torch.float64), K)
+    b = project(X, se3.make(TRUE[:, :3, :3], SHIFTS), K_b)
+    a, b = (p + noise * torch.randn(3, N, 2, generator=generator, dtype=torch.float64) for p in (a, b))
+    return a, b
+
+
+def sampson_cost(pose: Tensor, a: Tensor, b: Tensor, K_b: Tensor) -> float:
+    """By OpenCV."""
+    F = fundamental(pose, K, K_b).numpy()
+    rows = (np.append(p, 1.0) for p in (*a.numpy(), *b.numpy()))
+    first, second = np.split(np.stack(list(rows)), 2)
+    return 0.5 * sum(cv2.sampsonDistance(p, q, F) for p, q in zip(first, second, strict=True))
+
+
+def test_exact_matches_give_the_pose_back() -> None:
+    found = relative_pose(*matches(noise=0.0), K, K_B)
+    assert found.converged.all()
+    assert found.cost.max() < 1e-18
+    torch.testing.assert_close(found.x, TRUE, rtol=0, atol=1e-9)
+
+
+def test_its_cost_is_that_of_opencvs_distance_and_below_opencvs_own_pose() -> None:
+    a, b = matches(K_b=K)
+    found = relative_pose(a, b, K, K)
+    for i in range(3):
+        E, _ = cv2.findEssentialMat(a[i].numpy(), b[i].numpy(), K.numpy(), cv2.LMEDS)
+        _, R, t, _ = cv2.recoverPose(E, a[i].numpy(), b[i].numpy(), K.numpy())
+        theirs = se3.make(torch.from_numpy(R), torch.from_numpy(t[:, 0]))
+        assert sampson_cost(found.x[i], a[i], b[i], K) == pytest.approx(found.cost[i].item(), rel=1e-9)
+        assert found.cost[i] <= sampson_cost(theirs, a[i], b[i], K)
+        assert se3.rotation_angle(theirs[:3, :3] @ found.x[i, :3, :3].mT) < 0.05
+
+
+def test_it_is_the_pose_that_poselib_refines_opencvs_to() -> None:
+    poselib = pytest.importorskip("poselib")
+    a, b = matches(K_b=K)  # one focal length: PoseLib's errors are in units of it
+    found = relative_pose(a, b, K, K)
+    camera = {"model": "PINHOLE", "width": 640, "height": 480, "params": [800.0, 800, 320, 240]}
+    options = {"loss_type": "TRIVIAL", "gradient_tol": 1e-16, "step_tol": 1e-16, "max_iterations": 1000}
+    for i in range(3):
+        E, _ = cv2.findEssentialMat(a[i].numpy(), b[i].numpy(), K.numpy(), cv2.LMEDS)
+        _, R, t, _ = cv2.recoverPose(E, a[i].numpy(), b[i].numpy(), K.numpy())
+        start = poselib.CameraPose()
+        start.R, start.t = R, t[:, 0]
+        theirs, _ = poselib.refine_relative_pose(a[i].numpy(), b[i].numpy(), start, camera, camera, options)
+        pose = se3.make(torch.from_numpy(theirs.R), torch.from_numpy(theirs.t / np.linalg.norm(theirs.t)))
+        theirs_cost = sampson_cost(pose, a[i], b[i], K)
+        assert found.cost[i] <= theirs_cost * (1 + 1e-9)
+        assert found.cost[i] == pytest.approx(theirs_cost, rel=1e-6)
+        torch.testing.assert_close(found.x[i], pose, rtol=0, atol=1e-6)
+
+
+def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(3, 30, generator=generator, dtype=torch.float64) + 0.5
+    data = [*matches(), K.expand(3, 3, 3), K_B.expand(3, 3, 3), weights]
+    probe = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    sizes = (1.0, 1.0, 1.0, 1.0, 0.1)
+    directions = [
+        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
+        for size, d in zip(sizes, data, strict=True)
+    ]
+    for direction in directions[2:4]:
+        direction[:, 2] = 0  # the last row of K is (0, 0, 1)
+    errors = gradient_errors(lambda *data: (relative_pose(*data).x * probe).sum((1, 2)), data, directions)
+    assert errors.max() < 1e-6
+
+
+def test_a_weight_of_zero_is_as_if_absent() -> None:
+    a, b = matches()
+    weights = torch.ones(30, dtype=torch.float64)
+    weights[::3] = 0
+    kept = weights != 0
+    b[:, ::3] += 300
+    wanted = relative_pose(a[:, kept], b[:, kept], K, K_B)
+    torch.testing.assert_close(relative_pose(a, b, K, K_B, weights).x, wanted.x, rtol=0, atol=1e-9)
+
+
+def test_the_other_way_round_it_is_the_inverse() -> None:
+    a, b = matches()
+    there, back = relative_pose(a, b, K, K_B), relative_pose(b, a, K_B, K)
+    torch.testing.assert_close(back.cost, there.cost, rtol=1e-9, atol=0)
+    torch.testing.assert_close(back.x, se3.inverse(there.x), rtol=0, atol=1e-8)
+
+
+def test_a_batch_is_a_loop() -> None:
+    a, b = matches()
+    together = relative_pose(a, b, K, K_B)
+    for i in range(3):
+        torch.testing.assert_close(relative_pose(a[i], b[i], K, K_B).x[0], together.x[i], rtol=0, atol=1e-9)
+
+
+def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
+    a, b = matches(K_b=K)
+    b[1] = a[1]  # the same picture twice: any direction will do
+    a.requires_grad_()
+    found = relative_pose(a, b, K, K)
+    assert found.status[1] != Status.CONVERGED
+    assert found.converged[[0, 2]].all()
+    (found.x * torch.arange(16.0).view(4, 4)).sum().backward()
+    assert a.grad is not None
+    assert (a.grad[1] == 0).all()
+    assert (a.grad[[0, 2]] != 0).all()
+    assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points_a": torch.rand(3, 30, 3).double()}, r"points_a must have shape \(N,2\)"),
+        ({"points_b": torch.rand(3, 29, 2).double()}, r"points_b must have shape \(30,2\) or \(3,30,2\)"),
+        ({"K_a": torch.rand(4).double()}, r"K_a must have shape \(3,3\)"),
+        ({"K_b": torch.rand(2, 3, 3).double()}, r"K_b must have shape \(3,3\) or \(3,3,3\)"),
+        ({"weights": torch.ones(3, 30)}, "weights must have a floating-point dtype"),
+        ({"points_a": torch.full((3, 30, 2), torch.nan).double()}, "points_a must be finite"),
+        ({"points_a": torch.rand(3, 5, 2).double(), "points_b": torch.rand(3, 5, 2).double()}, "at least 6"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Tensor], message: str) -> None:
+    a, b = matches()
+    with pytest.raises(ValueError, match=message):
+        relative_pose(**{"points_a": a, "points_b": b, "K_a": K, "K_b": K_B} | change)

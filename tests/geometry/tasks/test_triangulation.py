@@ -1,0 +1,133 @@
+"""The triangulation task against OpenCV and SciPy, finite differences and what must hold of any weights."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import least_squares
+from torch import Tensor
+
+from geometry import se3
+from geometry.camera import project
+from geometry.optim.problem import Status
+from geometry.tasks.triangulation import triangulation
+
+POINTS = torch.tensor([[0.3, -0.2, 0.1], [-0.8, 0.5, -0.4], [0.6, 0.9, 0.7]], dtype=torch.float64)
+
+
+def views(noise: float = 1.0, N: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """points2d (3,N,2), world_to_camera (N,4,4), K (N,3,3), all different."""
+    generator = torch.Generator().manual_seed(0)
+    turn = 0.4 * torch.randn(N, 3, generator=generator, dtype=torch.float64)
+    pose = se3.make(se3.exp(turn), torch.tensor([0.0, 0, 6], dtype=torch.float64).expand(N, 3))
+    K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], dtype=torch.float64).repeat(N, 1, 1)
+    K[:, :2, :2] *= torch.linspace(1, 1.5, N)[:, None, None]
+    pixels = project(POINTS[:, None, None].expand(3, N, 1, 3), pose, K).squeeze(2)
+    return pixels + noise * torch.randn(3, N, 2, generator=generator, dtype=torch.float64), pose, K
+
+
+def opencv_pixel(X: np.ndarray, pose: np.ndarray, K: np.ndarray) -> np.ndarray:
+    return cv2.projectPoints(X, cv2.Rodrigues(pose[:3, :3])[0], pose[:3, 3], K, None)[0].ravel()
+
+
+def test_exact_pixels_give_the_points_back() -> None:
+    found = triangulation(*views(noise=0.0))
+    assert found.converged.all()
+    assert found.cost.max() < 1e-18
+    torch.testing.assert_close(found.x, POINTS, rtol=0, atol=1e-12)
+
+
+def test_of_two_exact_views_it_is_opencvs_point() -> None:
+    pixels, pose, K = views(noise=0.0, N=2)
+    P = (K @ pose[:, :3]).numpy()
+    theirs = cv2.triangulatePoints(P[0], P[1], pixels[:, 0].T.numpy(), pixels[:, 1].T.numpy())
+    found = triangulation(pixels, pose, K)
+    torch.testing.assert_close(found.x, torch.from_numpy((theirs[:3] / theirs[3]).T), rtol=0, atol=1e-9)
+
+
+def test_it_is_the_minimum_that_scipy_finds_from_opencvs_point() -> None:
+    pixels, pose, K = views()
+    found = triangulation(pixels, pose, K)
+    P = (K @ pose[:, :3]).numpy()
+    cameras = list(zip(pose.numpy(), K.numpy(), strict=True))
+    for i, seen in enumerate(pixels.numpy()):
+
+        def residual(X: np.ndarray, seen: np.ndarray = seen) -> np.ndarray:
+            return (np.stack([opencv_pixel(X, T, k) for T, k in cameras]) - seen).ravel()
+
+        start = cv2.triangulatePoints(P[0], P[1], seen[0], seen[1])[:, 0]
+        theirs = least_squares(residual, start[:3] / start[3], xtol=1e-15, ftol=1e-15, gtol=1e-15)
+        assert found.cost[i] <= theirs.cost * (1 + 1e-9)
+        assert found.cost[i] == pytest.approx(theirs.cost, rel=1e-6)
+        np.testing.assert_allclose(found.x[i].numpy(), theirs.x, atol=1e-6)
+
+
+def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    pixels, pose, K = views()
+    weights = torch.rand(3, 5, generator=generator, dtype=torch.float64) + 0.5
+    data = [pixels, pose.expand(3, 5, 4, 4), K.expand(3, 5, 3, 3), weights]
+    probe = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    sizes = (1.0, 0.01, 1.0, 0.1)
+    directions = [
+        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
+        for size, d in zip(sizes, data, strict=True)
+    ]
+    errors = gradient_errors(lambda *data: (triangulation(*data).x * probe).sum(1), data, directions)
+    assert errors.max() < 1e-6
+
+
+def test_a_weight_of_zero_is_as_if_absent() -> None:
+    pixels, pose, K = views()
+    weights = torch.tensor([1.0, 2, 1, 0, 0], dtype=torch.float64)
+    behind = pose.clone()
+    behind[3] = se3.make(torch.eye(3).double(), torch.tensor([0.0, 0, -9], dtype=torch.float64))
+    wanted = triangulation(pixels[:, :3], pose[:3], K[:3], weights[:3])
+    for cameras in (pose, behind):
+        found = triangulation(pixels, cameras, K, weights)
+        assert found.converged.all()
+        torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-10)
+
+
+def test_a_batch_is_a_loop() -> None:
+    pixels, pose, K = views()
+    together = triangulation(pixels, pose, K)
+    for i in range(3):
+        torch.testing.assert_close(triangulation(pixels[i], pose, K).x[0], together.x[i], rtol=0, atol=1e-12)
+
+
+def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
+    pixels, pose, K = views()
+    pose, K = pose.repeat(3, 1, 1, 1), K.repeat(3, 1, 1, 1)
+    pose[1], K[1] = pose[0, 0], K[0, 0]  # all views from one place
+    pixels = pixels.requires_grad_()
+    found = triangulation(pixels, pose, K)
+    assert found.status[1] != Status.CONVERGED
+    assert found.converged[[0, 2]].all()
+    found.x.sum().backward()
+    assert pixels.grad is not None
+    assert (pixels.grad[1] == 0).all()
+    assert (pixels.grad[[0, 2]] != 0).all()
+    assert pixels.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points2d": torch.rand(3, 5, 3).double()}, r"points2d must have shape \(N,2\)"),
+        (
+            {"world_to_camera": torch.rand(4, 4, 4).double()},
+            r"shape \(5,4,4\) or \(3,5,4,4\)",
+        ),
+        ({"K": torch.rand(3, 3).double()}, r"K must have shape \(5,3,3\)"),
+        ({"weights": torch.ones(3, 5)}, "weights must have a floating-point dtype"),
+        ({"points2d": torch.full((3, 5, 2), torch.nan).double()}, "points2d must be finite"),
+        ({"points2d": torch.rand(3, 1, 2).double()}, "at least 2"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Tensor], message: str) -> None:
+    pixels, pose, K = views()
+    with pytest.raises(ValueError, match=message):
+        triangulation(**{"points2d": pixels, "world_to_camera": pose, "K": K} | change)
