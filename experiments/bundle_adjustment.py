@@ -16,7 +16,7 @@ from experiments.drawing.figures import loss_curve
 from experiments.running.run import Run, RunConfig, cli, skip
 from geometry.bundle_adjustment.gauge import GaugeChoice
 from geometry.bundle_adjustment.layer import bundle
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.robust import cauchy
 
 

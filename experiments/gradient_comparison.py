@@ -28,7 +28,9 @@ from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_s
 from experiments.running.run import Run, RunConfig, cli
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.problem import Problem, Solution, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 from geometry.pose.layer import pnp
 
 HELD_OUT = 2**20

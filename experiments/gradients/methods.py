@@ -30,7 +30,8 @@ from geometry import se3
 from geometry.camera import intrinsics_from_matrix, project
 from geometry.consensus.selection import draw_sets, expected_loss, soft_inliers
 from geometry.optim.adjoint import Gradient
-from geometry.optim.problem import linearize, solve_spd
+from geometry.optim.linear import solve_spd
+from geometry.optim.problem import linearize
 from geometry.pose.layer import PoseSolution, pnp, pnp_problem
 from geometry.pose.losses import linear_covariance_loss, monte_carlo_pose_loss
 

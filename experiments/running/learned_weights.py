@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from experiments.running.run import Run, RunConfig
-from geometry.optim.problem import Solution, State
+from geometry.optim.solution import Solution, State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,8 @@ from experiments.structure.alignment import rms_radius, shape_errors
 from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
-from geometry.optim.problem import Solution, next_damping
+from geometry.optim.descent import next_damping
+from geometry.optim.solution import Solution
 from geometry.pose.layer import pnp
 from geometry.robust import RobustKernel, cauchy, kernel_derivatives
 

@@ -16,7 +16,7 @@ from experiments.running.learned_weights import Task, TaskConfig, learn_weights,
 from experiments.running.run import Run, cli
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.problem import Solution, State
+from geometry.optim.solution import Solution, State
 from geometry.tasks.stereo_rig import stereo_rig, stereo_rig_problem
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from experiments.running.learned_weights import Task, TaskConfig, learn_weights,
 from experiments.running.run import Run, cli, skip
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.problem import Solution
+from geometry.optim.solution import Solution
 from geometry.tasks.triangulation import triangulation
 
 if TYPE_CHECKING:

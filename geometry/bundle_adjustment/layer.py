@@ -23,7 +23,7 @@ from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem
 from geometry.bundle_adjustment.schur import Tangent
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
-from geometry.optim.problem import Solution, Status
+from geometry.optim.solution import Solution, Status
 from geometry.robust import Kernel
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]

@@ -12,7 +12,8 @@ from geometry.bundle_adjustment.coarse import coarse_motions
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import NormalEquations, Schur
-from geometry.optim.problem import Status, next_damping
+from geometry.optim.descent import next_damping
+from geometry.optim.solution import Status
 
 __all__ = ["Solver", "Task", "descend", "solve"]
 

@@ -20,18 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import jacrev, vmap
 
-from geometry.optim.problem import (
-    ConstrainedSolution,
-    Linearization,
-    Problem,
-    State,
-    Status,
-    batch_data,
-    exact_hessian,
-    linearize,
-    minimize,
-    solve_spd,
-)
+from geometry.optim.descent import minimize
+from geometry.optim.linear import solve_spd
+from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize
+from geometry.optim.solution import ConstrainedSolution, State, Status
 
 __all__ = ["Constrained"]
 
@@ -53,7 +45,7 @@ class Constrained:
     equality: Callable[..., Tensor]
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
-        """What `geometry.optim.problem.minimize` returns for this problem."""
+        """What `geometry.optim.descent.minimize` returns for this problem."""
         data = self._checked(x0, data)
         with torch.no_grad():
             return self._solve(x0.detach(), data, max_steps, polish)[0]

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from geometry.optim.problem import next_damping, select
+from geometry.optim.descent import next_damping
+from geometry.optim.problem import select
 
 __all__ = ["NestedProblem", "NestedState", "nested_start", "nested_step"]
 

@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from geometry.optim.adjoint import argmin
 from geometry.optim.interior_point import Coefficients, Equations, active_set, interior_point, transposed, violation
-from geometry.optim.problem import ConstrainedSolution, State, Status, solve_spd
+from geometry.optim.linear import solve_spd
+from geometry.optim.solution import ConstrainedSolution, State, Status
 
 __all__ = ["QuadraticProgram", "quadratic_program"]
 
@@ -68,7 +69,7 @@ class QuadraticProgram:
     """
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
-        """What `geometry.optim.problem.minimize` returns for this problem."""
+        """What `geometry.optim.descent.minimize` returns for this problem."""
         with torch.no_grad():
             return _solve(_checked(x0, *data), max_steps, polish)[0]
 

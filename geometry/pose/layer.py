@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from geometry import se3
 from geometry.camera import Model, check_distortion
 from geometry.optim.adjoint import Gradient, argmin
-from geometry.optim.problem import Solution, Status, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.solution import Solution, Status
 from geometry.pose import operator
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import find_pose

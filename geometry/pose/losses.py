@@ -13,8 +13,11 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.optim.adjoint import covariance, stop_gradient_where
-from geometry.optim.problem import Problem, State, Status, batch_data, jacobian, linearize, map_state, solve_spd
+from geometry.optim.adjoint import stop_gradient_where
+from geometry.optim.linear import solve_spd
+from geometry.optim.problem import Problem, batch_data, jacobian, linearize, map_state
+from geometry.optim.solution import State, Status
+from geometry.optim.uncertainty import covariance
 from geometry.pose.layer import check_shape, pnp, precision, prepare
 from geometry.pose.problem import pnp_problem
 from geometry.pose.sampling import log_normaliser, sample_poses

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.compiled.launch import compiled, in_parallel
-from geometry.optim.problem import Status, solve_spd
+from geometry.optim.linear import solve_spd
+from geometry.optim.solution import Status
 from geometry.pose.problem import pnp_problem
 from geometry.robust import RobustKernel
 

@@ -13,7 +13,7 @@ from geometry.compiled.launch import compiled, in_parallel
 from geometry.consensus.minimal import p3p
 from geometry.consensus.search import RansacSolution, ransac, search
 from geometry.optim.adjoint import Gradient
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.pose.layer import pnp, prepare
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel

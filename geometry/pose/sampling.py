@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
-from geometry.optim.adjoint import covariance, stop_gradient_where
+from geometry.optim.adjoint import stop_gradient_where
 from geometry.optim.problem import Problem, batch_data
+from geometry.optim.uncertainty import covariance
 
 __all__ = ["PoseProposal", "PoseSamples", "log_normaliser", "sample_poses"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, unproject
-from geometry.optim.problem import Problem, levenberg_marquardt
+from geometry.optim.descent import levenberg_marquardt
+from geometry.optim.problem import Problem
 
 __all__ = ["cube_rotations", "find_pose"]
 

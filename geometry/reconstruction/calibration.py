@@ -14,7 +14,7 @@ from torch.func import jacfwd
 
 from geometry.camera import Model, matrix_from_intrinsics, project
 from geometry.optim.nested import nested_start, nested_step
-from geometry.optim.problem import Solution, Status
+from geometry.optim.solution import Solution, Status
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
 

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
+from geometry.optim.descent import minimize
 from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.problem import Problem, Solution, minimize
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 from geometry.pose.layer import pnp
 
 __all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]

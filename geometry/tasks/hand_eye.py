@@ -6,7 +6,8 @@ from torch import Tensor
 from geometry import se3
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 
 __all__ = ["hand_eye", "hand_eye_problem", "motions"]
 

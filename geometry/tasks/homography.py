@@ -5,7 +5,8 @@ from torch import Tensor
 
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 
 __all__ = ["homography", "homography_problem", "transfer"]
 

@@ -7,7 +7,8 @@ from geometry import se3
 from geometry.alignment import align_similarity
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 
 __all__ = ["point_registration", "rigid_problem", "similarity_problem"]
 

@@ -7,7 +7,8 @@ from geometry import se3
 from geometry.camera import distort
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 from geometry.pose.layer import pnp
 
 __all__ = ["radial_pnp", "radial_pnp_problem", "radial_projection"]

@@ -10,7 +10,8 @@ from geometry import se3
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 from geometry.pose.layer import pnp
 
 __all__ = ["stereo_rig", "stereo_rig_problem"]

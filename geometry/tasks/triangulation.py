@@ -6,7 +6,8 @@ from torch import Tensor
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, Solution
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Solution
 from geometry.se3 import transform
 
 __all__ = ["triangulation", "triangulation_problem"]

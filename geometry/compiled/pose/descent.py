@@ -103,7 +103,7 @@ def levenberg_marquardt(
     tile: Any, rows: Any, spread: Any, camera: Any, model: Any, max_steps: Any, enough: Any, eps: Any, pose: Any,
     work: Any,
 ) -> Any:  # fmt: skip
-    """`geometry.optim.problem.levenberg_marquardt` on a tile, until the predicted relative decrease is `enough`.
+    """`geometry.optim.descent.levenberg_marquardt` on a tile, until the predicted relative decrease is `enough`.
 
     Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane.
     """

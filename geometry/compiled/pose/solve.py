@@ -12,7 +12,7 @@ from geometry.compiled.vectors import splat, store, where_less
 
 __all__ = ["solve"]
 
-_CONVERGED, _STALLED, _SINGULAR, _INFEASIBLE, _TOO_FEW = 0, 1, 2, 3, 4  # geometry.optim.problem.Status
+_CONVERGED, _STALLED, _SINGULAR, _INFEASIBLE, _TOO_FEW = 0, 1, 2, 3, 4  # geometry.optim.solution.Status
 _NEAR = 1e-7  # predicted relative decrease at which Newton takes over
 
 
@@ -29,7 +29,7 @@ def solve(
 
     data and spread as in `geometry.compiled.pose.tile`; kind: a code of `equations.ROBUST`, with squared scale and
     shape; eps of the dtype; fewest points that make a problem. Writes poses (B,4,4), costs, statuses
-    (`geometry.optim.problem.Status`) and accepted steps (B,). Returns 0, or what is not finite: 1 to 5 as `tile.fill`
+    (`geometry.optim.solution.Status`) and accepted steps (B,). Returns 0, or what is not finite: 1 to 5 as `tile.fill`
     says, 6 init.
     """
     model = (data[3].shape[1], kind, scale2, alpha)

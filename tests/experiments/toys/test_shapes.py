@@ -10,7 +10,8 @@ from torch import Tensor
 from experiments.toys.shapes import CIRCLE, LINE, Shape, border_crossings, bounded, consensus, line_at
 from geometry.consensus.selection import draw_sets, expected_loss
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from geometry.bundle_adjustment.layer import Prior, bundle
 from geometry.bundle_adjustment.problem import COEFFICIENTS
 from geometry.camera import project
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import SolverError, Status
+from geometry.optim.solution import SolverError, Status
 from geometry.robust import barron, cauchy, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,

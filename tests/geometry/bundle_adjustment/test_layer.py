@@ -19,7 +19,8 @@ from geometry import se3
 from geometry.alignment import align_similarity
 from geometry.bundle_adjustment.layer import BundleSolution, Prior, bundle
 from geometry.camera import project
-from geometry.optim.problem import Status, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.solution import Status
 from geometry.robust import cauchy, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,

@@ -14,7 +14,9 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import project
 from geometry.consensus.search import draw, ransac, search, truncated
-from geometry.optim.problem import Problem, Status, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Status
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.robust import geman_mcclure
 

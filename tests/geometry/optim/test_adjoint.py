@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.optim.adjoint import argmin, attach_gradient, covariance
-from geometry.optim.problem import Problem, Status, map_state, minimize
+from geometry.optim.adjoint import argmin, attach_gradient
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem, map_state
+from geometry.optim.solution import Status
+from geometry.optim.uncertainty import covariance
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.robust import cauchy
 

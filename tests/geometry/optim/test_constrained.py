@@ -10,7 +10,9 @@ from torch import Tensor
 
 from geometry.optim.adjoint import argmin
 from geometry.optim.constrained import Constrained
-from geometry.optim.problem import ConstrainedSolution, Problem, SolverError, Status, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem
+from geometry.optim.solution import ConstrainedSolution, SolverError, Status
 from geometry.robust import cauchy
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}

@@ -12,17 +12,10 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.optim.problem import (
-    Problem,
-    Solution,
-    SolverError,
-    Status,
-    batch_data,
-    exact_hessian,
-    linearize,
-    minimize,
-    solve_spd,
-)
+from geometry.optim.descent import minimize
+from geometry.optim.linear import solve_spd
+from geometry.optim.problem import Problem, batch_data, exact_hessian, linearize
+from geometry.optim.solution import Solution, SolverError, Status
 from geometry.pose.layer import pnp_problem
 from geometry.robust import cauchy, geman_mcclure, huber
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import ConstrainedSolution, SolverError, Status, minimize
+from geometry.optim.descent import minimize
 from geometry.optim.quadratic import QuadraticProgram, quadratic_program
+from geometry.optim.solution import ConstrainedSolution, SolverError, Status
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 NAMES = ("Q", "p", "G", "h", "A", "b")

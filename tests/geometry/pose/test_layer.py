@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model, in_front, project
-from geometry.optim.problem import SolverError, Status
+from geometry.optim.solution import SolverError, Status
 from geometry.pose.layer import BPnP, pnp
 from geometry.robust import Kernel, cauchy, geman_mcclure, huber
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.adjoint import covariance
-from geometry.optim.problem import Problem, Status
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Status
+from geometry.optim.uncertainty import covariance
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.pose.losses import (
     linear_covariance,

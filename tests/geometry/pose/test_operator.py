@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.pose.layer import PoseSolution, pnp
 from geometry.robust import Kernel, barron, cauchy, geman_mcclure, huber
 

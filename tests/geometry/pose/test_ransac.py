@@ -13,7 +13,7 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import in_front, project_camera_frame
 from geometry.consensus.search import RansacSolution
-from geometry.optim.problem import SolverError, Status
+from geometry.optim.solution import SolverError, Status
 from geometry.pose.layer import pnp
 from geometry.pose.ransac import _Compiled, _Tensors, pnp_ransac
 

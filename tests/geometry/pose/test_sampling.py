@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
-from geometry.optim.adjoint import covariance
-from geometry.optim.problem import Problem, exact_hessian, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem, exact_hessian
+from geometry.optim.uncertainty import covariance
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.pose.sampling import PoseProposal, log_normaliser, sample_poses
 from geometry.robust import barron

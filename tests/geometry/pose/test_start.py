@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import in_front, project, unproject
-from geometry.optim.problem import minimize
+from geometry.optim.descent import minimize
 from geometry.pose.layer import pnp, pnp_problem
 from geometry.pose.start import _descend, _quadratic_form, cube_rotations, find_pose
 from geometry.robust import cauchy, huber

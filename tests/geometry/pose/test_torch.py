@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
 from geometry import se3
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.pose import operator
 from geometry.pose.layer import BPnP, pnp
 from geometry.robust import Kernel, barron, cauchy

@@ -15,7 +15,7 @@ from datasets.images.chessboard import Views, detect, read_corners
 from geometry import se3
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
 from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.problem import Solution, Status
+from geometry.optim.solution import Solution, Status
 from geometry.reconstruction.calibration import CalibrationProblem, calibrate, free_intrinsics, start_intrinsics
 from geometry.robust import cauchy
 

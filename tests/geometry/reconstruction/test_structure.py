@@ -16,7 +16,7 @@ from geometry import se3
 from geometry.alignment import align_similarity
 from geometry.camera import matrix_from_intrinsics, project
 from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
 
 torch.set_num_threads(1)

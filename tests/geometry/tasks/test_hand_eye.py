@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from geometry import se3
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
 TRUE = se3.from_rotvec_t(torch.tensor([0.1, -0.2, 1.5, 0.05, 0.03, 0.1], dtype=torch.float64))

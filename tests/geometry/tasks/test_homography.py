@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.tasks.homography import homography, homography_problem, transfer
 
 TRUE = torch.tensor([[1.1, 0.1, 30], [-0.05, 0.9, 12], [1e-4, -2e-4, 1]], dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import project
-from geometry.optim.problem import Status
+from geometry.optim.solution import Status
 from geometry.tasks.relative_pose import fundamental, relative_pose
 
 K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)

@@ -18,7 +18,9 @@ from geometry.consensus.minimal.essential import essential_problem
 from geometry.consensus.minimal.homography import homography_problem, transfer
 from geometry.consensus.minimal.line import line_problem
 from geometry.consensus.search import ransac
-from geometry.optim.problem import Problem, Status, minimize
+from geometry.optim.descent import minimize
+from geometry.optim.problem import Problem
+from geometry.optim.solution import Status
 
 module = importlib.import_module("geometry.consensus.minimal.essential")
 torch.set_num_threads(1)

@@ -1,0 +1,81 @@
+"""What a solver found, and whether to trust it: `Solution` and its `Status`."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["State", "Status", "SolverError", "Solution", "ConstrainedSolution"]
+
+
+State = Any
+"""An unknown `x`: one tensor or a tuple of tensors. Not a union, or every caller would have to say which."""
+
+
+class Status(IntEnum):
+    """What became of one problem of the batch."""
+
+    CONVERGED = 0
+    STALLED = 1
+    SINGULAR = 2
+    INFEASIBLE = 3
+    TOO_FEW = 4
+    UNBOUNDED = 5
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "converged to a strict local minimum",
+    Status.STALLED: "stopped before the gradient vanished: raise max_steps, or the minimum lies at infinity",
+    Status.SINGULAR: "the minimum is not isolated or not a minimum: the data do not determine the unknowns",
+    Status.INFEASIBLE: "no finite cost at the start; for a camera: a point lies behind it; or contrary constraints",
+    Status.TOO_FEW: "fewer observations than the unknowns need",
+    Status.UNBOUNDED: "the cost falls for ever within the constraints",
+}
+
+
+class SolverError(RuntimeError):
+    """Raised with `throw=True` when a problem of the batch did not converge."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found, and whether to trust it.
+
+    x: the minimiser, with the shapes of the start. cost (B,): half the robustified sum of squares. status (B,): int8
+    of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32.
+    """
+
+    x: State
+    cost: Tensor
+    status: Tensor
+    steps: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """(B,) bool."""
+        return self.status == Status.CONVERGED
+
+    def raise_if_failed(self) -> None:
+        """Raise SolverError naming the failed problems of the batch and why they failed."""
+        failed = (~self.converged).nonzero().flatten().tolist()
+        if failed:
+            lines = [f"problem {i}: {Status(int(self.status[i])).message}" for i in failed[:5]]
+            raise SolverError(f"{len(failed)} of {len(self.status)} problems failed: " + "; ".join(lines))
+
+
+@dataclass(frozen=True)
+class ConstrainedSolution(Solution):
+    """The solution of a constrained problem, with multipliers w for which the gradient of cost + w . c vanishes.
+
+    inequality (B,m): nonnegative, of c <= 0; equality (B,q): of c = 0. A constraint's multiplier is the fall of the
+    cost per unit by which it is relaxed.
+    """
+
+    inequality: Tensor
+    equality: Tensor
