@@ -55,7 +55,7 @@ def write_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def _write(path: Path, elements: list[PlyElement]) -> None:
-    from datasets.reconstructions.model import replacing  # torch, which reading does not need
+    from datasets.files import replacing  # torch, which reading does not need
 
     with replacing(path) as temporary:
         PlyData(elements, byte_order="<").write(str(temporary))

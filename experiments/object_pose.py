@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 
-from datasets.locate import require_file
+from datasets.files import require_file
 from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
 from experiments import replacing, write_json
 from experiments.object_poses.crops import Batches, Crops, crop_loader, read_picture

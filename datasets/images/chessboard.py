@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import image_paths, load_npz, require_file, rows_to_tensor
+from datasets.arrays import load_npz, rows_to_tensor
+from datasets.files import image_paths, require_file
 
 __all__ = ["Views", "detect", "read_corners"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from datasets.locate import load_npz, rows_to_tensor
+from datasets.arrays import load_npz, rows_to_tensor
 
 __all__ = ["FrameMatches", "read_box_matches"]
 

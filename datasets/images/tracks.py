@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import image_paths
+from datasets.files import image_paths
 
 __all__ = ["Tracks", "find_tracks", "link"]
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from datasets.locate import find, require_file, rows_to_tensor
+from datasets.arrays import rows_to_tensor
+from datasets.files import require_file
+from datasets.locate import find
 
 __all__ = ["DUCK_UNIT", "POINT_SETS", "read_points", "read_poses"]
 

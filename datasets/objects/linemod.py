@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.locate import find, require_file
+from datasets.files import require_file
+from datasets.locate import find
 from datasets.objects.layout import Instance, Model, box_of_mask
 from datasets.objects.results import poses_from_rows
 from datasets.ply import Mesh

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.reconstructions.model import nearest_rotation, replacing
+from datasets.files import replacing
+from datasets.reconstructions.model import nearest_rotation
 
 __all__ = ["Estimate", "poses_from_rows", "read_results", "write_results"]
 

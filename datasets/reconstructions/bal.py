@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import require_file
-from datasets.reconstructions.model import Numbers, Reconstruction, pinhole, quote, radial_tangential, replacing
+from datasets.arrays import Numbers
+from datasets.files import quote, replacing, require_file
+from datasets.reconstructions.model import Reconstruction, pinhole, radial_tangential
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics
 

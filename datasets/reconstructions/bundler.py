@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.locate import require_file
+from datasets.arrays import Numbers
+from datasets.files import quote, replacing, require_file
 from datasets.reconstructions.bal import SnavelyCameras, from_snavely, to_snavely
-from datasets.reconstructions.model import Numbers, Reconstruction, nearest_rotation, quote, replacing
+from datasets.reconstructions.model import Reconstruction, nearest_rotation
 from geometry import se3
 
 __all__ = ["read_bundler", "write_bundler"]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import require_file
+from datasets.arrays import find_ids
+from datasets.files import require_file
 from datasets.reconstructions.colmap_tables import (
     CAMERAS,
     IMAGES,
@@ -24,7 +25,7 @@ from datasets.reconstructions.colmap_tables import (
     slots,
     write_table,
 )
-from datasets.reconstructions.model import Reconstruction, find_ids, pinhole
+from datasets.reconstructions.model import Reconstruction, pinhole
 from geometry.camera import Model, matrix_from_intrinsics
 from geometry.interop.colmap import LENSES, from_parameters, from_pixels, from_pose, to_parameters, to_pixels, to_pose
 

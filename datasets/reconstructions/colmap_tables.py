@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.reconstructions.model import Bytes, Numbers, find_ids, quote, replacing
+from datasets.arrays import Bytes, Numbers, find_ids
+from datasets.files import quote, replacing
 from geometry.interop.colmap import LENSES
 
 __all__ = ["CAMERAS", "IMAGES", "NAMES", "POINTS", "UNSEEN", "Table", "read_table", "slots", "write_table"]

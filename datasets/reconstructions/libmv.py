@@ -17,16 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import require_file
-from datasets.reconstructions.model import (
-    Bytes,
-    Reconstruction,
-    find_ids,
-    nearest_rotation,
-    pinhole,
-    radial_tangential,
-    replacing,
-)
+from datasets.arrays import Bytes, find_ids
+from datasets.files import replacing, require_file
+from datasets.reconstructions.model import Reconstruction, nearest_rotation, pinhole, radial_tangential
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets.locate import require_file
+from datasets.files import require_file
 from datasets.reconstructions.bal import read_bal
 from datasets.reconstructions.bundler import read_bundler
 from datasets.reconstructions.colmap import read_colmap

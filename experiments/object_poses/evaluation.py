@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.locate import require_file
+from datasets.files import require_file
 from experiments.object_poses import metrics
 from experiments.object_poses.metrics import FRACTIONS
 

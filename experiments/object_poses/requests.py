@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.locate import image_paths, require_file
+from datasets.files import image_paths, require_file
 from datasets.objects.layout import Box, Instance, read_split, read_targets
 
 __all__ = ["UNKNOWN", "Camera", "Picture", "pictures_of_data_set", "pictures_of_path", "read_boxes", "read_camera"]

@@ -74,7 +74,7 @@ def lifted_features(folder: Path, number: int) -> tuple[Tensor, np.ndarray]:
     """Points (N,3) in m and their SIFT descriptors (N,128), where the frame has a depth."""
     import cv2
 
-    from datasets.locate import require_file
+    from datasets.files import require_file
 
     fx, fy, cx, cy = 518.0, 519.0, 325.5, 253.5
     picture = cv2.imread(str(require_file(folder / f"color_{number}.png")), cv2.IMREAD_GRAYSCALE)

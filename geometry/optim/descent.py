@@ -1,7 +1,8 @@
 """Batched Levenberg-Marquardt: `minimize`.
 
 B problems converge or fail independently, and nothing is moved to the host but one "is anyone still running" flag
-per step."""
+per step.
+"""
 
 from typing import Any
 

@@ -1,8 +1,7 @@
-"""Batched nonlinear least squares: `Problem`, `Solution`, `minimize`.
+"""One nonlinear least-squares problem, `Problem`, and its cost, Jacobian and Hessian over a batch.
 
 A `Problem` is written for ONE instance; everything here runs B of them at once. Dimension 0 of every tensor of
-`x` and of every tensor of `data` is the batch (size 1 in `data` is shared by all), B problems converge or fail
-independently, and nothing is moved to the host but one "is anyone still running" flag per step.
+`x` and of every tensor of `data` is the batch (size 1 in `data` is shared by all).
 """
 
 from collections.abc import Callable

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["State", "Status", "SolverError", "Solution", "ConstrainedSolution"]
-
+__all__ = ["ConstrainedSolution", "Solution", "SolverError", "State", "Status"]
 
 State = Any
 """An unknown `x`: one tensor or a tuple of tensors. Not a union, or every caller would have to say which."""

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from datasets.locate import find, load_npz, require_file, rows_to_tensor
+from datasets.arrays import load_npz, rows_to_tensor
+from datasets.files import require_file
+from datasets.locate import find
 
 
 def test_find_reads_the_environment(tmp_path, monkeypatch):

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from datasets.files import replacing
 from datasets.reconstructions.bal import read_bal, write_bal
 from datasets.reconstructions.bundler import write_bundler
 from datasets.reconstructions.colmap import write_colmap
 from datasets.reconstructions.libmv import write_libmv
-from datasets.reconstructions.model import Reconstruction, replacing
+from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 
 
