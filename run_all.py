@@ -18,7 +18,9 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from experiments import EXIT_SKIPPED, replacing, spread, write_json
+from datasets.files import replacing
+from experiments.records.files import EXIT_SKIPPED, write_json
+from experiments.records.text import spread
 
 ROOT = Path(__file__).resolve().parent
 EXPERIMENTS = (

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
+from datasets.files import replacing
+
 __all__ = ["Mesh", "Ply", "read_mesh", "read_ply", "write_mesh", "write_ply"]
 
 _COLORS = ("red", "green", "blue")
@@ -55,8 +57,6 @@ def write_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def _write(path: Path, elements: list[PlyElement]) -> None:
-    from datasets.files import replacing  # torch, which reading does not need
-
     with replacing(path) as temporary:
         PlyData(elements, byte_order="<").write(str(temporary))
 

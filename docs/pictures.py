@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments import replacing
+from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE
 from geometry import se3
 from geometry.camera import distort, project

@@ -13,7 +13,8 @@ from torch import Tensor
 from datasets import locate
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from geometry.bundle_adjustment.gauge import GaugeChoice
 from geometry.bundle_adjustment.layer import bundle
 from geometry.optim.solution import Status

@@ -20,9 +20,10 @@ from torch import Tensor
 from datasets import locate
 from datasets.images.chessboard import Views, detect, read_corners
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
-from experiments import write_json
 from experiments.drawing.figures import loss_curve, trajectories
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from geometry import se3
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
 from geometry.optim.nested import NestedState, nested_start, nested_step

@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from experiments import replacing, write_json
+from datasets.files import replacing
 from experiments.gradients.measures import Quality, measure
 from experiments.gradients.methods import METHODS, UNWEIGHTED, Method, View, displacement
 from experiments.gradients.report import Outcome, Trace, curves, report, summary
 from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_scene
-from experiments.running.run import Run, RunConfig, cli
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run
 from geometry import se3
 from geometry.camera import project
 from geometry.optim.descent import minimize

@@ -21,10 +21,11 @@ import torch
 import tyro
 from torch import Tensor
 
+from datasets.files import replacing
 from datasets.made.published import read_poses
 from datasets.made.scenes import CUBE, random_poses
-from experiments import replacing, write_json
 from experiments.gradients.derivatives import STEPS, numeric, published, solve, tangent
+from experiments.records.files import write_json
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics, project
 from geometry.optim.adjoint import Gradient

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, ToyImages, line_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
-from experiments.running.run import Run, RunConfig, cli
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import LINE, Consensus, bounded, consensus, line_at

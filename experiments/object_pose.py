@@ -21,17 +21,19 @@ import numpy as np
 import torch
 import tyro
 
-from datasets.files import require_file
+from datasets.files import replacing, require_file
 from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
-from experiments import replacing, write_json
-from experiments.object_poses.crops import Batches, Crops, crop_loader, read_picture
+from experiments.object_poses.crops import Batches, Crops, crop_loader
 from experiments.object_poses.estimator import Network, PoseEstimator
 from experiments.object_poses.evaluation import evaluate
 from experiments.object_poses.network import load_backbone
+from experiments.object_poses.pictures import read_picture
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig, cli, skip
 from experiments.running.distributed import Group, joined
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.running.run import Run
 from experiments.running.training import Training, keep_memory
 
 _SHOWN = 8

@@ -20,9 +20,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from experiments import replacing, write_json
-from experiments.benchmarks.measuring import choose, table
+from datasets.files import replacing
+from experiments.benchmarks.measuring import choose
 from experiments.object_poses.table import report
+from experiments.records.files import write_json
+from experiments.records.text import table
 
 LOSSES = {
     "heatmap": "l_h",

@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from datasets import locate
 from datasets.images.matches import read_box_matches
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
-from experiments import write_json
 from experiments.drawing.figures import keypoint_tracks, loss_curve, trajectories
-from experiments.running.run import Run, RunConfig, cli, skip
-from experiments.toys.networks import ConstantVgg11
+from experiments.paper.vgg import ConstantVgg11
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics, project
 from geometry.optim.nested import NestedState, nested_start, nested_step

@@ -24,11 +24,11 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.files import replacing
 from datasets.objects.layout import Estimate, Model, read_models, write_results
 from datasets.ply import Mesh
-from experiments import replacing, write_json
-from experiments.object_poses.crops import read_picture
 from experiments.object_poses.estimator import Estimated, PoseEstimator, load_estimator
+from experiments.object_poses.pictures import read_picture
 from experiments.object_poses.requests import (
     UNKNOWN,
     Camera,
@@ -38,6 +38,7 @@ from experiments.object_poses.requests import (
     read_camera,
 )
 from experiments.object_poses.search import search
+from experiments.records.files import write_json
 from geometry import se3
 from geometry.camera import project
 from geometry.pose.losses import pose_covariance

@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from datasets import locate
+from datasets.files import replacing
 from datasets.images.matches import read_box_matches
-from experiments import replacing
-from experiments.benchmarks.measuring import table
 from experiments.drawing.shapes import COLORS, by_method, curves
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.records.text import table
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.toys.shapes import bounded

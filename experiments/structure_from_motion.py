@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import loss_curve, value_colors
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.paper.vgg import ConstantVgg11
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from experiments.structure.refinement import refine
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
-from experiments.toys.networks import ConstantVgg11
 from geometry.camera import project
 from geometry.optim.nested import NestedState, nested_start, nested_step
 from geometry.pose.layer import pnp

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from datasets import locate
-from experiments import replacing, write_json
+from datasets.files import replacing
 from experiments.drawing.figures import BLUE, GREY, ORANGE
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 from experiments.structure.alignment import rms_radius
 from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts
 from geometry import se3

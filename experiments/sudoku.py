@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.drawing.figures import BLUE, GREY, ORANGE, array
 from experiments.drawing.shapes import by_method, curves
-from experiments.running.run import Run, RunConfig, cli
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run
 from experiments.running.training import Training
 from geometry.optim.quadratic import quadratic_program
 

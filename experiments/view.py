@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments import replacing
+from datasets.files import replacing
 from experiments.viewers.page import write_page
 from experiments.viewers.picture import picture
 from experiments.viewers.scene import has_space

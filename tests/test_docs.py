@@ -130,7 +130,7 @@ def is_long(words: list[str], project: Path) -> bool:
     if len(words) < 2 or words[1] not in presets or words[1] == "smoke" or "--help" in words:
         return False
     assert module is not None
-    from experiments.running.run import cli
+    from experiments.running.config import cli
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)

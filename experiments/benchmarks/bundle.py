@@ -41,8 +41,9 @@ from experiments.benchmarks.bundle_solvers import (
     synthetic_scene,
     without_points_behind,
 )
-from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save, table
+from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save
 from experiments.drawing.figures import BLUE, GREY, ORANGE
+from experiments.records.text import table
 
 WITHIN = {"0.1 %": 1e-3, "0.01 %": 1e-4}
 COLORS = {

@@ -7,19 +7,20 @@ import gc
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from experiments import replacing, write_json
+from datasets.files import replacing
+from experiments.records.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save", "table"]
+__all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save"]
 
 T = TypeVar("T")
 
@@ -47,12 +48,6 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
     """What the function returns in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def save(folder: Path, text: str, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save, table
+from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save
 from experiments.benchmarks.pnp_solvers import (
     BATCHED,
     DIFFERENTIABLE,
@@ -49,6 +49,7 @@ from experiments.benchmarks.pnp_solvers import (
 )
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.gradients.derivatives import numeric, tangent
+from experiments.records.text import table
 from geometry import se3
 from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
 from geometry.pose.layer import pnp

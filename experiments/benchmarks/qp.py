@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.benchmarks.measuring import choose, save, table
+from experiments.benchmarks.measuring import choose, save
+from experiments.records.text import table
 from geometry.optim.quadratic import quadratic_program
 
 MODES = ("forward", "forward + backward")

@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.benchmarks.measuring import choose, save, table
+from experiments.benchmarks.measuring import choose, save
 from experiments.benchmarks.pnp_solvers import make_problems
 from experiments.drawing.figures import BLUE, GREY
+from experiments.records.text import table
 from geometry import se3
 from geometry.pose.layer import pnp
 from geometry.pose.ransac import pnp_ransac

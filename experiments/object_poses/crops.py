@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.objects.layout import Instance
+from experiments.object_poses.pictures import read_picture
 
-__all__ = ["MARGIN", "Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut", "read_picture"]
+__all__ = ["MARGIN", "Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut"]
 
 MARGIN = 1.4
 """Side of a crop over the longer side of its box: no keypoint's Gaussian is cut off, however a box was shifted."""
@@ -52,16 +53,6 @@ def crop_map(box: Sequence[float], size: int, margin: float = MARGIN) -> np.ndar
     A = np.diag([scale, scale, 1.0])
     A[:2, 2] = (size - 1) / 2 - scale * centre
     return A
-
-
-def read_picture(path: Any) -> np.ndarray:
-    """A picture (H,W,3) uint8, RGB; a grey one thrice. Raises ValueError where it cannot be read."""
-    import cv2
-
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError(f"{path}: a picture wanted, found {'something else' if path.exists() else 'nothing'}")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def cut(picture: np.ndarray, A: np.ndarray, size: int) -> np.ndarray:

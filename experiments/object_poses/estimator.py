@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.files import replacing
 from datasets.objects.layout import Estimate, Instance, Model
-from experiments import replacing
-from experiments.object_poses.crops import CropBatch, Crops, crop_loader, read_picture
+from experiments.object_poses.crops import CropBatch, Crops, crop_loader
 from experiments.object_poses.losses import solve_pose
 from experiments.object_poses.network import KeypointNetwork, read_heatmaps
+from experiments.object_poses.pictures import read_picture
 
 __all__ = ["Estimated", "Network", "PoseEstimator", "Precision", "farthest_points", "load_estimator", "logits_of"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.benchmarks.measuring import table
 from experiments.object_poses.evaluation import Record, scores
+from experiments.records.text import table
 
 __all__ = ["report", "summarize"]
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import replacing
+from datasets.files import replacing
 
 __all__ = [
     "Frame",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.running.run import Run, RunConfig
+from experiments.running.config import RunConfig
+from experiments.running.run import Run
 from geometry.optim.solution import Solution, State
 
 if TYPE_CHECKING:

@@ -45,19 +45,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
-from experiments import EXIT_SKIPPED, plain, replacing, write_json
+from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
+from experiments.records.files import plain, write_json
+from experiments.running.config import RunConfig
 from experiments.running.tensorboard import Board
 
 if TYPE_CHECKING:
@@ -69,58 +69,6 @@ if TYPE_CHECKING:
 
 # What may differ between an interrupted run and the one that continues it.
 FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What every experiment can be told; its own Config inherits from this."""
-
-    preset: tyro.conf.Suppress[str] = ""
-    """Which preset this started from; part of the run folder's name."""
-    seed: int = 0
-    """Seed of python, numpy and torch."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Floating-point type of the computation."""
-    device: str = "cpu"
-    """Where to compute, as torch names it: cpu, cuda, cuda:1."""
-    threads: int = 1
-    """CPU threads of torch: most steps here are too small to gain from a second one."""
-    out: Path = Path("results")
-    """Folder of all results; the run goes to OUT/<experiment>/NAME."""
-    name: str = ""
-    """Run folder; left empty, <preset>-seed<seed>. An earlier run there is overwritten."""
-    resume: bool = False
-    """Continue the run in that folder from its last checkpoint."""
-    log_every: int = 10
-    """Iterations between checkpoints and figures."""
-
-    def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise ValueError(f"log_every must be at least 1, not {self.log_every}")
-        if not 0 <= self.seed < 2**32:  # numpy takes no other
-            raise ValueError(f"seed must be in 0 ... 2^32 - 1, not {self.seed}")
-        if self.name != Path(self.name).name or self.name == "..":
-            raise ValueError(f"name must be a plain folder name, not {self.name!r}")
-
-
-C = TypeVar("C", bound=RunConfig)
-
-
-def cli(description: str | None, presets: Mapping[str, C]) -> C:
-    """The config that `sys.argv` asks for: a preset's name, then `--field value` for what should differ."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    return tyro.extras.overridable_config_cli(
-        {name: (f"The {name} preset, with these changes.", preset) for name, preset in presets.items()},
-        prog=f"python -m {module.name}" if module else None,
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-
-
-def skip(message: str) -> NoReturn:
-    """End the driver because its data are absent; `message` says in one sentence how to get them."""
-    print(message, file=sys.stderr)
-    raise SystemExit(EXIT_SKIPPED)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

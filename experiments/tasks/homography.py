@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import cli, skip
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run, cli, skip
+from experiments.running.run import Run
 from geometry.tasks.homography import homography, transfer
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import cli, skip
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run, cli, skip
+from experiments.running.run import Run
 from geometry import se3
 from geometry.tasks.radial_pnp import State, radial_pnp, radial_projection
 

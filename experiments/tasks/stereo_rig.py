@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run, cli
+from experiments.running.run import Run
 from geometry import se3
 from geometry.camera import project
 from geometry.optim.solution import Solution, State

@@ -28,7 +28,8 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup, escape
 
-from experiments import number, replacing, spread
+from datasets.files import replacing
+from experiments.records.text import number, spread
 
 WEB = Path(__file__).parent / "web"
 WIDE = 3.0

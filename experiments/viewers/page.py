@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plain, replacing
+from datasets.files import replacing
+from experiments.records.files import plain
 from experiments.records.recording import Frame, Recording, Stage
 
 __all__ = ["encode", "page", "write_page"]

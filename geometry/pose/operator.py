@@ -28,7 +28,7 @@ _WORTH_A_THREAD = 4096
 # From this many points on, one problem fills the lanes by itself.
 _MANY_POINTS = 256
 # Two minima less than about this many radians apart are one.
-_DISTINCT = 1e-3
+_SAME = 1e-3
 
 _NAMESPACE = "learnable_geometry"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
@@ -164,7 +164,7 @@ def better(
     first, second = torch.where(swap, pose_b, pose_a), torch.where(swap, pose_a, pose_b)
     # sqrt(8) sin(angle / 2), element by element: torch's threads, once woken, hold their cores for milliseconds
     chord = (first - second)[:, :3, :3].square().sum((-2, -1)).sqrt()
-    two = good_a & good_b & (chord > _DISTINCT)
+    two = good_a & good_b & (chord > _SAME)
     low, high = torch.minimum(cost_a, cost_b), torch.maximum(cost_a, cost_b)
     ratio = torch.where(two, low / high.clamp_min(torch.finfo(low.dtype).tiny), 0)
     return first, torch.where(two[:, None, None], second, first), ratio

@@ -7,9 +7,9 @@ import torch
 
 from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.colmap import read_colmap
-from experiments import EXIT_SKIPPED
 from experiments.benchmarks.bundle_solvers import bundle_cost, synthetic_scene
 from experiments.bundle_adjustment import Config, main
+from experiments.records.files import EXIT_SKIPPED
 
 
 def test_a_file_is_adjusted_and_saved(tmp_path: Path) -> None:

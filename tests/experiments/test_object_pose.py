@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datasets.objects.generated import generate
 from datasets.objects.layout import read_models, read_results, read_split
-from experiments import EXIT_SKIPPED, object_pose
+from experiments import object_pose
 from experiments.object_pose import PRESETS, Config, Trainer, main
 from experiments.object_poses.estimator import Network, load_estimator
+from experiments.records.files import EXIT_SKIPPED
 from experiments.running.run import Run
 from tests.experiments.summaries import without_times
 

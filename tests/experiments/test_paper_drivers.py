@@ -20,7 +20,8 @@ from datasets.images.middlebury import read_middlebury
 from datasets.made.scenes import CUBE, duck
 from datasets.reconstructions.colmap import read_colmap
 from datasets.reconstructions.model import Reconstruction
-from experiments import EXIT_SKIPPED, camera_calibration, pose_estimation, structure_from_motion
+from experiments import camera_calibration, pose_estimation, structure_from_motion
+from experiments.records.files import EXIT_SKIPPED
 from experiments.running.run import Run
 from geometry import se3
 from tests.experiments.summaries import without_times
@@ -42,7 +43,8 @@ FIGURES = {
 # The driver, killed right after it has logged step KILL_AT.
 KILLED = """
 import importlib, os, signal, sys
-from experiments.running.run import Run, cli
+from experiments.running.run import Run
+from experiments.running.config import cli
 log = Run.log
 def dying(self, step, **values):
     log(self, step, **values)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import EXIT_SKIPPED
+from experiments.records.files import EXIT_SKIPPED
 from experiments.robust_pose import PRESETS, Config, Learner, all_odds, drawn_right, errors_of, main
 from experiments.toys.correspondences import Matches, MatchNetwork, camera_residual, consensus, make_matches, pose_error
 from geometry import se3

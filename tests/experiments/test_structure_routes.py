@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import EXIT_SKIPPED, structure_routes
+from experiments import structure_routes
+from experiments.records.files import EXIT_SKIPPED
 from experiments.structure.routes import Regime, Tracks, make_starts, read_file, solid
 from experiments.structure_routes import (
     NEAR,

@@ -10,17 +10,8 @@ import pytest
 import torch
 
 from datasets.objects.layout import Instance
-from experiments.object_poses.crops import (
-    MARGIN,
-    Batches,
-    Collate,
-    CropBatch,
-    Crops,
-    crop_loader,
-    crop_map,
-    cut,
-    read_picture,
-)
+from experiments.object_poses.crops import MARGIN, Batches, Collate, CropBatch, Crops, crop_loader, crop_map, cut
+from experiments.object_poses.pictures import read_picture
 from tests.experiments.object_poses.scene import pose
 
 K = np.array([[520.0, 0, 163.4], [0, 518, 117.2], [0, 0, 1]])

@@ -15,10 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from experiments import write_json
 from experiments.drawing import figures
+from experiments.records.files import write_json
 from experiments.records.recording import read_run
-from experiments.running.run import Run, RunConfig, cli
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run
 from experiments.running.tensorboard import Board
 from tests.experiments.running import toy_driver
 from tests.experiments.running.toy_driver import PRESETS, Config

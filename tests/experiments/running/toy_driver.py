@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from experiments.drawing.figures import loss_curve
-from experiments.running.run import Run, RunConfig, cli, skip
+from experiments.running.config import RunConfig, cli, skip
+from experiments.running.run import Run
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.toys.networks import ConstantVgg11
+from experiments.paper.vgg import ConstantVgg11
 
 CHANNELS = [3, 64, 128, 256, 256, 512, 512, 512, 512]
 POOLED_AFTER = {0, 1, 3, 5, 7}

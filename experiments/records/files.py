@@ -1,0 +1,31 @@
+"""Files of a run. Only the standard library is imported here, so that run_all.py starts at once."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets.files import replacing
+
+EXIT_SKIPPED = 3
+"""Exit code of a driver whose data are not on this machine."""
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: nan and inf as strings that float() reads back, tensors as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
