@@ -1,1 +1,1 @@
-"""Experiment drivers: `python -m experiments.<name> <preset>`. The folders beside them hold what they share, by family."""
+"""Experiment drivers: `python -m experiments.NAME PRESET`. The folders beside them hold what drivers share."""

@@ -9,6 +9,9 @@ removable singularities a Taylor series takes over, and each branch of a `where`
 no NaN enters through the branch that was not taken.
 """
 
+from functools import lru_cache
+from itertools import permutations, product
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,7 @@ __all__ = [
     "rotation_from_quat_wxyz",
     "rotvec_t",
     "transform",
+    "cube_rotations",
 ]
 
 # Below this squared angle the series are used. At 0.04 the first omitted term of the longest is 1e-18.
@@ -161,3 +165,14 @@ def from_rotvec_t(rotvec_t: Tensor) -> Tensor:
 def rotvec_t(pose: Tensor) -> Tensor:
     """Six-vector [rotvec, t] of a pose, the parametrisation of the published BPnP code. (…,4,4) -> (…,6)."""
     return torch.cat([log(pose[..., :3, :3]), pose[..., :3, 3]], -1)
+
+
+@lru_cache(maxsize=8)
+def cube_rotations(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The 24 rotations that map a cube onto itself: no rotation is farther than 63 degrees from them. (24,3,3)."""
+    matrices = [
+        torch.eye(3, dtype=torch.float64)[list(order)] * torch.tensor(signs, dtype=torch.float64)
+        for order in permutations(range(3))
+        for signs in product((1, -1), repeat=3)
+    ]
+    return torch.stack([R for R in matrices if torch.linalg.det(R) > 0]).to(dtype=dtype, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.bundle_adjustment.products import Layout
+from geometry.bundle_adjustment.indices import Layout
 
 __all__ = ["Coarse", "coarse_motions", "similarities"]
 

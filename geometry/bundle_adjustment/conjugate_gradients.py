@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.coarse import Coarse
-from geometry.bundle_adjustment.products import Layout, own_blocks, project_blocks, reduce
+from geometry.bundle_adjustment.indices import Layout
+from geometry.bundle_adjustment.products import own_blocks, project_blocks, reduce
 
 if TYPE_CHECKING:
     from geometry.bundle_adjustment.schur import Schur

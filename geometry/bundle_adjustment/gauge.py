@@ -16,8 +16,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.bundle_adjustment.coarse import similarities
+from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
-from geometry.bundle_adjustment.schur import Tangent
 
 __all__ = ["Gauge", "GaugeChoice", "choose_rows", "gauge_at"]
 

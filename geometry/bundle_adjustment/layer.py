@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
 from geometry.bundle_adjustment.layout import check_scene, determining, free_names, lay_out
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
-from geometry.bundle_adjustment.schur import Tangent
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
 from geometry.optim.solution import Solution, Status

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle
-from geometry.bundle_adjustment.products import Layout
 from geometry.camera import Model, check_distortion
 
 __all__ = ["check_scene", "determining", "free_names", "lay_out"]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geometry.bundle_adjustment.products import Layout, symmetric
+from geometry.bundle_adjustment.indices import Layout
+from geometry.bundle_adjustment.products import symmetric
 from geometry.compiled.launch import compiled, in_parallel
 from geometry.robust import Kernel, RobustKernel
 

@@ -20,8 +20,8 @@ from torch.func import hessian, jacfwd, vmap
 from geometry import se3
 from geometry._forward import directional
 from geometry.bundle_adjustment import operator
-from geometry.bundle_adjustment.products import Layout
-from geometry.bundle_adjustment.schur import NormalEquations, Tangent
+from geometry.bundle_adjustment.equations import NormalEquations, Tangent
+from geometry.bundle_adjustment.indices import Layout
 from geometry.camera import Model, in_front, project_camera_frame
 from geometry.robust import Kernel, kernel_derivatives
 

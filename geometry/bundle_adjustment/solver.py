@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.coarse import coarse_motions
+from geometry.bundle_adjustment.equations import NormalEquations
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
-from geometry.bundle_adjustment.schur import NormalEquations, Schur
+from geometry.bundle_adjustment.schur import Schur
 from geometry.optim.descent import next_damping
 from geometry.optim.solution import Status
 

@@ -18,7 +18,8 @@ from geometry.optim.linear import solve_spd
 from geometry.optim.problem import Problem, batch_data, jacobian, linearize, map_state
 from geometry.optim.solution import State, Status
 from geometry.optim.uncertainty import covariance
-from geometry.pose.layer import check_shape, pnp, precision, prepare
+from geometry.pose.data import check_shape, precision, prepare
+from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.pose.sampling import log_normaliser, sample_poses
 from geometry.robust import Kernel, kernel_derivatives

@@ -18,17 +18,16 @@ from geometry.compiled.launch import compiled, in_parallel
 from geometry.optim.linear import solve_spd
 from geometry.optim.solution import Status
 from geometry.pose.problem import pnp_problem
+from geometry.pose.start import better
 from geometry.robust import RobustKernel
 
-__all__ = ["adjoint", "better", "search", "solve"]
+__all__ = ["adjoint", "search", "solve"]
 
 _ARGUMENTS = ("points2d", "points3d", "K", "distortion", "weights", "init")
 # Problems times points a thread: below, a thread costs more than it brings (about 100 microseconds of work).
 _WORTH_A_THREAD = 4096
 # From this many points on, one problem fills the lanes by itself.
 _MANY_POINTS = 256
-# Two minima less than about this many radians apart are one.
-_SAME = 1e-3
 
 _NAMESPACE = "learnable_geometry"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
@@ -153,21 +152,6 @@ def search(
 def _(points2d: Tensor, *_: Any) -> tuple[Tensor, ...]:
     B = points2d.shape[0]
     return points2d.new_empty(B, 4, 4), points2d.new_empty(B, 4, 4), points2d.new_empty(B)
-
-
-def better(
-    pose_a: Tensor, cost_a: Tensor, status_a: Tensor, pose_b: Tensor, cost_b: Tensor, status_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The better minimum, the other (a copy of the better where it is none), and the ratio of their costs, or 0."""
-    good_a, good_b = status_a == Status.CONVERGED, status_b == Status.CONVERGED
-    swap = (good_b & ((cost_b < cost_a) | ~good_a))[:, None, None]
-    first, second = torch.where(swap, pose_b, pose_a), torch.where(swap, pose_a, pose_b)
-    # sqrt(8) sin(angle / 2), element by element: torch's threads, once woken, hold their cores for milliseconds
-    chord = (first - second)[:, :3, :3].square().sum((-2, -1)).sqrt()
-    two = good_a & good_b & (chord > _SAME)
-    low, high = torch.minimum(cost_a, cost_b), torch.maximum(cost_a, cost_b)
-    ratio = torch.where(two, low / high.clamp_min(torch.finfo(low.dtype).tiny), 0)
-    return first, torch.where(two[:, None, None], second, first), ratio
 
 
 @_operator("pnp_adjoint")

@@ -14,7 +14,8 @@ from geometry.consensus.minimal import p3p
 from geometry.consensus.search import RansacSolution, ransac, search
 from geometry.optim.adjoint import Gradient
 from geometry.optim.solution import Status
-from geometry.pose.layer import pnp, prepare
+from geometry.pose.data import prepare
+from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel
 

@@ -7,8 +7,6 @@ ECCV 2020, eq. 8). Minimising it on SO(3) costs nothing per point, so it is done
 """
 
 import math
-from functools import lru_cache
-from itertools import permutations, product
 
 import torch
 from torch import Tensor
@@ -17,24 +15,15 @@ from geometry import se3
 from geometry.camera import Model, unproject
 from geometry.optim.descent import levenberg_marquardt
 from geometry.optim.problem import Problem
+from geometry.optim.solution import Status
+from geometry.se3 import cube_rotations
 
-__all__ = ["cube_rotations", "find_pose"]
+__all__ = ["find_pose", "better"]
 
 _DESCENT_STEPS = 10
 _CANDIDATES = 7
 _DISTINCT = 0.1  # radians
 _REFINE_STEPS = 12
-
-
-@lru_cache(maxsize=8)
-def cube_rotations(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The 24 rotations that map a cube onto itself: no rotation is farther than 63 degrees from them. (24,3,3)."""
-    matrices = [
-        torch.eye(3, dtype=torch.float64)[list(order)] * torch.tensor(signs, dtype=torch.float64)
-        for order in permutations(range(3))
-        for signs in product((1, -1), repeat=3)
-    ]
-    return torch.stack([R for R in matrices if torch.linalg.det(R) > 0]).to(dtype=dtype, device=device)
 
 
 def _solve3(A: Tensor, b: Tensor) -> Tensor:
@@ -166,3 +155,22 @@ def _push_ahead(R: Tensor, t: Tensor, X: Tensor, mask: Tensor) -> Tensor:
     nearest = torch.where(mask[:, None], z, torch.inf).amin(-1)
     shift = (0.1 - nearest).clamp(min=0)
     return t + torch.stack([torch.zeros_like(shift), torch.zeros_like(shift), torch.nan_to_num(shift)], -1)
+
+
+# Two minima less than about this many radians apart are one.
+_SAME = 1e-3
+
+
+def better(
+    pose_a: Tensor, cost_a: Tensor, status_a: Tensor, pose_b: Tensor, cost_b: Tensor, status_b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The better minimum, the other (a copy of the better where it is none), and the ratio of their costs, or 0."""
+    good_a, good_b = status_a == Status.CONVERGED, status_b == Status.CONVERGED
+    swap = (good_b & ((cost_b < cost_a) | ~good_a))[:, None, None]
+    first, second = torch.where(swap, pose_b, pose_a), torch.where(swap, pose_a, pose_b)
+    # sqrt(8) sin(angle / 2), element by element: torch's threads, once woken, hold their cores for milliseconds
+    chord = (first - second)[:, :3, :3].square().sum((-2, -1)).sqrt()
+    two = good_a & good_b & (chord > _SAME)
+    low, high = torch.minimum(cost_a, cost_b), torch.maximum(cost_a, cost_b)
+    ratio = torch.where(two, low / high.clamp_min(torch.finfo(low.dtype).tiny), 0)
+    return first, torch.where(two[:, None, None], second, first), ratio

@@ -4,39 +4,11 @@ import torch
 from torch import Tensor
 
 from geometry.checks import batched
+from geometry.consensus.minimal.homography import homography_problem, normalised, oriented
 from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem
 from geometry.optim.solution import Solution
 
-__all__ = ["homography", "homography_problem", "transfer"]
-
-
-def transfer(H: Tensor, points: Tensor) -> Tensor:
-    """The points (…,N,2) mapped by H (…,3,3)."""
-    mapped = points @ H[..., :2].mT + H[..., None, :, 2]
-    return mapped[..., :2] / mapped[..., 2:]
-
-
-def residual(H: Tensor, points_a: Tensor, points_b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(N,2): errors in the second image, times weights (N,)."""
-    error = transfer(H, points_a) - points_b
-    return error if weights is None else weights[:, None] * error
-
-
-def retract(H: Tensor, step: Tensor) -> Tensor:
-    """H (3,3) of norm one, moved by step (8,) along the sphere."""
-    h = H.flatten() / H.norm()
-    # the reflection that takes the last axis to h takes the others to its complement
-    last = torch.zeros_like(h)
-    last[-1] = 1
-    v = h + torch.where(h[-1] < 0, -last, last)
-    moved = torch.cat([step, step.new_zeros(1)])
-    h = h + moved - 2 * v * (v @ moved) / (v @ v)
-    return (h / h.norm()).unflatten(0, (3, 3))
-
-
-homography_problem = Problem(residual, dof=8, retract=retract)
-"""x (3,3) up to scale, data points_a (N,2), points_b (N,2), weights (N,) or nothing."""
+__all__ = ["homography"]
 
 
 def homography(points_a: Tensor, points_b: Tensor, weights: Tensor | None = None) -> Solution:
@@ -69,26 +41,3 @@ def direct_linear(points_a: Tensor, points_b: Tensor, weights: Tensor) -> Tensor
     _, vectors = torch.linalg.eigh(rows.mT @ rows)
     H = torch.linalg.solve(to_b, vectors[..., 0].unflatten(-1, (3, 3)) @ to_a)
     return oriented(H, points_a)
-
-
-def oriented(H: Tensor, points: Tensor) -> Tensor:
-    """H (…,3,3) of norm one, its sign such that mapped points (…,N,2) have third coordinates of a positive mean."""
-    H = H / H.flatten(-2).norm(dim=-1)[..., None, None]
-    depth = (points.mean(-2) * H[..., 2, :2]).sum(-1) + H[..., 2, 2]
-    return torch.where((depth < 0)[..., None, None], -H, H)
-
-
-def normalised(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Homogeneous points (…,N,3) about their mean and of mean length one, and the similarity (…,3,3) that does it."""
-    mean = points.mean(-2, keepdim=True)
-    scale = (points - mean).norm(dim=-1, keepdim=True).mean(-2, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
-    moved = (points - mean) / scale
-    inverse = 1 / scale[..., 0]
-    zero, one = torch.zeros_like(inverse), torch.ones_like(inverse)
-    shift = -mean[..., 0, :] * inverse
-    rows = (
-        torch.cat([inverse, zero, shift[..., :1]], -1),
-        torch.cat([zero, inverse, shift[..., 1:]], -1),
-        torch.cat([zero, zero, one], -1),
-    )
-    return torch.cat([moved, torch.ones_like(moved[..., :1])], -1), torch.stack(rows, -2)

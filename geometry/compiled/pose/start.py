@@ -22,7 +22,7 @@ from geometry.compiled.pose.descent import blend, levenberg_marquardt, retract
 from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, distort, jit, store6
 from geometry.compiled.pose.tile import INPUTS, fill, finite, rows_of, write_pose
 from geometry.compiled.vectors import get, highest, load, lowest, splat, store, total, where_less
-from geometry.pose.start import cube_rotations
+from geometry.se3 import cube_rotations
 
 __all__ = ["start"]
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from geometry import se3
+from geometry.bundle_adjustment.equations import NormalEquations, Tangent
+from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.layer import Bundle, BundleSolution, bundle
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
-from geometry.bundle_adjustment.products import Layout
-from geometry.bundle_adjustment.schur import NormalEquations, Tangent
 from geometry.camera import Model, project
 from geometry.optim.problem import Problem
 

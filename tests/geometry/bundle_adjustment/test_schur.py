@@ -10,18 +10,12 @@ from torch import Tensor
 from torch.func import hessian, jacfwd, jacrev
 
 from geometry.bundle_adjustment.coarse import coarse_motions
+from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import choose_rows, gauge_at
+from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, Prior, State
-from geometry.bundle_adjustment.products import (
-    Layout,
-    couple,
-    couple_back,
-    own_blocks,
-    project_blocks,
-    reduce,
-    schur_product,
-)
-from geometry.bundle_adjustment.schur import NormalEquations, Schur, Tangent
+from geometry.bundle_adjustment.products import couple, couple_back, own_blocks, project_blocks, reduce, schur_product
+from geometry.bundle_adjustment.schur import Schur
 from geometry.robust import barron, cauchy, geman_mcclure, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,
@@ -85,7 +79,7 @@ def dense_blocks(layout: Layout, U: Tensor, W: Tensor, V: Tensor) -> tuple[Tenso
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """One thread or two, however few the observations."""
-    monkeypatch.setattr("geometry.bundle_adjustment.products._WORTH_A_THREAD", 10)
+    monkeypatch.setattr("geometry.bundle_adjustment.indices._WORTH_A_THREAD", 10)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

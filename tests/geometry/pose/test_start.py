@@ -9,8 +9,9 @@ from geometry import se3
 from geometry.camera import in_front, project, unproject
 from geometry.optim.descent import minimize
 from geometry.pose.layer import pnp, pnp_problem
-from geometry.pose.start import _descend, _quadratic_form, cube_rotations, find_pose
+from geometry.pose.start import _descend, _quadratic_form, find_pose
 from geometry.robust import cauchy, huber
+from geometry.se3 import cube_rotations
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 

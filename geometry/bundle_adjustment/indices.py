@@ -1,0 +1,92 @@
+"""Which observation belongs to which view and point, sorted once for all products of a bundle."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from geometry.compiled.launch import compiled, in_parallel
+
+__all__ = ["Layout"]
+
+
+# Observations a thread: below, a thread costs more than it brings.
+_WORTH_A_THREAD = 2048
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which observation meets which unknowns. Observations are sorted by point; a view's unknowns are p columns.
+
+    view (M,), point (M,): int64. rows (V,p): where the columns of each view lie among the D camera unknowns; D itself
+    says nowhere (a fixed one). Views that share intrinsics share rows. blocks: (n,b) index sets that partition the
+    camera unknowns, for the preconditioner. held (N,) bool: points that do not move.
+    """
+
+    view: Tensor
+    point: Tensor
+    rows: Tensor
+    size: int
+    blocks: tuple[Tensor, ...]
+    held: Tensor
+
+    @cached_property
+    def begin(self) -> Tensor:
+        """(N+1,): where each point's observations begin."""
+        counts = torch.bincount(self.point, minlength=len(self.held))
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """Bounds of as many parts of the points as threads are worth it, of like numbers of observations."""
+        M, N = len(self.point), len(self.held)
+        threads = max(1, min(torch.get_num_threads(), M // _WORTH_A_THREAD))
+        inner = torch.searchsorted(self.begin, torch.arange(1, threads) * (M // threads))
+        return [0, *inner.clamp_max(N).tolist(), N]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics."""
+        pose = self.rows[:, 0]
+        return torch.stack([pose, self.rows[:, 6] if self.rows.shape[1] > 6 else pose + 6], 1)
+
+    @cached_property
+    def most(self) -> int:
+        """Observations of a point at the most."""
+        return int(self.begin.diff().max()) if len(self.view) else 0
+
+    @cached_property
+    def diagonal_blocks(self) -> tuple[Tensor, Tensor]:
+        """Which entries of the views' blocks (V,p,p) are not fixed, and their places in a dense (D,D)."""
+        rows = self.rows
+        inside = (rows < self.size)[:, :, None] & (rows < self.size)[:, None, :]
+        return inside, (rows[:, :, None] * self.size + rows[:, None, :])[inside]
+
+    def in_parts(self, kernel: str, *inputs: Tensor, out: Tensor) -> Tensor:
+        """A kernel of `geometry.compiled.bundle_adjustment.products` over the parts, each adding to an `out` of its
+        own; their sum.
+        """
+        outs = [out, *(torch.zeros_like(out) for _ in self.parts[2:])]
+        arrays = [t.contiguous().numpy() for t in inputs]
+        view, begin = self.view.numpy(), self.begin.numpy()
+        work = getattr(compiled("bundle_adjustment.products"), kernel)
+        in_parallel(self.parts, lambda first, last, i: work(*arrays, view, begin, first, last, outs[i].numpy()))
+        return out if len(outs) == 1 else torch.stack(outs).sum(0)
+
+    def to_views(self, cameras: Tensor) -> Tensor:
+        """The unknowns (D,…) of each view: (V,p,…), zero where fixed."""
+        return torch.cat([cameras, cameras.new_zeros(1, *cameras.shape[1:])])[self.rows]
+
+    def from_views(self, values: Tensor) -> Tensor:
+        """Add up (V,p,…) into (D,…)."""
+        total = values.new_zeros(self.size + 1, *values.shape[2:])
+        return total.index_add_(0, self.rows.flatten(), values.flatten(0, 1))[:-1]
+
+    def per_point(self, values: Tensor) -> Tensor:
+        """Add up (M,…) into (N,…)."""
+        return values.new_zeros(len(self.held), *values.shape[1:]).index_add_(0, self.point, values)
+
+    def per_view(self, values: Tensor) -> Tensor:
+        """Add up (M,…) into (V,…)."""
+        return values.new_zeros(len(self.rows), *values.shape[1:]).index_add_(0, self.view, values)
