@@ -1,9 +1,6 @@
-"""Conjugate gradients on the reduced camera matrix of `geometry.bundle_adjustment.schur`, which is only multiplied
-with.
-"""
+"""Conjugate gradients on the reduced camera matrix, which is only multiplied with."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +8,7 @@ from torch import Tensor
 from geometry.bundle_adjustment.coarse import Coarse
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import own_blocks, project_blocks, reduce
-
-if TYPE_CHECKING:
-    from geometry.bundle_adjustment.schur import Schur
+from geometry.bundle_adjustment.reduced import Reduced
 
 __all__ = ["TwoLevel", "conjugate_gradients"]
 
@@ -29,11 +24,11 @@ class TwoLevel:
     The blocks are those of S for what one view owns, of U for what views share. `ok` (): whether all are definite.
     """
 
-    def __init__(self, schur: "Schur", coarse: Coarse | None) -> None:
-        self.layout, self.coarse = schur.layout, coarse
-        U, layout = schur.equations.U, schur.layout
-        own = U - own_blocks(schur.equations.W, schur.V_inverse, layout)
-        self.ok = torch.ones_like(schur.ok)
+    def __init__(self, reduced: Reduced, coarse: Coarse | None) -> None:
+        self.layout, self.coarse = reduced.layout, coarse
+        U, layout = reduced.U, reduced.layout
+        own = U - own_blocks(reduced.W, reduced.V_inverse, layout)
+        self.ok = torch.ones((), dtype=torch.bool, device=U.device)
         self.factors = []
         users = torch.bincount(layout.rows.flatten(), minlength=layout.size + 1)
         for block in layout.blocks:
@@ -47,24 +42,24 @@ class TwoLevel:
             where = torch.where((row >= 0) & (column >= 0), row * size + column % size, n * size * size)
             blocks.index_add_(0, where.flatten(), source.flatten())
             matrix = blocks[:-1].view(n, size, size)
-            matrix.diagonal(dim1=-2, dim2=-1).add_(schur.damped.cameras[block])
+            matrix.diagonal(dim1=-2, dim2=-1).add_(reduced.damping[block])
             factor, info = torch.linalg.cholesky_ex(matrix)
             self.ok = self.ok & (info == 0).all()
             self.factors.append(factor)
         if coarse is not None:
-            self._factorise_coarse(schur, coarse)
+            self._factorise_coarse(reduced, coarse)
 
-    def _factorise_coarse(self, schur: "Schur", coarse: Coarse) -> None:
+    def _factorise_coarse(self, reduced: Reduced, coarse: Coarse) -> None:
         """The reduced matrix of the coarse unknowns: the same equations, between groups instead of views."""
         layout, (groups, motions) = self.layout, coarse
         c = motions.shape[2]
         rows = c * groups[:, None] + torch.arange(c, device=groups.device)
         between = Layout(layout.view, layout.point, rows, c * coarse.size, (), layout.held)
-        damped = torch.diag_embed(layout.to_views(schur.damped.cameras))
-        U = motions.mT @ (schur.equations.U + damped) @ motions
-        matrix = reduce(U, project_blocks(schur.equations.W, motions, layout), schur.V_inverse, between)
-        if schur.border is not None:
-            border = between.from_views(motions.mT @ layout.to_views(schur.border))
+        damped = torch.diag_embed(layout.to_views(reduced.damping))
+        U = motions.mT @ (reduced.U + damped) @ motions
+        matrix = reduce(U, project_blocks(reduced.W, motions, layout), reduced.V_inverse, between)
+        if reduced.border is not None:
+            border = between.from_views(motions.mT @ layout.to_views(reduced.border))
             matrix += border @ border.T
         diagonal = matrix.diagonal()
         self.scale = torch.where(diagonal > 0, diagonal, 1).rsqrt()[:, None]

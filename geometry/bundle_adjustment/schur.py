@@ -16,7 +16,8 @@ from geometry.bundle_adjustment.coarse import Coarse
 from geometry.bundle_adjustment.conjugate_gradients import TwoLevel, conjugate_gradients
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.products import couple, couple_back, reduce, schur_product
+from geometry.bundle_adjustment.products import couple, couple_back
+from geometry.bundle_adjustment.reduced import Reduced
 
 __all__ = ["Schur"]
 
@@ -79,16 +80,14 @@ class Schur:
         self.ok = torch.isfinite(equations.cost) & (good | layout.held).all()
         scale = (diagonal.cameras + self.damped.cameras).clamp_min(torch.finfo(V.dtype).tiny).rsqrt()
         self.scale = scale
-        self.border = None if unseen is None else torch.linalg.qr(unseen / scale[:, None])[0] / scale[:, None]
+        border = None if unseen is None else torch.linalg.qr(unseen / scale[:, None])[0] / scale[:, None]
+        self.reduced = Reduced(equations.U, equations.W, self.V_inverse, self.damped.cameras, border, layout)
         self.factor: Tensor | None = None
         if iterative:
-            self.precondition = TwoLevel(self, coarse)
+            self.precondition = TwoLevel(self.reduced, coarse)
             self.ok = self.ok & self.precondition.ok
             return
-        S = reduce(equations.U, equations.W, self.V_inverse, layout)
-        S.diagonal().add_(self.damped.cameras)
-        if self.border is not None:
-            S += self.border @ self.border.T
+        S = self.reduced.dense()
         S *= scale[:, None]
         S *= scale
         factor, info = torch.linalg.cholesky_ex(S)
@@ -108,17 +107,7 @@ class Schur:
         if self.factor is not None:
             u = torch.cholesky_solve(right * self.scale[:, None], self.factor) * self.scale[:, None]
         else:
-            u, definite = conjugate_gradients(self.multiply, self.precondition, right, truncated=self.truncated)
+            u, definite = conjugate_gradients(self.reduced.multiply, self.precondition, right, truncated=self.truncated)
             self.ok = self.ok & definite
         back = eliminated - self.V_inverse @ couple_back(W, u, layout)
         return Tangent(u.view_as(b.cameras), back.view_as(b.points))
-
-    def multiply(self, cameras: Tensor) -> Tensor:
-        """S cameras, with damping and border: (D,R) -> (D,R)."""
-        layout = self.layout
-        product = layout.from_views(self.equations.U @ layout.to_views(cameras))
-        product += self.damped.cameras[:, None] * cameras
-        product -= schur_product(self.equations.W, self.V_inverse, cameras, layout)
-        if self.border is not None:
-            product += self.border @ (self.border.T @ cameras)
-        return product
