@@ -1,12 +1,13 @@
 """Which observation belongs to which view and point, sorted once for all products of a bundle."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from geometry.compiled.launch import compiled, in_parallel
+from geometry.compiled.launch import in_parallel
 
 __all__ = ["Layout"]
 
@@ -63,15 +64,14 @@ class Layout:
         inside = (rows < self.size)[:, :, None] & (rows < self.size)[:, None, :]
         return inside, (rows[:, :, None] * self.size + rows[:, None, :])[inside]
 
-    def in_parts(self, kernel: str, *inputs: Tensor, out: Tensor) -> Tensor:
+    def in_parts(self, kernel: Callable[..., None], *inputs: Tensor, out: Tensor) -> Tensor:
         """A kernel of `geometry.compiled.bundle_adjustment.products` over the parts, each adding to an `out` of its
         own; their sum.
         """
         outs = [out, *(torch.zeros_like(out) for _ in self.parts[2:])]
         arrays = [t.contiguous().numpy() for t in inputs]
         view, begin = self.view.numpy(), self.begin.numpy()
-        work = getattr(compiled("bundle_adjustment.products"), kernel)
-        in_parallel(self.parts, lambda first, last, i: work(*arrays, view, begin, first, last, outs[i].numpy()))
+        in_parallel(self.parts, lambda first, last, i: kernel(*arrays, view, begin, first, last, outs[i].numpy()))
         return out if len(outs) == 1 else torch.stack(outs).sum(0)
 
     def to_views(self, cameras: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import symmetric
-from geometry.compiled.launch import compiled, in_parallel
+from geometry.compiled.launch import in_parallel
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["Blocks", "linearize", "point_costs", "supported"]
@@ -39,6 +39,8 @@ def _inputs(
     kernel: Kernel | None,
 ) -> tuple:  # fmt: skip
     """Arguments that both kernels begin with: scene, seen, lens; and the robust kernel's."""
+    from geometry.compiled.pose.equations import ROBUST
+
     poses, points, K, distortion = scene
     A = K[:, :2, :2].flatten(1)
     lens = torch.nn.functional.pad(distortion, (0, 12 - distortion.shape[1]))
@@ -49,7 +51,7 @@ def _inputs(
     assert kernel is None or isinstance(kernel, RobustKernel)
     name = "none" if kernel is None else kernel.name
     scale, alpha = (1.0, 1.0) if kernel is None else (float(kernel.scale), float(kernel.alpha))
-    return (arrays, seen, bool(distortion.any())), (compiled("pose.equations").ROBUST[name], scale * scale, alpha)
+    return (arrays, seen, bool(distortion.any())), (ROBUST[name], scale * scale, alpha)
 
 
 def point_costs(
@@ -57,12 +59,14 @@ def point_costs(
     kernel: Kernel | None,
 ) -> Tensor:  # fmt: skip
     """Costs (N,) of the points' observations. scene: world_to_camera, points3d, K, distortion."""
+    from geometry.compiled.bundle_adjustment.observations import observe
+
     first, robust = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
     costs = torch.zeros(len(scene[1]), dtype=torch.float64)
 
     def work(begin: int, end: int, slot: int) -> None:
         i, j = int(layout.begin[begin]), int(layout.begin[end])
-        compiled("bundle_adjustment.observations").observe(*first, *robust, i, j, costs.numpy())
+        observe(*first, *robust, i, j, costs.numpy())
 
     in_parallel(layout.parts, work)
     return costs
@@ -73,6 +77,8 @@ def linearize(
     kernel: Kernel | None, names: tuple[str, ...], exact: bool,
 ) -> Blocks:  # fmt: skip
     """Normal equations, as `geometry.bundle_adjustment.problem` makes them in tensor operations."""
+    from geometry.compiled.bundle_adjustment import observations
+
     first, robust = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
     V, N, M, p = len(scene[0]), len(scene[1]), len(points2d), 6 + len(names)
     codes = torch.tensor([_CODES[name] for name in names], dtype=torch.int64).numpy()
@@ -84,7 +90,7 @@ def linearize(
     def work(begin: int, end: int, slot: int) -> float:
         i, j = int(layout.begin[begin]), int(layout.begin[end])
         out = (U[slot].numpy(), views[slot].numpy(), W.numpy(), blocks.numpy(), points.numpy())
-        return compiled("bundle_adjustment.observations").linearize(*first, codes, *robust, exact, i, j, *out)
+        return observations.linearize(*first, codes, *robust, exact, i, j, *out)
 
     cost = sum(in_parallel(layout.parts, work))
     return Blocks(

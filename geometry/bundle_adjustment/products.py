@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
-from geometry.compiled.launch import compiled, in_parallel
+from geometry.compiled.launch import in_parallel
 
 __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product", "symmetric"]
 
@@ -32,25 +32,31 @@ def _kernels(W: Tensor, other: Tensor) -> bool:
 def couple(W: Tensor, points: Tensor, layout: Layout) -> Tensor:
     """W points: (M,p,3), (N,3,R) -> (D,R)."""
     if _kernels(W, points):
+        from geometry.compiled.bundle_adjustment import products as kernels
+
         out = W.new_zeros(len(layout.rows), W.shape[1])
-        return layout.from_views(layout.in_parts("couple", W, points[..., 0], out=out))[:, None]
+        return layout.from_views(layout.in_parts(kernels.couple, W, points[..., 0], out=out))[:, None]
     return layout.from_views(layout.per_view(W @ points[layout.point]))
 
 
 def couple_back(W: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
     """W^T cameras: (M,p,3), (D,R) -> (N,3,R)."""
     if _kernels(W, cameras):
+        from geometry.compiled.bundle_adjustment import products as kernels
+
         out = W.new_zeros(len(layout.held), 3)
-        return layout.in_parts("couple_back", W, layout.to_views(cameras[:, 0]), out=out)[..., None]
+        return layout.in_parts(kernels.couple_back, W, layout.to_views(cameras[:, 0]), out=out)[..., None]
     return layout.per_point(W.mT @ layout.to_views(cameras)[layout.view])
 
 
 def schur_product(W: Tensor, V_inverse: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
     """W V^-1 W^T cameras: (M,p,3), (N,3,3), (D,R) -> (D,R)."""
     if _kernels(W, cameras):
+        from geometry.compiled.bundle_adjustment import products as kernels
+
         out = W.new_zeros(len(layout.rows), W.shape[1])
         views = layout.to_views(cameras[:, 0])
-        return layout.from_views(layout.in_parts("schur_product", W, V_inverse, views, out=out))[:, None]
+        return layout.from_views(layout.in_parts(kernels.schur_product, W, V_inverse, views, out=out))[:, None]
     return couple(W, V_inverse @ couple_back(W, cameras, layout), layout)
 
 
@@ -58,18 +64,21 @@ def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
     """motions^T W: (M,p,3), (V,p,c) -> (M,c,3)."""
     if W.device.type != "cpu":
         return motions.mT[layout.view] @ W
+    from geometry.compiled.bundle_adjustment import products as kernels
+
     out = W.new_empty(len(W), motions.shape[2], 3)
     arrays = W.numpy(), motions.contiguous().numpy(), layout.view.numpy(), layout.begin.numpy()
-    kernel = compiled("bundle_adjustment.products").project_blocks
-    in_parallel(layout.parts, lambda first, last, _: kernel(*arrays, first, last, out.numpy()))
+    in_parallel(layout.parts, lambda first, last, _: kernels.project_blocks(*arrays, first, last, out.numpy()))
     return out
 
 
 def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     """The diagonal blocks of W V^-1 W^T, view by view: (V,p,p)."""
     if W.device.type == "cpu":
+        from geometry.compiled.bundle_adjustment import products as kernels
+
         out = W.new_zeros(len(layout.rows), W.shape[1], W.shape[1])
-        return symmetric(layout.in_parts("own_blocks", W, V_inverse, out=out))
+        return symmetric(layout.in_parts(kernels.own_blocks, W, V_inverse, out=out))
     return layout.per_view(W @ V_inverse[layout.point] @ W.mT)
 
 
@@ -79,14 +88,15 @@ def reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
 
 
 def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
+    from geometry.compiled.bundle_adjustment.products import reduce_pairs
+
     size = layout.size + _MARGIN
     sums = torch.zeros(len(layout.parts) - 1, size * size, dtype=W.dtype)
     arrays = [t.contiguous().numpy() for t in (W, V_inverse, layout.starts)]
     view, begin = layout.view.numpy(), layout.begin.numpy()
-    kernel = compiled("bundle_adjustment.products").reduce_pairs
 
     def work(first: int, last: int, slot: int) -> None:
-        kernel(*arrays, layout.most, view, begin, first, last, sums[slot].numpy(), size)
+        reduce_pairs(*arrays, layout.most, view, begin, first, last, sums[slot].numpy(), size)
 
     in_parallel(layout.parts, work)
     for other in sums[1:]:

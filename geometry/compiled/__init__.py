@@ -1,7 +1,8 @@
-"""PnP and the bundle on the CPU, compiled by numba: eight problems, or observations, in the lanes of SIMD vectors.
+"""PnP, RANSAC and the bundle on the CPU, compiled by numba: eight problems, or observations, in the lanes of SIMD vectors.
 
-simd -> equations -> descent, tile -> solve, adjoint, start: the last three are what `geometry.pose.operator` calls;
-equations -> reprojection -> bundle, for `geometry.bundle_adjustment.operator`; schur, for
-`geometry.bundle_adjustment.products`; p3p, descent -> ransac, for `geometry.pose.ransac`. Numba keeps the machine code
-next to the sources; `python -m geometry.compiled` makes it ahead of the first call.
+vectors -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.start;
+pose.equations -> bundle_adjustment.reprojection -> bundle_adjustment.observations; bundle_adjustment.products;
+consensus.p3p, pose.descent -> consensus.rounds. Operators elsewhere in `geometry` call them, and import them when they
+first do: numba takes half a second that only solving should cost. It keeps the machine code next to the sources;
+`python -m geometry.compiled` makes it ahead of the first call. `launch` shares work among threads.
 """

@@ -1,23 +1,16 @@
-"""Compiled kernels, and threads of Python over them, whose lock they release; as many as torch has."""
+"""Threads of Python over compiled kernels, which release its lock; as many as torch has."""
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-__all__ = ["compiled", "in_parallel"]
+__all__ = ["in_parallel"]
 
 T = TypeVar("T")
-
-
-@lru_cache(maxsize=8)
-def compiled(name: str) -> Any:
-    """A module of kernels. Imported at the first call: numba takes half a second that only solving should cost."""
-    return importlib.import_module("geometry.compiled." + name)
 
 
 @lru_cache(maxsize=4)

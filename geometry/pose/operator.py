@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.compiled.launch import compiled, in_parallel
+from geometry.compiled.launch import in_parallel
 from geometry.optim.linear import solve_spd
 from geometry.optim.solution import Status
 from geometry.pose.problem import pnp_problem
@@ -50,9 +50,11 @@ def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | 
 
 def _kernel_inputs(data: tuple[Tensor, ...], robust: str, scale: float, alpha: float) -> tuple[Any, ...]:
     """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
+    from geometry.compiled.pose.equations import ROBUST
+
     *numbers, mask = (d.contiguous() for d in data)
     arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
-    return arrays, compiled("pose.equations").ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
+    return arrays, ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
 
 
 def _spread(problems: int, points: int) -> bool:
@@ -96,11 +98,13 @@ def _solve(
     (1,1,1) for ones; mask (B|1,N), or (1,1) for True; init (B|1,4,4). robust: the name of a `RobustKernel`, or "none";
     fewest: points below which the status is TOO_FEW; exact: which Hessian the gradient is to be taken with.
     """
+    from geometry.compiled.pose import solve as kernel
+
     B, N, _ = points2d.shape
     inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
     dtype = inputs[0][0].dtype
     out = np.empty((B, 4, 4), dtype), np.empty(B, dtype), np.empty(B, np.int8), np.empty(B, np.int32)
-    start, spread, run = init.contiguous().numpy(), _spread(B, N), compiled("pose.solve").solve
+    start, spread, run = init.contiguous().numpy(), _spread(B, N), kernel.solve
 
     def work(begin: int, end: int, slot: int) -> int:
         return run(*inputs, start, max_steps, fewest, spread, begin, end, *out)
@@ -130,11 +134,13 @@ def search(
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best minimum (B,4,4), the second best (B,4,4), and the ratio (B,) of their costs, of `PoseSolution`."""
+    from geometry.compiled.pose import start as kernel
+
     B, N, _ = points2d.shape
     data = points2d, points3d, K, distortion, weights, mask
     inputs = _kernel_inputs(data, robust, scale, alpha)
     starts = points2d.new_empty(2, B, 4, 4)
-    first, second, run = starts[0].numpy(), starts[1].numpy(), compiled("pose.start").start
+    first, second, run = starts[0].numpy(), starts[1].numpy(), kernel.start
 
     def work(begin: int, end: int, slot: int) -> None:
         run(*inputs, begin, end, first, second)
@@ -172,9 +178,11 @@ def _adjoint(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of <covectors, poses> by the first five arguments, in their shapes; empty where not wanted."""
+    from geometry.compiled.pose import adjoint as kernel
+
     B, N, _ = points2d.shape
     inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
-    threads, spread, run = _threads(B, N), _spread(B, N), compiled("pose.adjoint").adjoint
+    threads, spread, run = _threads(B, N), _spread(B, N), kernel.adjoint
     out = []
     for i, (d, want) in enumerate(zip(inputs[0], wanted, strict=False)):
         shared = len(d) == 1 and i > 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, unproject
-from geometry.compiled.launch import compiled, in_parallel
+from geometry.compiled.launch import in_parallel
 from geometry.consensus.minimal import p3p
 from geometry.consensus.search import RansacSolution, ransac, search
 from geometry.optim.adjoint import Gradient
@@ -194,10 +194,11 @@ class _Compiled:
     def search(
         self, hypotheses: int, confidence: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        from geometry.compiled.consensus.rounds import attempt
+
         B, N, square = self.B, self.N, self.threshold**2
         pose, cost = torch.eye(4, dtype=torch.float64).repeat(B, 1, 1), torch.full((B,), torch.inf, dtype=torch.float64)
         inliers, facts = torch.zeros(B, N, dtype=torch.bool), torch.zeros(B, 3, dtype=torch.float64)
-        attempt = compiled("consensus.rounds").attempt
 
         def one_round(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
             uniform = torch.rand(B, H, 3, generator=generator, dtype=torch.float64).numpy()
@@ -210,8 +211,10 @@ class _Compiled:
         return pose, inliers, samples, facts[:, 0], facts[:, 2]
 
     def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+        from geometry.compiled.consensus.rounds import score
+
         cost, inliers = torch.empty(self.B, dtype=torch.float64), torch.empty(self.B, self.N, dtype=torch.bool)
         poses = pose.contiguous().numpy()
         arguments = (self.arrays, self.candidates, self.threshold**2, poses)
-        self._run(compiled("consensus.rounds").score, *arguments, out=(cost, inliers))
+        self._run(score, *arguments, out=(cost, inliers))
         return cost, inliers

@@ -393,13 +393,13 @@ def test_compiling_ahead_removes_what_is_older_than_the_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run on an empty copy of the package, with a stand-in for the processes that compile."""
-    cache = tmp_path / "__pycache__"
-    cache.mkdir()
+    cache = tmp_path / "pose" / "__pycache__"
+    cache.mkdir(parents=True)
     now = time.time()
-    for path, age in (("solve.py", 100), ("simd.py", 50)):
+    for path, age in (("pose/solve.py", 100), ("vectors.py", 50)):
         (tmp_path / path).touch()
         os.utime(tmp_path / path, (now - age, now - age))
-    ages = {"solve.old.nbi": 70, "solve.old.1.nbc": 200, "solve.new.nbi": 10, "solve.new.1.nbc": 10, "simd.pyc": 200}
+    ages = {"solve.old.nbi": 70, "solve.old.1.nbc": 200, "solve.new.nbi": 10, "solve.new.1.nbc": 10, "solve.pyc": 200}
     for path, age in ages.items():
         (cache / path).touch()
         os.utime(cache / path, (now - age, now - age))
@@ -414,5 +414,12 @@ def test_compiling_ahead_removes_what_is_older_than_the_sources(
     namespace = runpy.run_module("geometry.compiled.__main__")
     monkeypatch.setitem(namespace["main"].__globals__, "__file__", str(tmp_path / "__main__.py"))
     namespace["main"]()
-    assert {path.name for path in cache.iterdir()} == {"solve.new.nbi", "solve.new.1.nbc", "simd.pyc"}
-    assert sorted(compiled) == ["adjoint", "bundle", "ransac", "schur", "solve", "start"]
+    assert {path.name for path in cache.iterdir()} == {"solve.new.nbi", "solve.new.1.nbc", "solve.pyc"}
+    assert sorted(compiled) == [
+        "bundle_adjustment.observations",
+        "bundle_adjustment.products",
+        "consensus.rounds",
+        "pose.adjoint",
+        "pose.solve",
+        "pose.start",
+    ]
