@@ -75,7 +75,7 @@ class Tasks(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         import experiments.tasks
         import geometry.tasks
-        from geometry.optim.problem import Problem
+        from geometry import Problem
 
         drivers = {module.name for module in pkgutil.iter_modules(experiments.tasks.__path__)}
         rows = ["| task | what it solves | presets of its driver |", "|---|---|---|"]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE
-from geometry import se3
-from geometry.camera import distort, project
+from geometry import project, se3
+from geometry.camera import distort
 
 K = torch.tensor([[4.0, 0, 3], [0, 4, 2], [0, 0, 1]], dtype=torch.float64)
 SIZE = 7, 5  # columns and rows of the picture's image

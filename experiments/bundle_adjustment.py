@@ -15,10 +15,7 @@ from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.running.config import RunConfig, cli, skip
 from experiments.running.run import Run
-from geometry.bundle_adjustment.gauge import GaugeChoice
-from geometry.bundle_adjustment.layer import bundle
-from geometry.optim.solution import Status
-from geometry.robust import cauchy
+from geometry import GaugeChoice, Status, bundle, cauchy
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,10 @@ from experiments.drawing.figures import loss_curve, trajectories
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig, cli, skip
 from experiments.running.run import Run
-from geometry import se3
-from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.pose.layer import pnp
-from geometry.reconstruction.calibration import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry import pnp, project, se3
+from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import CalibrationProblem, free_intrinsics, start_intrinsics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from experiments.running.run import Run
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import CIRCLE, LINE, bounded, consensus
-from geometry.consensus.selection import draw_sets, expected_loss, score_function_loss
+from geometry import draw_sets, expected_loss, score_function_loss
 
 Method = Literal["esac", "separate", "unlabelled"]
 Choice = Literal["mixture", "even", "hard"]

@@ -5,7 +5,7 @@ true pose of a view and nothing else. What turns keypoints, weights and pose int
 (`gradient_methods`): gradients through PnP, exact, approximate and as published; losses that go around it. All learn
 from the same views with Adam in the same number of steps, its rate falling linearly to zero, from the best of the same
 few rates, chosen for each method and regime on a seed that is not counted. All are tested alike: what
-`geometry.pose.layer`, searching globally, makes of the keypoints and weights of unseen views.
+`geometry.pnp`, searching globally, makes of the keypoints and weights of unseen views.
 
 A run has reached its goal once the median errors of rotation and translation are both below `goal` times those of the
 oracle: the maximum-likelihood pose of keypoints without bias and wrong matches, their noise being known. Runs of
@@ -28,12 +28,7 @@ from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_s
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
-from geometry.pose.layer import pnp
+from geometry import Problem, Solution, minimize, pnp, project, se3
 
 HELD_OUT = 2**20
 """Added to the seed of the run on which learning rates are chosen."""

@@ -5,7 +5,7 @@ On the published cube and poses, for every input of the layer, the error of a me
     |J - F| / |F| ,    J, F = d (omega, t) / d input by the method and by finite differences (6 x n, Frobenius norm),
 
 omega in radians, t in half sides of the cube. Methods: `exact`, `gauss_newton`, `unrolled` are those of
-`geometry.optim.adjoint`; `published formula` is the one of Chen et al.'s code (CVPR 2020), which differentiates the
+`geometry.argmin`; `published formula` is the one of Chen et al.'s code (CVPR 2020), which differentiates the
 root of
 
     f_j = sum_i < c_ij, S_i (x_i - proj_i) > ,    c_ij = -2 d proj_i / d pose_j ,    S_i the depth of point i,
@@ -26,9 +26,9 @@ from datasets.made.published import read_poses
 from datasets.made.scenes import CUBE, random_poses
 from experiments.gradients.derivatives import STEPS, numeric, published, solve, tangent
 from experiments.records.files import write_json
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
-from geometry.optim.adjoint import Gradient
+from geometry import project, se3
+from geometry.camera import matrix_from_intrinsics
+from geometry.optim import Gradient
 
 OURS: tuple[Gradient, ...] = ("exact", "gauss_newton", "unrolled")
 PUBLISHED = "published formula"

@@ -23,7 +23,7 @@ from experiments.running.run import Run
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import LINE, Consensus, bounded, consensus, line_at
-from geometry.consensus.selection import draw_sets, expected_loss, score_function_loss, set_log_probability
+from geometry import draw_sets, expected_loss, score_function_loss, set_log_probability
 
 TEST_SEED = 2**31
 """Of the test images; training images have the run's seed, which is taken to be another."""

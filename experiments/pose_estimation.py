@@ -23,13 +23,10 @@ from experiments.paper.vgg import ConstantVgg11
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig, cli, skip
 from experiments.running.run import Run
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.pose.layer import pnp
-from geometry.pose.ransac import pnp_ransac
-from geometry.reconstruction.calibration import CalibrationProblem
-from geometry.robust import geman_mcclure
+from geometry import geman_mcclure, pnp, pnp_ransac, project, se3
+from geometry.camera import matrix_from_intrinsics
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import CalibrationProblem
 
 
 @dataclass(frozen=True)

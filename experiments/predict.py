@@ -39,9 +39,7 @@ from experiments.object_poses.requests import (
 )
 from experiments.object_poses.search import search
 from experiments.records.files import write_json
-from geometry import se3
-from geometry.camera import project
-from geometry.pose.losses import pose_covariance
+from geometry import pose_covariance, project, se3
 
 __all__ = ["main"]
 

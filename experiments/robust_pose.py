@@ -1,7 +1,7 @@
 """Camera poses from 2D-3D matches most of which may be wrong: which matches to draw, learned in three ways.
 
 A network sees the matches of an image, each with its descriptors' ratio, and says how likely each is right; RANSAC
-draws by that (`candidates` of `geometry.pose.ransac`). All methods have the same network and see the same problems.
+draws by that (`candidates` of `geometry.pnp_ransac`). All methods have the same network and see the same problems.
 
 - sampling: the network is told nothing but how far off the pose is that sample consensus ends with, which is not
   differentiable: score-function gradient of the drawn sets (Brachmann and Rother, ICCV 2019, arXiv 1905.04132).
@@ -36,11 +36,7 @@ from experiments.running.run import Run
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.toys.shapes import bounded
-from geometry import se3
-from geometry.consensus.selection import draw_sets, score_function_loss, set_log_probability
-from geometry.pose.layer import pnp
-from geometry.pose.ransac import pnp_ransac
-from geometry.robust import geman_mcclure
+from geometry import draw_sets, geman_mcclure, pnp, pnp_ransac, score_function_loss, se3, set_log_probability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,10 +19,9 @@ from experiments.running.config import RunConfig, cli, skip
 from experiments.running.run import Run
 from experiments.structure.refinement import refine
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
-from geometry.camera import project
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.pose.layer import pnp
-from geometry.reconstruction.structure import find_structure, mirror, triangulate
+from geometry import find_structure, pnp, project, triangulate
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import mirror
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ from experiments.running.config import RunConfig, cli, skip
 from experiments.running.run import Run
 from experiments.structure.alignment import rms_radius
 from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts
-from geometry import se3
-from geometry.bundle_adjustment.layer import bundle
+from geometry import bundle, se3
 from geometry.camera import project_camera_frame
-from geometry.optim.nested import nested_start, nested_step
-from geometry.reconstruction.structure import StructureProblem
+from geometry.optim import nested_start, nested_step
+from geometry.reconstruction import StructureProblem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -296,7 +295,7 @@ def report(outcomes: list[Outcome]) -> str:
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         if "backprop" not in outcome.traces:
-            lines += ["", "backprop: `geometry.reconstruction.structure.StructureProblem` has no robust kernel."]
+            lines += ["", "backprop: `geometry.reconstruction.StructureProblem` has no robust kernel."]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ from experiments.drawing.shapes import by_method, curves
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run
 from experiments.running.training import Training
-from geometry.optim.quadratic import quadratic_program
+from geometry import quadratic_program
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

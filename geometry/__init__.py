@@ -1,16 +1,132 @@
 """Differentiable geometric optimisation: layers whose output is the minimum of a least-squares problem.
 
-    optim         Problem, Solution, minimize: batched Levenberg-Marquardt with a status for each problem
-    implicit      argmin: the same, differentiable in the data; covariance
-    pnp           pnp, BPnP: camera pose from 2D-3D points, differentiable in every input
-    nested        outer unknowns optimised while inner ones (poses) sit at their argmin
-    calibration   intrinsics and distortion through PnP         structure   3D points through PnP, no pose given
-    bundle        many views at once
-    ransac        hypotheses from minimal samples               minimal     P3P, homography, five points, line
-    pnp_ransac    a pose among wrong matches                    robust      kernels
-    selection     gradients through draws and choices           probabilistic, pose_sampling  poses as distributions
-    quadratic     a QP layer                                    constrained   linear equations, same verbs
-    se3, camera   rotations and poses; lenses                   registration  similarity alignment
+    optim              Problem, minimize, argmin, covariance: any least-squares problem; programs and constraints
+    pose               pnp, BPnP: camera pose from 2D-3D points; pnp_ransac; losses of poses
+    bundle_adjustment  bundle: many views at once
+    reconstruction     calibrate, find_structure: intrinsics and structure learned through PnP
+    consensus          ransac, minimal solvers, gradients through draws and choices
+    tasks, interop     worked problems, a file each; conversions to and from other libraries, a file each
+    compiled           the kernels of PnP, RANSAC and the bundle
+    se3, camera        rotations and poses; lenses
+    robust, alignment  kernels; similarity alignment
+    checks             of arguments
 
-Needs torch alone. Conventions (OpenCV axes and pixels, world_to_camera, rotation first) stand in `se3` and `camera`.
+`from geometry import pnp` and the like: what a user calls is loaded when it is asked for, and importing `geometry`
+takes no time. Needs torch and numba alone. Conventions (OpenCV axes and pixels, world_to_camera, rotation first) stand
+in `se3` and `camera`.
 """
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geometry.alignment import Similarity, align_similarity
+    from geometry.bundle_adjustment import Bundle, BundleSolution, GaugeChoice, Prior, bundle
+    from geometry.camera import project, unproject
+    from geometry.consensus import (
+        RansacSolution,
+        draw_sets,
+        expected_loss,
+        ransac,
+        score_function_loss,
+        set_log_probability,
+        soft_inliers,
+    )
+    from geometry.optim import (
+        Constrained,
+        ConstrainedSolution,
+        Problem,
+        QuadraticProgram,
+        Solution,
+        SolverError,
+        Status,
+        argmin,
+        attach_gradient,
+        covariance,
+        minimize,
+        quadratic_program,
+    )
+    from geometry.pose import (
+        BPnP,
+        PoseSolution,
+        linear_covariance_loss,
+        monte_carlo_pose_loss,
+        pnp,
+        pnp_problem,
+        pnp_ransac,
+        pose_covariance,
+        sample_poses,
+    )
+    from geometry.reconstruction import calibrate, find_structure, triangulate
+    from geometry.robust import barron, cauchy, geman_mcclure, huber
+
+__all__ = [
+    "BPnP",
+    "Bundle",
+    "BundleSolution",
+    "Constrained",
+    "ConstrainedSolution",
+    "GaugeChoice",
+    "PoseSolution",
+    "Prior",
+    "Problem",
+    "QuadraticProgram",
+    "RansacSolution",
+    "Similarity",
+    "Solution",
+    "SolverError",
+    "Status",
+    "align_similarity",
+    "argmin",
+    "attach_gradient",
+    "barron",
+    "bundle",
+    "calibrate",
+    "cauchy",
+    "covariance",
+    "draw_sets",
+    "expected_loss",
+    "find_structure",
+    "geman_mcclure",
+    "huber",
+    "linear_covariance_loss",
+    "minimize",
+    "monte_carlo_pose_loss",
+    "pnp",
+    "pnp_problem",
+    "pnp_ransac",
+    "pose_covariance",
+    "project",
+    "quadratic_program",
+    "ransac",
+    "sample_poses",
+    "score_function_loss",
+    "set_log_probability",
+    "soft_inliers",
+    "triangulate",
+    "unproject",
+]
+
+# Where a name is looked for, each place importing the ones before it at the most.
+_PLACES = ("robust", "camera", "alignment", "optim", "consensus", "pose", "bundle_adjustment", "reconstruction")
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded when it is first asked for (PEP 562)."""
+    if name == "__version__":
+        try:
+            return version("learnable-geometry")
+        except PackageNotFoundError:  # a checkout that was not installed
+            return "unknown"
+    if name in __all__:
+        for place in _PLACES:
+            module = import_module(f"geometry.{place}")
+            if name in module.__all__:
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

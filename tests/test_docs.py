@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
-from geometry.optim.solution import Status
+from geometry import Status
 
 sybil = pytest.importorskip("sybil", reason="sybil is not installed: pip install -e .[dev]")
 from sybil import Example, Sybil  # noqa: E402

@@ -213,7 +213,7 @@ class Solver:
 
 def ours() -> dict[str, Solver]:
     """`geometry.bundle`, as a user calls it: what it does before the first step is timed."""
-    from geometry.bundle_adjustment.layer import bundle
+    from geometry import bundle
 
     def prepare(scene: Reconstruction, limits: Limits) -> Run:
         torch.set_num_threads(limits.threads)

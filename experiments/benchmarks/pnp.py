@@ -50,9 +50,8 @@ from experiments.benchmarks.pnp_solvers import (
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.gradients.derivatives import numeric, tangent
 from experiments.records.text import table
-from geometry import se3
+from geometry import pnp, se3
 from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
-from geometry.pose.layer import pnp
 
 MODES = ("forward", "forward + backward")
 MAX_POINTS = 5_000_000
@@ -69,7 +68,7 @@ K, init = torch.diag(torch.tensor([800.0, 800, 1], dtype=torch.float64)), torch.
 points2d = (800 * points3d[..., :2] / (points3d[..., 2:] + 6)).requires_grad_()
 init[:, 2, 3] = 6.3
 start = time.perf_counter()
-from geometry.pose.layer import pnp
+from geometry import pnp
 pnp(points2d, points3d, K, init=init).x.sum().backward()
 print(time.perf_counter() - start)
 """

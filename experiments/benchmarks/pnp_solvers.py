@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from datasets.made.scenes import random_poses
-from geometry import se3
-from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics, project
-from geometry.pose.layer import pnp
+from geometry import pnp, project, se3
+from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
 
 DIFFERENTIABLE = ("points2d", "points3d", "K", "weights")
 

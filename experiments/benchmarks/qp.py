@@ -1,4 +1,4 @@
-"""How fast and how accurate is `geometry.optim.quadratic`, beside every other differentiable QP solver that is
+"""How fast and how accurate is `geometry.quadratic_program`, beside every other differentiable QP solver that is
 installed?
 
 All get the same seeded dense programs, made as in OptNet's timings (arXiv 1703.00443, section 4.1): Q = L L^T + 1e-3 I
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
-from geometry.optim.quadratic import quadratic_program
+from geometry import quadratic_program
 
 MODES = ("forward", "forward + backward")
 NAMES = ("Q", "p", "G", "h", "A", "b")

@@ -1,4 +1,4 @@
-"""How often and how fast does `geometry.pose.ransac` find a pose among outliers, beside OpenCV and PoseLib?
+"""How often and how fast does `geometry.pnp_ransac` find a pose among outliers, beside OpenCV and PoseLib?
 
 All get the same seeded problems: N points in a cube of side 2 at a distance of 6 to 12, f = 800 px, 640 x 480, noise on
 the right pixels, a share of wrong ones anywhere in the image; the same threshold, confidence and limit of samples.
@@ -30,9 +30,7 @@ from experiments.benchmarks.measuring import choose, save
 from experiments.benchmarks.pnp_solvers import make_problems
 from experiments.drawing.figures import BLUE, GREY
 from experiments.records.text import table
-from geometry import se3
-from geometry.pose.layer import pnp
-from geometry.pose.ransac import pnp_ransac
+from geometry import pnp, pnp_ransac, se3
 
 OURS, BOUND = "ours", "PnP of the right points"
 

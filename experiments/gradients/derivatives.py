@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, vmap
 
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
-from geometry.optim.adjoint import Gradient
-from geometry.pose.layer import pnp
+from geometry import pnp, project, se3
+from geometry.camera import matrix_from_intrinsics
+from geometry.optim import Gradient
 
 # Finite differences: a part in 1e4 of what the input is made of, sixth order.
 STEPS = {"points2d": 0.02, "points3d": 3e-4, "K": 0.05, "distortion": 1e-3, "weights": 1e-3}

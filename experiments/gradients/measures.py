@@ -15,9 +15,8 @@ from datasets.made.scenes import CUBE, random_poses
 from experiments.gradients.derivatives import STENCIL, STEPS
 from experiments.gradients.methods import AWAY, LAYERS, METHODS, STOCHASTIC, Method, View
 from experiments.gradients.scenes import POINTS
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
-from geometry.pose.layer import pnp
+from geometry import pnp, project, se3
+from geometry.camera import matrix_from_intrinsics
 
 __all__ = ["Quality", "gradient", "gradient_errors", "measure", "problems", "right_way"]
 

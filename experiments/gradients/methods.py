@@ -2,7 +2,7 @@
 
 Through the solver, the loss being the distance by which its pose misplaces the object (`displacement`):
 
-- exact, gauss_newton: the implicit gradients of `geometry.pose.layer`; unrolled: through the Levenberg-Marquardt steps
+- exact, gauss_newton: the implicit gradients of `geometry.pnp`; unrolled: through the Levenberg-Marquardt steps
   from a start six degrees off (or the regime's own).
 - last_step: the pose found without gradient, then one Gauss-Newton step with it (EPro-PnP, arXiv 2203.13254, calls it
   so). As J^T r = 0 at the minimum, its gradient is that of gauss_newton, by another road: the table shows it.
@@ -26,14 +26,20 @@ import torch
 from torch import Tensor
 
 from experiments.gradients.derivatives import published
-from geometry import se3
-from geometry.camera import intrinsics_from_matrix, project
-from geometry.consensus.selection import draw_sets, expected_loss, soft_inliers
-from geometry.optim.adjoint import Gradient
-from geometry.optim.linear import solve_spd
-from geometry.optim.problem import linearize
-from geometry.pose.layer import PoseSolution, pnp, pnp_problem
-from geometry.pose.losses import linear_covariance_loss, monte_carlo_pose_loss
+from geometry import (
+    PoseSolution,
+    draw_sets,
+    expected_loss,
+    linear_covariance_loss,
+    monte_carlo_pose_loss,
+    pnp,
+    pnp_problem,
+    project,
+    se3,
+    soft_inliers,
+)
+from geometry.camera import intrinsics_from_matrix
+from geometry.optim import Gradient, linearize, solve_spd
 
 __all__ = ["LAYERS", "METHODS", "STOCHASTIC", "UNWEIGHTED", "Method", "View", "displacement"]
 

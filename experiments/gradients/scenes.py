@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets.made.scenes import CUBE, random_poses
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
+from geometry import project, se3
+from geometry.camera import matrix_from_intrinsics
 
 __all__ = ["REGIMES", "Refiner", "Regime", "Scene", "Views", "make_scene"]
 

@@ -29,9 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, huber_loss
 
 from experiments.object_poses.network import Heatmaps, cells_of
-from geometry.camera import project
-from geometry.pose.layer import pnp
-from geometry.pose.losses import linear_covariance_loss, monte_carlo_pose_loss
+from geometry import linear_covariance_loss, monte_carlo_pose_loss, pnp, project
 
 __all__ = [
     "Balance", "Loss", "Target", "heatmap_loss", "pose_loss", "pulled_at_most", "ramp",

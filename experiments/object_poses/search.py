@@ -13,7 +13,7 @@ import torch
 
 from datasets.objects.layout import Box, Instance
 from experiments.object_poses.estimator import Estimated, PoseEstimator
-from geometry.camera import project
+from geometry import project
 
 __all__ = ["search"]
 

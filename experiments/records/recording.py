@@ -252,7 +252,7 @@ def read_file(path: Path) -> Recording:
         stage = Stage(colors=ply.colors, edges=ply.edges if len(ply.edges) else None)
         return Recording(path.name, (stage,), (Frame(0, points3d=ply.points3d),))
     from datasets.reconstructions.read import read_reconstruction  # torch, which a PLY does not need
-    from geometry.camera import project
+    from geometry import project
 
     r = read_reconstruction(path)
     K, distortion = (lens[r.intrinsics_index][r.camera_index] for lens in (r.K, r.distortion))

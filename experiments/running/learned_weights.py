@@ -19,7 +19,8 @@ from torch import Tensor
 
 from experiments.running.config import RunConfig
 from experiments.running.run import Run
-from geometry.optim.solution import Solution, State
+from geometry import Solution
+from geometry.optim import State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

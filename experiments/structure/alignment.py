@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from geometry import se3
-from geometry.alignment import Similarity, align_similarity
+from geometry import Similarity, align_similarity, se3
 
 
 def move(similarity: Similarity, points: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from experiments.structure.tracks import as_table
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
-from geometry.consensus.search import ransac
-from geometry.pose.layer import pnp, pnp_problem
-from geometry.robust import cauchy, geman_mcclure
+from geometry import align_similarity, cauchy, geman_mcclure, pnp, pnp_problem, ransac, se3, unproject
+from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
 
 __all__ = ["Incremental", "Refine", "compare", "reconstruct"]
 

@@ -9,11 +9,8 @@ from datasets.reconstructions.model import Reconstruction
 from experiments.structure.alignment import move
 from experiments.structure.incremental import compare
 from experiments.structure.scenes import Scene
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.bundle_adjustment.layer import BundleSolution, bundle
+from geometry import BundleSolution, align_similarity, bundle, cauchy, se3
 from geometry.camera import intrinsics_from_matrix
-from geometry.robust import cauchy
 
 
 class Refined(NamedTuple):

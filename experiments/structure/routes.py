@@ -13,12 +13,10 @@ from datasets import locate
 from datasets.made.scenes import duck
 from experiments.structure.alignment import rms_radius, shape_errors
 from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks
-from geometry import se3
+from geometry import Solution, cauchy, pnp, se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
-from geometry.optim.descent import next_damping
-from geometry.optim.solution import Solution
-from geometry.pose.layer import pnp
-from geometry.robust import RobustKernel, cauchy, kernel_derivatives
+from geometry.optim import next_damping
+from geometry.robust import RobustKernel, kernel_derivatives
 
 Regime = Literal[
     "overlap", "few_views", "ring", "weak_perspective", "outliers", "outliers_robust", "random_start", "tracks"
@@ -91,7 +89,7 @@ class Tracks:
     def place_points(self, points: Tensor, poses: Tensor, most: int = 5) -> Tensor:
         """Every point (N,3) near the minimum of its own cost: N Levenberg-Marquardts side by side, in front of cameras.
 
-        0.1 s on Ladybug. `geometry.reconstruction.structure.triangulate`, which begins with the rays, takes 13 s there;
+        0.1 s on Ladybug. `geometry.triangulate`, which begins with the rays, takes 13 s there;
         the bundle that holds the poses 0.1 s (and two to three times as long as this on the made scenes), but it lets
         points go behind cameras, where PnP cannot start.
         """

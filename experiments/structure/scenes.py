@@ -17,12 +17,9 @@ from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.incremental import Refine, reconstruct
 from experiments.structure.tracks import as_table, noise, pinhole, read_tracks
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.bundle_adjustment.layer import bundle
-from geometry.camera import Model, project
-from geometry.reconstruction.structure import StructureProblem
-from geometry.robust import cauchy
+from geometry import align_similarity, bundle, cauchy, project, se3
+from geometry.camera import Model
+from geometry.reconstruction import StructureProblem
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run
-from geometry import se3
-from geometry.optim.solution import Solution
+from geometry import Solution, se3
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
 if TYPE_CHECKING:

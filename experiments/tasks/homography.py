@@ -15,7 +15,7 @@ from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli, skip
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run
-from geometry.consensus.minimal.homography import transfer
+from geometry.consensus.minimal import transfer
 from geometry.tasks.homography import homography
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli, skip
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run
-from geometry import se3
-from geometry.optim.solution import Solution
+from geometry import Solution, se3
 from geometry.tasks.point_registration import point_registration
 
 if TYPE_CHECKING:

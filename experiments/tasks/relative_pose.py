@@ -15,8 +15,7 @@ from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli, skip
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run
-from geometry import se3
-from geometry.camera import project
+from geometry import project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.solution import Solution, State
+from geometry import Solution, project, se3
+from geometry.optim import State
 from geometry.tasks.stereo_rig import stereo_rig, stereo_rig_problem
 
 if TYPE_CHECKING:

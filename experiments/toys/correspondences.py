@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datasets.images.matches import FrameMatches
 from datasets.made.scenes import random_poses
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project, unproject
+from geometry import project, se3, unproject
+from geometry.camera import matrix_from_intrinsics
 from geometry.consensus.minimal import p3p
 
 __all__ = ["MatchNetwork", "Matches", "box_matches", "camera_residual", "consensus", "make_matches", "pose_error"]

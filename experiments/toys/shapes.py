@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geometry.consensus.selection import soft_inliers
+from geometry import soft_inliers
 
 __all__ = ["CIRCLE", "LINE", "Consensus", "Shape", "border_crossings", "bounded", "consensus", "line_at"]
 

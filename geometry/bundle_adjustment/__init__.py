@@ -1,1 +1,15 @@
-"""Many views at once: cameras, points and intrinsics at the minimum of their reprojection errors."""
+"""Many views at once: cameras, points and intrinsics at the minimum of their reprojection errors.
+
+layer      bundle, what a user calls                    problem    residuals, normal equations, priors
+layout     which unknowns there are, and their order    indices    which observation meets which unknowns
+equations  normal equations in blocks                   reduced    the reduced camera matrix
+schur      its solution, dense or by                    conjugate_gradients, coarse
+gauge      which of the similar solutions is meant      solver     the descent
+operator, products  what the compiled kernels do, and the same in tensor operations
+"""
+
+from geometry.bundle_adjustment.gauge import GaugeChoice
+from geometry.bundle_adjustment.layer import BundleCovariance, BundleSolution, bundle
+from geometry.bundle_adjustment.problem import Bundle, Prior
+
+__all__ = ["Bundle", "BundleCovariance", "BundleSolution", "GaugeChoice", "Prior", "bundle"]

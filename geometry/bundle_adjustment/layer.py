@@ -23,7 +23,7 @@ from geometry.bundle_adjustment.layout import check_scene, determining, free_nam
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
-from geometry.optim.solution import Solution, Status
+from geometry.optim import Solution, Status
 from geometry.robust import Kernel
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]

@@ -13,8 +13,7 @@ from geometry.bundle_adjustment.equations import NormalEquations
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
-from geometry.optim.descent import next_damping
-from geometry.optim.solution import Status
+from geometry.optim import Status, next_damping
 
 __all__ = ["Solver", "Task", "descend", "solve"]
 

@@ -1,4 +1,4 @@
-"""PnP, RANSAC and the bundle on the CPU, compiled by numba: eight problems, or observations, in the lanes of SIMD vectors.
+"""PnP, RANSAC and the bundle on the CPU, compiled by numba: eight problems in the lanes of SIMD vectors.
 
 vectors -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.start;
 pose.equations -> bundle_adjustment.reprojection -> bundle_adjustment.observations; bundle_adjustment.products;

@@ -1,1 +1,25 @@
-"""Hypotheses from samples, choices among them, and gradients through both."""
+"""Hypotheses from samples, choices among them, and gradients through both.
+
+search     ransac, for any Problem and minimal solver
+selection  draws and choices as losses (DSAC, NG-RANSAC, ESAC)
+minimal    P3P, homography, five points, line
+"""
+
+from geometry.consensus.search import RansacSolution, ransac
+from geometry.consensus.selection import (
+    draw_sets,
+    expected_loss,
+    score_function_loss,
+    set_log_probability,
+    soft_inliers,
+)
+
+__all__ = [
+    "RansacSolution",
+    "draw_sets",
+    "expected_loss",
+    "ransac",
+    "score_function_loss",
+    "set_log_probability",
+    "soft_inliers",
+]

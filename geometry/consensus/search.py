@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry.optim.descent import levenberg_marquardt
-from geometry.optim.problem import Problem, batch_data, map_state, select
-from geometry.optim.solution import Solution, State, Status
+from geometry.optim import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
 
 __all__ = ["RansacSolution", "draw", "ransac", "search", "truncated"]
 

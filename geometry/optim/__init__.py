@@ -1,1 +1,61 @@
-"""Nonlinear least squares and quadratic programs: problems, solutions, their gradients and covariances."""
+"""Nonlinear least squares and quadratic programs: problems, solutions, their gradients and covariances.
+
+problem      Problem: one instance, written once           solution     Solution, Status
+descent      minimize: batched Levenberg-Marquardt         adjoint      argmin: x differentiable in the data
+uncertainty  covariance                                    linear       solve_spd, the rule of what is singular
+nested       outer unknowns, inner ones at their argmin    constrained  linear equations beside a cost
+quadratic, interior_point                                  quadratic_program: a QP layer
+"""
+
+from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where
+from geometry.optim.constrained import Constrained
+from geometry.optim.descent import levenberg_marquardt, minimize, next_damping
+from geometry.optim.linear import solve_spd
+from geometry.optim.nested import NestedProblem, NestedState, nested_start, nested_step
+from geometry.optim.problem import (
+    Linearization,
+    Problem,
+    Program,
+    batch_data,
+    exact_hessian,
+    jacobian,
+    linearize,
+    map_state,
+    select,
+)
+from geometry.optim.quadratic import QuadraticProgram, quadratic_program
+from geometry.optim.solution import ConstrainedSolution, Solution, SolverError, State, Status
+from geometry.optim.uncertainty import covariance
+
+__all__ = [
+    "Constrained",
+    "ConstrainedSolution",
+    "Gradient",
+    "Linearization",
+    "NestedProblem",
+    "NestedState",
+    "Problem",
+    "Program",
+    "QuadraticProgram",
+    "Solution",
+    "SolverError",
+    "State",
+    "Status",
+    "argmin",
+    "attach_gradient",
+    "batch_data",
+    "covariance",
+    "exact_hessian",
+    "jacobian",
+    "levenberg_marquardt",
+    "linearize",
+    "map_state",
+    "minimize",
+    "nested_start",
+    "nested_step",
+    "next_damping",
+    "quadratic_program",
+    "select",
+    "solve_spd",
+    "stop_gradient_where",
+]

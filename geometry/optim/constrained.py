@@ -45,7 +45,7 @@ class Constrained:
     equality: Callable[..., Tensor]
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
-        """What `geometry.optim.descent.minimize` returns for this problem."""
+        """What `geometry.minimize` returns for this problem."""
         data = self._checked(x0, data)
         with torch.no_grad():
             return self._solve(x0.detach(), data, max_steps, polish)[0]
@@ -53,7 +53,7 @@ class Constrained:
     def argmin(
         self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
     ) -> ConstrainedSolution:
-        """What `geometry.optim.adjoint.argmin` returns for this problem."""
+        """What `geometry.argmin` returns for this problem."""
         if gradient not in ("exact", "gauss_newton"):
             raise ValueError(f'gradient under constraints must be "exact" or "gauss_newton", got {gradient!r}')
         data = self._checked(x0, data)

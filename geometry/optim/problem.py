@@ -65,11 +65,11 @@ class Program(Protocol):
     """A problem that is not a free sum of squares: it brings the two verbs itself, and they hand over to it."""
 
     def minimize(self, x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Solution:
-        """See `geometry.optim.descent.minimize`."""
+        """See `geometry.minimize`."""
         ...
 
     def argmin(self, x0: State, *data: Tensor | None, gradient: str, max_steps: int, polish: int) -> Solution:
-        """See `geometry.optim.adjoint.argmin`."""
+        """See `geometry.argmin`."""
         ...
 
 

@@ -69,14 +69,14 @@ class QuadraticProgram:
     """
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
-        """What `geometry.optim.descent.minimize` returns for this problem."""
+        """What `geometry.minimize` returns for this problem."""
         with torch.no_grad():
             return _solve(_checked(x0, *data), max_steps, polish)[0]
 
     def argmin(
         self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
     ) -> ConstrainedSolution:
-        """What `geometry.optim.adjoint.argmin` returns for this problem."""
+        """What `geometry.argmin` returns for this problem."""
         if gradient != "exact":
             raise ValueError(f'gradient of a quadratic program must be "exact", got {gradient!r}')
         program = _checked(x0, *data)

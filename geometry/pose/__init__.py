@@ -1,1 +1,38 @@
-"""Perspective-n-point: the layer, its solvers, a pose among wrong matches, and losses of poses."""
+"""Perspective-n-point: a camera pose from 2D-3D correspondences, and what is learned through it.
+
+layer     pnp, BPnP                                     data      what they are given, checked
+start     the global start                              problem   PnP as a Problem, in tensor operations
+operator  the compiled solver as torch operators        ransac    pnp_ransac: a pose among wrong matches
+losses    losses of poses as distributions              sampling  draws from such distributions
+"""
+
+from geometry.pose.layer import BPnP, PoseSolution, pnp
+from geometry.pose.losses import (
+    MonteCarloLoss,
+    PoseLoss,
+    linear_covariance,
+    linear_covariance_loss,
+    monte_carlo_pose_loss,
+    pose_covariance,
+)
+from geometry.pose.problem import pnp_problem
+from geometry.pose.ransac import pnp_ransac
+from geometry.pose.sampling import PoseProposal, PoseSamples, log_normaliser, sample_poses
+
+__all__ = [
+    "BPnP",
+    "MonteCarloLoss",
+    "PoseLoss",
+    "PoseProposal",
+    "PoseSamples",
+    "PoseSolution",
+    "linear_covariance",
+    "linear_covariance_loss",
+    "log_normaliser",
+    "monte_carlo_pose_loss",
+    "pnp",
+    "pnp_problem",
+    "pnp_ransac",
+    "pose_covariance",
+    "sample_poses",
+]

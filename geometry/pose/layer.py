@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.optim.adjoint import Gradient, argmin
-from geometry.optim.descent import minimize
-from geometry.optim.solution import Solution, Status
+from geometry.optim import Gradient, Solution, Status, argmin, minimize
 from geometry.pose import operator
 from geometry.pose.data import precision, prepare
 from geometry.pose.problem import pnp_problem
@@ -68,7 +66,7 @@ def pnp(
     reprojection error, and the best is kept (`geometry.pose.start`), with the second best beside it
     (`PoseSolution`). At least 4 points, planar or not; 3 with init.
 
-    gradient: "exact", "gauss_newton" or "unrolled" (`geometry.optim.adjoint.argmin`). status per sample: CONVERGED;
+    gradient: "exact", "gauss_newton" or "unrolled" (`geometry.argmin`). status per sample: CONVERGED;
     STALLED after max_steps; SINGULAR (collinear points); INFEASIBLE (a point behind the camera at `init`); TOO_FEW
     points left by the mask. A sample that did not converge has gradient zero and leaves the others untouched.
     Raises ValueError naming the argument for wrong shapes, dtypes, devices, too few points or non-finite values;

@@ -13,11 +13,18 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.optim.adjoint import stop_gradient_where
-from geometry.optim.linear import solve_spd
-from geometry.optim.problem import Problem, batch_data, jacobian, linearize, map_state
-from geometry.optim.solution import State, Status
-from geometry.optim.uncertainty import covariance
+from geometry.optim import (
+    Problem,
+    State,
+    Status,
+    batch_data,
+    covariance,
+    jacobian,
+    linearize,
+    map_state,
+    solve_spd,
+    stop_gradient_where,
+)
 from geometry.pose.data import check_shape, precision, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.compiled.launch import in_parallel
-from geometry.optim.linear import solve_spd
-from geometry.optim.solution import Status
+from geometry.optim import Status, solve_spd
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import better
 from geometry.robust import RobustKernel

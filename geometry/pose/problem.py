@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_curvature, projection_jacobian
-from geometry.optim.problem import Linearization, Problem
+from geometry.optim import Linearization, Problem
 from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["pnp_problem"]

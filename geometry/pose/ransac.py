@@ -10,10 +10,10 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, unproject
 from geometry.compiled.launch import in_parallel
+from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
-from geometry.consensus.search import RansacSolution, ransac, search
-from geometry.optim.adjoint import Gradient
-from geometry.optim.solution import Status
+from geometry.consensus.search import search
+from geometry.optim import Gradient, Status
 from geometry.pose.data import prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem

@@ -32,9 +32,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
-from geometry.optim.adjoint import stop_gradient_where
-from geometry.optim.problem import Problem, batch_data
-from geometry.optim.uncertainty import covariance
+from geometry.optim import Problem, batch_data, covariance, stop_gradient_where
 
 __all__ = ["PoseProposal", "PoseSamples", "log_normaliser", "sample_poses"]
 

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, unproject
-from geometry.optim.descent import levenberg_marquardt
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Status
+from geometry.optim import Problem, Status, levenberg_marquardt
 from geometry.se3 import cube_rotations
 
 __all__ = ["find_pose", "better"]

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from geometry.camera import Model, matrix_from_intrinsics, project
-from geometry.optim.nested import nested_start, nested_step
-from geometry.optim.solution import Solution, Status
-from geometry.pose.layer import pnp, pnp_problem
+from geometry.optim import Solution, Status, nested_start, nested_step
+from geometry.pose import pnp, pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["CalibrationProblem", "calibrate", "free_intrinsics", "start_intrinsics"]

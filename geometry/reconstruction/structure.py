@@ -1,7 +1,7 @@
 """Structure from images alone: 3D points learned through PnP, no pose given.
 
 The outer unknowns are the points, the inner ones the poses: each trial structure gets the pose that suits each view
-best, by the global PnP of `geometry.pose.layer` if wished, and the points take a Gauss-Newton step of the reduced cost
+best, by the global PnP of `geometry.pose` if wished, and the points take a Gauss-Newton step of the reduced cost
 (`geometry.optim.nested`). Because no pose is ever carried along, a view cannot be left behind in a wrong basin by a
 wrong start, and random points are a usable start.
 """
@@ -16,11 +16,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
-from geometry.optim.descent import minimize
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
-from geometry.pose.layer import pnp
+from geometry.optim import NestedState, Problem, Solution, minimize, nested_start, nested_step
+from geometry.pose import pnp
 
 __all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
 

@@ -5,9 +5,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.checks import batched
-from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
+from geometry.optim import Problem, Solution, argmin
 
 __all__ = ["hand_eye", "hand_eye_problem", "motions"]
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from geometry.checks import batched
-from geometry.consensus.minimal.homography import homography_problem, normalised, oriented
-from geometry.optim.adjoint import argmin
-from geometry.optim.solution import Solution
+from geometry.consensus.minimal import homography_problem, normalised, oriented
+from geometry.optim import Solution, argmin
 
 __all__ = ["homography"]
 

@@ -6,10 +6,8 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import distort
 from geometry.checks import batched
-from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
-from geometry.pose.layer import pnp
+from geometry.optim import Problem, Solution, argmin
+from geometry.pose import pnp
 
 __all__ = ["radial_pnp", "radial_pnp_problem", "radial_projection"]
 

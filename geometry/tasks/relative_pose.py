@@ -7,11 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geometry.checks import batched
-from geometry.consensus.minimal.essential import five_point
-from geometry.optim.adjoint import argmin
-from geometry.optim.descent import levenberg_marquardt
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
+from geometry.consensus.minimal import five_point
+from geometry.optim import Problem, Solution, argmin, levenberg_marquardt
 from geometry.se3 import exp, hat, make
 
 __all__ = ["fundamental", "relative_pose", "relative_pose_problem"]

@@ -9,10 +9,8 @@ from torch.func import vmap
 from geometry import se3
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
-from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
-from geometry.pose.layer import pnp
+from geometry.optim import Problem, Solution, argmin
+from geometry.pose import pnp
 
 __all__ = ["stereo_rig", "stereo_rig_problem"]
 

@@ -5,9 +5,7 @@ from torch import Tensor
 
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
-from geometry.optim.adjoint import argmin
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution
+from geometry.optim import Problem, Solution, argmin
 from geometry.se3 import transform
 
 __all__ = ["triangulation", "triangulation_problem"]

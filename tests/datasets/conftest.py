@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datasets.reconstructions.model import Reconstruction
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
+from geometry import project, se3
+from geometry.camera import matrix_from_intrinsics
 
 
 @pytest.fixture

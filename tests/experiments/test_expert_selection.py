@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.made.toy_images import shape_images
 from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_experts, esac_loss, main
 from experiments.toys.shapes import CIRCLE, LINE
-from geometry.consensus.selection import expected_loss
+from geometry import expected_loss
 from tests.experiments.summaries import without_times
 
 TINY = replace(

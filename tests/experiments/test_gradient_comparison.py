@@ -14,8 +14,7 @@ from experiments.gradients.measures import gradient, gradient_errors, numeric, p
 from experiments.gradients.methods import LAYERS, METHODS, STOCHASTIC, UNWEIGHTED, Method, View, displacement
 from experiments.gradients.report import Outcome, Trace, verdict
 from experiments.gradients.scenes import REGIMES, Refiner, Regime, make_scene
-from geometry.camera import project
-from geometry.pose.layer import pnp
+from geometry import pnp, project
 
 SMOKE = PRESETS["smoke"]
 

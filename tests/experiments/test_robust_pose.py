@@ -13,9 +13,7 @@ from torch import Tensor
 from experiments.records.files import EXIT_SKIPPED
 from experiments.robust_pose import PRESETS, Config, Learner, all_odds, drawn_right, errors_of, main
 from experiments.toys.correspondences import Matches, MatchNetwork, camera_residual, consensus, make_matches, pose_error
-from geometry import se3
-from geometry.camera import project
-from geometry.consensus.selection import draw_sets
+from geometry import draw_sets, project, se3
 from tests.experiments.summaries import without_times
 
 TINY = replace(

@@ -22,8 +22,7 @@ from experiments.structure_routes import (
     time_to,
     verdict,
 )
-from geometry.camera import project
-from geometry.robust import cauchy
+from geometry import cauchy, project
 
 SMOKE = PRESETS["smoke"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import Model, project
+from geometry import project, se3
+from geometry.camera import Model
 
 torch.set_num_threads(1)  # the batches are small, and the machine is shared
 

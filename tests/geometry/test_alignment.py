@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from geometry.alignment import Similarity, align_similarity
+from geometry import Similarity, align_similarity
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry.robust import RobustKernel, barron, cauchy, geman_mcclure, kernel_derivatives
+from geometry import barron, cauchy, geman_mcclure
+from geometry.robust import RobustKernel, kernel_derivatives
 
 S = torch.cat([torch.zeros(1), torch.logspace(-12, 6, 60)]).double()
 ALPHAS = [1.9, 1.0, 0.5, 1e-6, -0.5, -2.0, -10.0]

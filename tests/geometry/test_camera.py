@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import hessian, jacrev, vmap
 
-from geometry import se3
+from geometry import project, se3, unproject
 from geometry.camera import (
     Model,
     in_front,
     intrinsics_from_matrix,
     matrix_from_intrinsics,
-    project,
     project_camera_frame,
     projection_curvature,
     projection_jacobian,
-    unproject,
 )
 
 K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)

@@ -7,7 +7,8 @@ import torch
 from scipy.optimize._lsq.least_squares import IMPLEMENTED_LOSSES
 from torch import Tensor
 
-from geometry.robust import Kernel, cauchy, geman_mcclure, huber, kernel_derivatives
+from geometry import cauchy, geman_mcclure, huber
+from geometry.robust import Kernel, kernel_derivatives
 
 FACTORIES: list[Callable[[float], Kernel]] = [huber, cauchy, geman_mcclure]
 S = torch.cat([torch.zeros(1), torch.logspace(-12, 6, 60)]).double()  # no entry at a scale squared

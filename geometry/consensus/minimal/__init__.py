@@ -7,9 +7,20 @@
 Leading dimensions are the batch. What does not exist (fewer real roots, a degenerate sample) is NaN, and only that.
 """
 
-from geometry.consensus.minimal.essential import five_point
-from geometry.consensus.minimal.homography import homography
-from geometry.consensus.minimal.line import line
+from geometry.consensus.minimal.essential import essential_problem, five_point
+from geometry.consensus.minimal.homography import homography, homography_problem, normalised, oriented, transfer
+from geometry.consensus.minimal.line import line, line_problem
 from geometry.consensus.minimal.p3p import p3p
 
-__all__ = ["five_point", "homography", "line", "p3p"]
+__all__ = [
+    "essential_problem",
+    "five_point",
+    "homography",
+    "homography_problem",
+    "line",
+    "line_problem",
+    "normalised",
+    "oriented",
+    "p3p",
+    "transfer",
+]

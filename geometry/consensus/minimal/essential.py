@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.optim.problem import Problem
+from geometry.optim import Problem
 
 __all__ = ["essential_problem", "five_point"]
 

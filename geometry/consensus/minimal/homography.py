@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from geometry.optim.problem import Problem
+from geometry.optim import Problem
 
 __all__ = ["homography", "homography_problem", "transfer"]
 

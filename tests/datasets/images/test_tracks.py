@@ -5,8 +5,7 @@ import torch
 
 from datasets.images.middlebury import read_middlebury
 from datasets.images.tracks import find_tracks, link
-from geometry.camera import project
-from geometry.reconstruction.structure import triangulate
+from geometry import project, triangulate
 
 
 def rows(*pairs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.reconstructions.colmap import read_colmap, write_colmap
-from geometry.camera import project
+from geometry import project
 
 FILES = ("cameras", "images", "points3D")
 BOTH = pytest.mark.parametrize("suffix", [".bin", ".txt"])

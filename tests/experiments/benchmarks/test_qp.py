@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.benchmarks.qp import MODES, PRESETS, Config, Solver, load_solvers, main, make_programs, measure
-from geometry.optim.quadratic import quadratic_program
+from geometry import quadratic_program
 
 SMOKE = PRESETS["smoke"]
 

@@ -10,8 +10,7 @@ import torch
 
 from experiments.benchmarks import ransac
 from experiments.benchmarks.ransac import BOUND, OURS, PRESETS, Config, main, make, peers, success
-from geometry import se3
-from geometry.camera import project
+from geometry import project, se3
 
 SMOKE = PRESETS["smoke"]
 

@@ -16,7 +16,7 @@ from datasets.ply import Mesh
 from experiments.object_poses.crops import MARGIN, Crops
 from experiments.object_poses.estimator import Network, PoseEstimator, farthest_points, load_estimator
 from experiments.object_poses.network import STRIDE, cells_of
-from geometry.camera import project
+from geometry import project
 from tests.experiments.object_poses.scene import K, box, pose
 
 TINY = Network(size=160, keypoints=6, backbone="resnet10", width=8, views=1)

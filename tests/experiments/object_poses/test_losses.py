@@ -22,10 +22,8 @@ from experiments.object_poses.losses import (
     target_of,
 )
 from experiments.object_poses.network import STRIDE, cells_of, read_heatmaps
-from geometry import se3
-from geometry.camera import project
-from geometry.pose.problem import pnp_problem
-from geometry.pose.sampling import log_normaliser, sample_poses
+from geometry import pnp_problem, project, sample_poses, se3
+from geometry.pose import log_normaliser
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 SIDE = 12
@@ -147,7 +145,7 @@ def test_gradients_of_the_monte_carlo_loss_are_those_of_its_draws_held_fixed() -
 
 
 def _solved(data: tuple[Tensor, ...]) -> Tensor:
-    from geometry.pose.layer import pnp
+    from geometry import pnp
 
     points2d, points3d, K, _, weights, _ = data
     found = pnp(points2d, points3d, K, weights=weights)

@@ -12,8 +12,7 @@ from experiments.object_poses.estimator import PoseEstimator
 from experiments.object_poses.losses import Loss, heatmap_loss, regularisation
 from experiments.object_poses.network import STRIDE, cells_of, read_heatmaps
 from experiments.object_poses.training import Objective, Step, training_step
-from geometry import se3
-from geometry.camera import project
+from geometry import project, se3
 from tests.experiments.object_poses.test_estimator import MODELS, TINY, estimator
 
 LOSSES: tuple[Loss, ...] = ("heatmap", "mixture", "pose", "monte_carlo", "linear_covariance")

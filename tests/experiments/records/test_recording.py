@@ -21,8 +21,7 @@ from experiments.records.recording import (
     read_run,
     upward,
 )
-from geometry import se3
-from geometry.camera import project
+from geometry import project, se3
 from tests.experiments.viewers.recordings import keypoints, sphere, written
 
 

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from experiments.structure.alignment import move, rms_radius, shape_errors
-from geometry import se3
-from geometry.alignment import Similarity
-from geometry.camera import project
+from geometry import Similarity, project, se3
 
 K = torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]], dtype=torch.float64)
 

@@ -9,11 +9,7 @@ from datasets.images.middlebury import read_middlebury
 from datasets.images.tracks import find_tracks
 from datasets.locate import find
 from experiments.structure.incremental import compare, reconstruct
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.bundle_adjustment.layer import bundle
-from geometry.camera import project
-from geometry.robust import cauchy
+from geometry import align_similarity, bundle, cauchy, project, se3
 
 
 class Scene(NamedTuple):

@@ -6,8 +6,7 @@ import torch
 from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.model import Reconstruction
 from experiments.structure.routes import Tracks, make_starts, read_file, solid
-from geometry import se3
-from geometry.reconstruction.structure import triangulate
+from geometry import se3, triangulate
 
 
 def small() -> Tracks:

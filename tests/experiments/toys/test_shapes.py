@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.toys.shapes import CIRCLE, LINE, Shape, border_crossings, bounded, consensus, line_at
-from geometry.consensus.selection import draw_sets, expected_loss
-from geometry.optim.adjoint import argmin
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
+from geometry import Problem, argmin, draw_sets, expected_loss, minimize
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geometry import se3
+from geometry import Bundle, BundleSolution, Problem, bundle, project, se3
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.layer import Bundle, BundleSolution, bundle
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
-from geometry.camera import Model, project
-from geometry.optim.problem import Problem
+from geometry.camera import Model
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 

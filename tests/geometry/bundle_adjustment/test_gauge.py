@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd
 
-from geometry import se3
-from geometry.alignment import align_similarity
+from geometry import BundleSolution, Prior, align_similarity, cauchy, huber, project, se3
 from geometry.bundle_adjustment.gauge import Gauge
-from geometry.bundle_adjustment.layer import BundleSolution, Prior
-from geometry.camera import project
-from geometry.robust import cauchy, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,
     Tracks,

@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from datasets.reconstructions.bal import read_bal
-from geometry import se3
-from geometry.bundle_adjustment.layer import Prior, bundle
+from geometry import Prior, SolverError, Status, argmin, barron, bundle, cauchy, huber, project, se3
 from geometry.bundle_adjustment.problem import COEFFICIENTS
-from geometry.camera import project
-from geometry.optim.adjoint import argmin
-from geometry.optim.solution import SolverError, Status
-from geometry.robust import barron, cauchy, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,
     Tracks,

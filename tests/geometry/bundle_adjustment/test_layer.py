@@ -15,13 +15,7 @@ from torch.func import jacfwd
 from datasets.reconstructions.bal import read_bal
 from datasets.reconstructions.libmv import read_libmv
 from datasets.reconstructions.model import Reconstruction
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.bundle_adjustment.layer import BundleSolution, Prior, bundle
-from geometry.camera import project
-from geometry.optim.descent import minimize
-from geometry.optim.solution import Status
-from geometry.robust import cauchy, huber
+from geometry import BundleSolution, Prior, Status, align_similarity, bundle, cauchy, huber, minimize, project, se3
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,
     assert_close,

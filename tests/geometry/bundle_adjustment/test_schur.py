@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jacfwd, jacrev
 
+from geometry import Prior, barron, cauchy, geman_mcclure, huber
 from geometry.bundle_adjustment.coarse import coarse_motions
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import choose_rows, gauge_at
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.problem import BundleData, BundleProblem, Prior, State
+from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.products import couple, couple_back, own_blocks, project_blocks, reduce, schur_product
 from geometry.bundle_adjustment.schur import Schur
-from geometry.robust import barron, cauchy, geman_mcclure, huber
 from tests.geometry.bundle_adjustment.scenes import (
     DOUBLE,
     assert_same,

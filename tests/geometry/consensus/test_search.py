@@ -11,14 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import project
-from geometry.consensus.search import draw, ransac, search, truncated
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Status
-from geometry.pose.layer import pnp, pnp_problem
-from geometry.robust import geman_mcclure
+from geometry import Problem, Status, geman_mcclure, minimize, pnp, pnp_problem, project, ransac, se3
+from geometry.consensus.search import draw, search, truncated
 
 module = importlib.import_module("geometry.consensus.search")
 torch.set_num_threads(1)

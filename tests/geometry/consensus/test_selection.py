@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry.consensus.selection import (
-    draw_sets,
-    expected_loss,
-    score_function_loss,
-    set_log_probability,
-    soft_inliers,
-)
+from geometry import draw_sets, expected_loss, score_function_loss, set_log_probability, soft_inliers
 
 WEIGHTS = torch.tensor([[0.3, -0.5, 1.2, 0.0, -2.0], [0.0, 0.0, -torch.inf, 2.0, 0.5]], dtype=torch.float64)
 ORDERED = torch.tensor(list(itertools.permutations(range(5), 2)))

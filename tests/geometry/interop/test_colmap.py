@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from geometry.camera import Model, project
+from geometry import project
+from geometry.camera import Model
 from geometry.interop import colmap
 from tests.geometry.interop.scenes import DTYPES, FISHEYE, RADTAN, SIZE, K, close, eps, points_before, poses
 

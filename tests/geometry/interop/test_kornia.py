@@ -5,8 +5,8 @@ from kornia.geometry.camera import PinholeCamera
 from kornia.geometry.depth import depth_to_3d_v2
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics, project, project_camera_frame
+from geometry import project, se3
+from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics, project_camera_frame
 from geometry.interop import kornia
 from tests.geometry.interop.scenes import DTYPES, RADTAN, SIZE, K, close, points_before, poses
 

@@ -3,8 +3,7 @@ import open3d as o3d
 import pytest
 import torch
 
-from geometry import se3
-from geometry.camera import project
+from geometry import project, se3
 from geometry.interop import open3d
 from tests.geometry.interop.scenes import DTYPES, SIZE, K, close, eps, poses
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
-from geometry import se3
-from geometry.camera import Model, project
+from geometry import project, se3
+from geometry.camera import Model
 from geometry.interop import opencv
 from tests.geometry.interop.scenes import DTYPES, FISHEYE, RADTAN, K, close, eps, points_before, poses
 

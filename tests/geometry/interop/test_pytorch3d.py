@@ -10,8 +10,8 @@ import torch
 from pytorch3d.transforms import Transform3d, Translate, axis_angle_to_matrix, matrix_to_axis_angle, se3_exp_map
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import matrix_from_intrinsics, project
+from geometry import project, se3
+from geometry.camera import matrix_from_intrinsics
 from geometry.interop import pytorch3d
 from tests.geometry.interop.scenes import DTYPES, SIZE, K, close, eps, points_before, poses
 

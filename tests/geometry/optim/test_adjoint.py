@@ -5,14 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.optim.adjoint import argmin, attach_gradient
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem, map_state
-from geometry.optim.solution import Status
-from geometry.optim.uncertainty import covariance
-from geometry.pose.layer import pnp, pnp_problem
-from geometry.robust import cauchy
+from geometry import Problem, Status, argmin, attach_gradient, cauchy, covariance, minimize, pnp, pnp_problem, se3
+from geometry.optim import map_state
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h

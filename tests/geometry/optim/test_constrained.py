@@ -8,12 +8,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from geometry.optim.adjoint import argmin
-from geometry.optim.constrained import Constrained
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
-from geometry.optim.solution import ConstrainedSolution, SolverError, Status
-from geometry.robust import cauchy
+from geometry import Constrained, ConstrainedSolution, Problem, SolverError, Status, argmin, cauchy, minimize
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h

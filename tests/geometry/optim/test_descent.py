@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geometry import se3
+from geometry import Problem, Solution, SolverError, Status, cauchy, geman_mcclure, huber, minimize, pnp_problem, se3
 from geometry.camera import Model
-from geometry.optim.descent import minimize
-from geometry.optim.linear import solve_spd
-from geometry.optim.problem import Problem, batch_data, exact_hessian, linearize
-from geometry.optim.solution import Solution, SolverError, Status
-from geometry.pose.layer import pnp_problem
-from geometry.robust import cauchy, geman_mcclure, huber
+from geometry.optim import batch_data, exact_hessian, linearize, solve_spd
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from geometry.optim.nested import NestedState, nested_start, nested_step
+from geometry.optim import NestedState, nested_start, nested_step
 
 TIMES = torch.linspace(0, 4, 25, dtype=torch.float64)
 

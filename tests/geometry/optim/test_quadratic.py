@@ -9,10 +9,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from geometry.optim.adjoint import argmin
-from geometry.optim.descent import minimize
-from geometry.optim.quadratic import QuadraticProgram, quadratic_program
-from geometry.optim.solution import ConstrainedSolution, SolverError, Status
+from geometry import ConstrainedSolution, QuadraticProgram, SolverError, Status, argmin, minimize, quadratic_program
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 NAMES = ("Q", "p", "G", "h", "A", "b")

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from geometry import se3
-from geometry.camera import Model, in_front, project
-from geometry.optim.solution import SolverError, Status
-from geometry.pose.layer import BPnP, pnp
-from geometry.robust import Kernel, cauchy, geman_mcclure, huber
+from geometry import BPnP, SolverError, Status, cauchy, geman_mcclure, huber, pnp, project, se3
+from geometry.camera import Model, in_front
+from geometry.robust import Kernel
 
 # finite-difference steps: a part in 1e4 of what each input is made of
 STEPS = {"points2d": 0.01, "points3d": 2e-4, "K": 0.06, "distortion": 6e-5, "weights": 6e-4}

@@ -8,20 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Status
-from geometry.optim.uncertainty import covariance
-from geometry.pose.layer import pnp, pnp_problem
-from geometry.pose.losses import (
-    linear_covariance,
+from geometry import (
+    Problem,
+    Status,
+    barron,
+    cauchy,
+    covariance,
+    huber,
     linear_covariance_loss,
     monte_carlo_pose_loss,
+    pnp,
+    pnp_problem,
     pose_covariance,
+    project,
+    sample_poses,
+    se3,
 )
-from geometry.pose.sampling import log_normaliser, sample_poses
-from geometry.robust import barron, cauchy, huber
+from geometry.pose import linear_covariance, log_normaliser
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 LOSSES = [lambda *a, **k: monte_carlo_pose_loss(*a, **k, generator=generator(7)), linear_covariance_loss]

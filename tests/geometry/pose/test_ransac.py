@@ -10,12 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
+from geometry import RansacSolution, SolverError, Status, pnp, pnp_ransac, se3
 from geometry.camera import in_front, project_camera_frame
-from geometry.consensus.search import RansacSolution
-from geometry.optim.solution import SolverError, Status
-from geometry.pose.layer import pnp
-from geometry.pose.ransac import _Compiled, _Tensors, pnp_ransac
+from geometry.pose.ransac import _Compiled, _Tensors
 
 torch.set_num_threads(1)
 IMAGE = torch.tensor([640.0, 480.0], dtype=torch.float64)

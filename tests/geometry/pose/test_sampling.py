@@ -11,13 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry import se3
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem, exact_hessian
-from geometry.optim.uncertainty import covariance
-from geometry.pose.layer import pnp, pnp_problem
-from geometry.pose.sampling import PoseProposal, log_normaliser, sample_poses
-from geometry.robust import barron
+from geometry import Problem, barron, covariance, minimize, pnp, pnp_problem, sample_poses, se3
+from geometry.optim import exact_hessian
+from geometry.pose import PoseProposal, log_normaliser
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 

@@ -5,12 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import in_front, project, unproject
-from geometry.optim.descent import minimize
-from geometry.pose.layer import pnp, pnp_problem
+from geometry import cauchy, huber, minimize, pnp, pnp_problem, project, se3, unproject
+from geometry.camera import in_front
 from geometry.pose.start import _descend, _quadratic_form, find_pose
-from geometry.robust import cauchy, huber
 from geometry.se3 import cube_rotations
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
-from geometry import se3
-from geometry.optim.solution import Status
+from geometry import BPnP, Status, barron, cauchy, pnp, se3
 from geometry.pose import operator
-from geometry.pose.layer import BPnP, pnp
-from geometry.robust import Kernel, barron, cauchy
+from geometry.robust import Kernel
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 NAMES = ("points2d", "points3d", "K", "distortion", "weights", "init")

@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from datasets.images.chessboard import Views, detect, read_corners
-from geometry import se3
-from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.solution import Solution, Status
-from geometry.reconstruction.calibration import CalibrationProblem, calibrate, free_intrinsics, start_intrinsics
-from geometry.robust import cauchy
+from geometry import Solution, Status, calibrate, cauchy, project, se3
+from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import CalibrationProblem, free_intrinsics, start_intrinsics
 
 torch.set_num_threads(1)
 CRITERIA = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 1000, 1e-15)

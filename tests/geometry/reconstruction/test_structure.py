@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.func import jacfwd
 
 from datasets.made.scenes import duck, half_visible, random_poses
-from geometry import se3
-from geometry.alignment import align_similarity
-from geometry.camera import matrix_from_intrinsics, project
-from geometry.optim.nested import NestedState, nested_start, nested_step
-from geometry.optim.solution import Status
-from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
+from geometry import Status, align_similarity, find_structure, project, se3, triangulate
+from geometry.camera import matrix_from_intrinsics
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import StructureProblem, mirror
 
 torch.set_num_threads(1)
 RADTAN = (-0.2, 0.1, 0.001, -0.002)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import geometry.tasks
-from geometry.optim.problem import Problem
+from geometry import Problem
 
 TASKS = [module.name for module in pkgutil.iter_modules(geometry.tasks.__path__)]
 

@@ -9,8 +9,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from geometry import se3
-from geometry.optim.solution import Status
+from geometry import Status, se3
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
 TRUE = se3.from_rotvec_t(torch.tensor([0.1, -0.2, 1.5, 0.05, 0.03, 0.1], dtype=torch.float64))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry.consensus.minimal.homography import homography_problem, transfer
-from geometry.optim.solution import Status
+from geometry import Status
+from geometry.consensus.minimal import homography_problem, transfer
 from geometry.tasks.homography import homography
 
 TRUE = torch.tensor([[1.1, 0.1, 30], [-0.05, 0.9, 12], [1e-4, -2e-4, 1]], dtype=torch.float64)

@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Solution, Status
+from geometry import Problem, Solution, Status, minimize, se3
 from geometry.tasks.point_registration import point_registration, rigid_problem, similarity_problem
 
 TRUE = se3.from_rotvec_t(torch.tensor([0.4, -1.2, 0.3, 2.0, -1.0, 5.0], dtype=torch.float64))

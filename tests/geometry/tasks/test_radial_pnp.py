@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.optim.solution import Status
+from geometry import Status, se3
 from geometry.tasks.radial_pnp import radial_pnp, radial_pnp_problem, radial_projection
 
 CENTRE = torch.tensor([320.0, 240], dtype=torch.float64)

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.solution import Status
+from geometry import Status, project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
 
 K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)

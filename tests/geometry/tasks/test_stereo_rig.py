@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.solution import Status
+from geometry import Status, project, se3
 from geometry.tasks.stereo_rig import best_of_views, stereo_rig, stereo_rig_problem
 
 RIG = se3.from_rotvec_t(torch.tensor([0.02, -0.2, 0.03, -120, 5, 10], dtype=torch.float64))

@@ -9,9 +9,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from geometry import se3
-from geometry.camera import project
-from geometry.optim.solution import Status
+from geometry import Status, project, se3
 from geometry.tasks.triangulation import triangulation
 
 POINTS = torch.tensor([[0.3, -0.2, 0.1], [-0.8, 0.5, -0.4], [0.6, 0.9, 0.7]], dtype=torch.float64)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from geometry import se3
-from geometry.consensus.minimal import five_point, homography, line
-from geometry.consensus.minimal.essential import essential_problem
-from geometry.consensus.minimal.homography import homography_problem, transfer
-from geometry.consensus.minimal.line import line_problem
-from geometry.consensus.search import ransac
-from geometry.optim.descent import minimize
-from geometry.optim.problem import Problem
-from geometry.optim.solution import Status
+from geometry import Problem, Status, minimize, ransac, se3
+from geometry.consensus.minimal import (
+    essential_problem,
+    five_point,
+    homography,
+    homography_problem,
+    line,
+    line_problem,
+    transfer,
+)
 
 module = importlib.import_module("geometry.consensus.minimal.essential")
 torch.set_num_threads(1)
