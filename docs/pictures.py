@@ -1,9 +1,12 @@
-"""The pictures of conventions.md, drawn by the code that they explain."""
+"""The pictures of conventions.md and architecture.md, drawn by the code that they explain."""
 
+import re
 from pathlib import Path
 
 import torch
+from importlinter.api import read_configuration
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from datasets.files import replacing
@@ -109,9 +112,32 @@ def lenses() -> Figure:
     return figure
 
 
+def floors() -> Figure:
+    """The rooms of the three packages, floor by floor, as the contracts of pyproject.toml have them."""
+    contracts = read_configuration(str(Path(__file__).parents[1] / "pyproject.toml"))["contracts_options"]
+    stacks = {}
+    for name in ("geometry", "datasets", "experiments"):
+        layers = next(contract["layers"] for contract in contracts if contract["name"].startswith(f"{name}: "))
+        stacks[name] = [re.split(r"[\s|]+", layer.strip()) for layer in layers]
+    stacks["experiments"][0] = ["drivers"]  # sixteen, whose names matter little here
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    for axes, (name, stack), color in zip(figure.subplots(1, 3), stacks.items(), (BLUE, GREY, ORANGE), strict=True):
+        for i, rooms in enumerate(stack):
+            y, width = len(stack) - 1 - i, 1 / len(rooms)
+            for j, room in enumerate(rooms):
+                box = {"width": width - 0.02, "height": 0.78, "facecolor": f"{color}22", "edgecolor": color}
+                axes.add_patch(Rectangle((j * width + 0.01, y), **box))
+                label = room.replace("_", "_\n", 1) if len(room) > 10 and len(rooms) > 2 else room
+                axes.annotate(label, ((j + 0.5) * width, y + 0.39), ha="center", va="center", fontsize=8)
+        axes.annotate("", (-0.04, 0), xytext=(-0.04, len(stack)), arrowprops={"arrowstyle": "-|>", "color": "#A9B0BA"})
+        axes.set(xlim=(-0.08, 1), ylim=(-0.2, 8.2), title=name)
+        axes.axis("off")
+    return figure
+
+
 def draw(folder: Path) -> None:
     """Write the pictures to folder."""
     folder.mkdir(exist_ok=True)
-    for make in (frames, pixels, lenses):
+    for make in (frames, pixels, lenses, floors):
         with replacing(folder / f"{make.__name__}.svg") as temporary:
             make().savefig(temporary, format="svg", metadata={"Date": None})
