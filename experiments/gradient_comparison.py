@@ -1,8 +1,8 @@
 """Which gradient should a network learn a pose with? Every one on the same task, network and budget.
 
-A network corrects the keypoints of a known object and says what each should weigh (`gradient_scenes`); it is told the
+A network corrects the keypoints of a known object and says what each should weigh (`gradients.scenes`); it is told the
 true pose of a view and nothing else. What turns keypoints, weights and pose into a loss is the method
-(`gradient_methods`): gradients through PnP, exact, approximate and as published; losses that go around it. All learn
+(`gradients.methods`): gradients through PnP, exact, approximate and as published; losses that go around it. All learn
 from the same views with Adam in the same number of steps, its rate falling linearly to zero, from the best of the same
 few rates, chosen for each method and regime on a seed that is not counted. All are tested alike: what
 `geometry.pnp`, searching globally, makes of the keypoints and weights of unseen views.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import geometric_mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -192,18 +193,18 @@ def report(
     outcomes: Sequence[Outcome], quality: Mapping[float, Mapping[Method, Quality]], goal: float, settings: Mapping
 ) -> str:
     """The page, in Markdown."""
-    from experiments.gradients.answer import ANSWER
-
+    # its words that no formula makes, written after looking at the reference run (`full`)
+    answer = Path(__file__).with_name("answer.md").read_text().rstrip("\n")
     told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
     lines = [
         "# Which gradient should a network learn a pose with?", "",
         "One task, one network, one budget, and every gradient and loss "
-        "(`experiments/gradient_comparison.py` says how they are compared, `gradient_methods.py` what they do).", "",
+        "(`experiments/gradient_comparison.py` says how they are compared, `gradients/methods.py` what they do).", "",
         f"Settings: {told}. Float64, one thread; seconds are the processor's. At the goal: median errors of rotation "
         f"and translation on unseen views within {goal:g} times the oracle's, the maximum-likelihood pose of keypoints "
         "without bias whose noise is known. Numbers are medians over the seeds (least to largest); lengths are half "
         "sides of the object. A difference smaller than the range over the seeds is none.", "",
-        ANSWER, "",
+        answer, "",
         "## All regimes", "", *overall_table(outcomes, goal), "",
         "![shares and errors](gradient_comparison.png)", "",
         "## The gradients themselves", "",

@@ -1,4 +1,4 @@
-"""Compile all kernels now, in half a minute, so that no first call has to: `python -m geometry.compiled`."""
+"""Compile all kernels now, so that no first call has to: `python -m geometry.compiled`; two minutes of one core."""
 
 import importlib
 from concurrent.futures import ProcessPoolExecutor

@@ -23,7 +23,7 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     """`count` sets of `size` different observations for each problem, likelier ones first drawn. (B,count,size) int64.
 
     log_weights (B,N): of drawing an observation first, up to a constant; -inf for one that is absent. The others are
-    drawn from what is left, with the same odds (`ransac.draw`). Where fewer than `size` are present a set repeats some:
+    drawn from what is left, with the same odds (`search.draw`). Where fewer than `size` are present a set repeats some:
     its probability is zero. Raises ValueError where N is smaller than `size`.
     """
     N = log_weights.shape[1]

@@ -122,7 +122,7 @@ def _pnp_in_tensors(
     gradient: Gradient,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What `pnp_op` does, by `minimize` and `argmin` on `pnp_problem`."""
+    """What `operator` does, by `minimize` and `argmin` on `pnp_problem`."""
     B, N, _ = tensors[0].shape
     points2d, points3d, K, distortion, weights, mask = (d.expand(B, *d.shape[1:]) for d in tensors)
     visible = mask.expand(B, N)

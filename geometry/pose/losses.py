@@ -87,7 +87,7 @@ def monte_carlo_pose_loss(
 
     the Kullback-Leibler divergence of the posterior from a point mass at the truth, but for a constant. The weights
     are in earnest here, 1/sigma of each coordinate: the loss learns their scale as well as their proportions. log Z
-    is estimated by `pose_sampling.sample_poses` about the pose that `pnp` finds (from `init`, or globally): see there
+    is estimated by `sample_poses` about the pose that `pnp` finds (from `init`, or globally): see there
     for the measure, the proposals, and in what they differ from the paper's. Gradients reach points2d, points3d, K,
     distortion, weights and pose_gt through the costs alone, the poses drawn and their density being constants:
 
@@ -223,7 +223,7 @@ def pose_covariance(
 ) -> Tensor:
     """Laplace's covariance (B,6,6) of a pose that `pnp` found: of (omega, v), R <- exp(omega) R, t <- t + v.
 
-    `implicit.covariance` of the PnP problem: sigma^2 (J^T J)^-1, sigma times 1/weights being the standard deviation of
+    `covariance` of the PnP problem: sigma^2 (J^T J)^-1, sigma times 1/weights being the standard deviation of
     each coordinate, in pixels; None estimates it from the residuals. Arguments as for `pnp`; pose (B|1,4,4).
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.

@@ -200,7 +200,7 @@ def sample_poses(
     """Draw weighted poses from p(y) proportional to exp(-cost(y)).
 
     problem: its state a pose (4,4), its retract that of `se3`; mode (B,4,4): a minimiser, about which the first
-    proposal is Laplace's approximation (`implicit.covariance`); data as for `minimize`. samples are drawn in
+    proposal is Laplace's approximation (`geometry.covariance`); data as for `minimize`. samples are drawn in
     `iterations` equal parts, each but the first from a proposal refitted to all before it. One mode is followed: of
     two far apart, the other is hardly ever seen. Raises ValueError where samples is not a multiple of iterations.
 

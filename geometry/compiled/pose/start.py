@@ -1,6 +1,6 @@
 """The global start of PnP on the CPU, compiled: `geometry.pose.start` for the lens model "radtan".
 
-The stages and the formulas are those of `pnp_start`; here the eight lanes of a vector hold
+The stages and the formulas are those of `geometry.pose.start`; here the eight lanes of a vector hold
 
 1. rays and the form r^T Omega r: eight points, whose sums are added up at the end;
 2. the descent on SO(3): eight of the 24 rotations;
@@ -40,7 +40,7 @@ _FORM = 60
 _WORK = 74 * L
 
 
-# The 24 rotations of `pnp_start` as three poses of eight lanes each, t = 0.
+# The 24 rotations of `geometry.se3` as three poses of eight lanes each, t = 0.
 _CUBE = np.pad(
     cube_rotations(torch.float64, torch.device("cpu")).numpy().reshape(_ROTATIONS, L, 9).transpose(0, 2, 1),
     ((0, 0), (0, 3), (0, 0)),
