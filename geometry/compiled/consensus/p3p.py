@@ -159,8 +159,10 @@ def _frame(points: Any, o: Any, out: Any) -> None:
     cx, cy, cz = load(points, o + 6 * L) - ax, load(points, o + 7 * L) - ay, load(points, o + 8 * L) - az
     nx, ny, nz = _cross(bx, by, bz, cx, cy, cz)
     bx, by, bz = _unit(bx, by, bz)
-    nx, ny, nz = _unit(nx, ny, nz)
+    # the normal of a flat triangle is known to few digits; what is orthogonal to x by construction is so to all
     cx, cy, cz = _cross(nx, ny, nz, bx, by, bz)
+    cx, cy, cz = _unit(cx, cy, cz)
+    nx, ny, nz = _cross(bx, by, bz, cx, cy, cz)
     store(out, 0, bx)
     store(out, L, by)
     store(out, 2 * L, bz)

@@ -91,9 +91,10 @@ def _frame(triangle: Tensor) -> Tensor:
     """Orthonormal frame (…,3,3), in columns, of a triangle (…,3,3)."""
     first, second = triangle[..., 1, :] - triangle[..., 0, :], triangle[..., 2, :] - triangle[..., 0, :]
     x = first / first.norm(dim=-1, keepdim=True)
-    normal = torch.linalg.cross(first, second)
-    z = normal / normal.norm(dim=-1, keepdim=True)
-    return torch.stack([x, torch.linalg.cross(z, x), z], -1)
+    # the normal of a flat triangle is known to few digits; what is orthogonal to x by construction is so to all
+    y = torch.linalg.cross(torch.linalg.cross(first, second), x)
+    y = y / y.norm(dim=-1, keepdim=True)
+    return torch.stack([x, y, torch.linalg.cross(x, y)], -1)
 
 
 def _depths(a: Tensor, c: Tensor) -> Tensor:
