@@ -1,5 +1,6 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
 # make test   lint, types and all tests, in a few minutes (`.venv/bin/pytest -m "not slow"` takes seconds)
+# make test-machines   all tests as on other processors: instruction sets and threads (.ci/machines says which), half an hour
 # make docs   the pages of docs/, to build/docs/index.html
 # make clean  remove the environment and every cache; results/ stays
 #
@@ -14,7 +15,7 @@ CUDA        ?=
 VENV        := $(if $(CUDA),.venv-cuda,.venv)
 export PYTHON TORCH_INDEX CUDA
 
-.PHONY: run test docs clean
+.PHONY: run test test-machines docs clean
 
 run: $(VENV)/ready-experiments
 	$(VENV)/bin/python -m geometry.compiled
@@ -26,6 +27,9 @@ test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
+
+test-machines: $(VENV)/ready-dev
+	sh .ci/machines $(VENV)/bin/python $(PROFILES)
 
 docs: $(VENV)/ready-docs
 	rm -rf docs/api
