@@ -14,16 +14,11 @@ from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_
 from experiments.toys.shapes import CIRCLE, LINE
 from geometry import expected_loss
 from tests.experiments.summaries import without_times
+from tests.experiments.toys.scene import Place
 
 TINY = replace(
     PRESETS["smoke"], iterations=4, alone=2, batch=4, test_images=10, log_every=2, hypotheses=8, pools=2, width=2
 )
-
-
-class Place:
-    """As much of a Run as a Learner looks at."""
-
-    device, dtype = torch.device("cpu"), torch.float64
 
 
 def learner(method: str, config: Config = TINY) -> Learner:

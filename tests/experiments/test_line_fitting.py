@@ -17,6 +17,7 @@ from experiments.line_fitting import PRESETS, Config, Learner, main
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import LINE
 from tests.experiments.summaries import without_times
+from tests.experiments.toys.scene import Place
 
 TINY = replace(
     PRESETS["smoke"],
@@ -30,12 +31,6 @@ TINY = replace(
     pools=2,
     width=2,
 )
-
-
-class Place:
-    """As much of a Run as a Learner looks at."""
-
-    device, dtype = torch.device("cpu"), torch.float64
 
 
 def learner(method: str, config: Config = TINY) -> Learner:

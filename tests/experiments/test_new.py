@@ -22,7 +22,8 @@ def checkout(tmp_path: Path) -> Path:
     skipped = shutil.ignore_patterns("__pycache__", "web")
     for package in ("geometry", "datasets", "experiments"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=skipped)
-    for name in ("geometry/conftest.py", "geometry/tasks/test_every_task.py", "experiments/tasks/test_every_driver.py"):
+    shared = ("numbers.py", "geometry/conftest.py")
+    for name in (*shared, "geometry/tasks/test_every_task.py", "experiments/tasks/test_every_driver.py"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -15,17 +15,12 @@ from experiments.robust_pose import PRESETS, Config, Learner, all_odds, drawn_ri
 from experiments.toys.correspondences import Matches, MatchNetwork, camera_residual, consensus, make_matches, pose_error
 from geometry import draw_sets, project, se3
 from tests.experiments.summaries import without_times
+from tests.experiments.toys.scene import Place
 
 TINY = replace(
     PRESETS["smoke"], dtype="float64", iterations=4, batch=4, width=8, points=40, pools=4, sets=2, log_every=2,
     budgets=(8, 16), shares=(0.3, 0.6), test_problems=10,
 )  # fmt: skip
-
-
-class Place:
-    """As much of a Run as a Learner looks at."""
-
-    device, dtype = torch.device("cpu"), torch.float64
 
 
 def learner(method: str, config: Config = TINY) -> Learner:

@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets.made.sudoku import Puzzles, rules, sudoku_puzzles
 from experiments.sudoku import PRESETS, Network, OptNet, learn, learner, main, right, share_right, solved
 from tests.experiments.summaries import without_times
+from tests.experiments.toys.scene import Place
 
 TINY = replace(
     PRESETS["smoke"],
@@ -25,12 +26,6 @@ TINY = replace(
     width=4,
     log_every=2,
 )
-
-
-class Place:
-    """As much of a Run as a learner looks at."""
-
-    device, dtype = torch.device("cpu"), torch.float64
 
 
 def some(count: int, seed: int = 0, clues: tuple[int, int] = (4, 8)) -> Puzzles:

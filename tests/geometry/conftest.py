@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geometry import project, se3
 from geometry.camera import Model
+from tests import numbers
 
 torch.set_num_threads(1)  # the batches are small, and the machine is shared
 
@@ -65,13 +66,8 @@ def make_scene() -> Callable[..., Scene]:
 
 @pytest.fixture(scope="session")
 def central_difference() -> Callable[..., Tensor]:
-    """d f(step)/d step at 0 by the central stencil of six points, whose error is of the sixth order in h."""
-
-    def difference(f: Callable[[float], Tensor], h: float) -> Tensor:
-        stencil = {1: 45.0, 2: -9.0, 3: 1.0}
-        return sum((w * (f(k * h) - f(-k * h)) for k, w in stencil.items()), start=torch.tensor(0.0)) / (60 * h)
-
-    return difference
+    """central_difference(f, h): d f(step)/d step at 0 by the central stencil of six points."""
+    return numbers.central_difference
 
 
 @pytest.fixture(scope="session")

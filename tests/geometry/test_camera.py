@@ -19,6 +19,7 @@ from geometry.camera import (
     projection_curvature,
     projection_jacobian,
 )
+from tests.numbers import close
 
 K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)
 COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0007]
@@ -43,10 +44,6 @@ def points_ahead(*shape: int, spread: float = 0.6, seed: int = 0) -> Tensor:
 
 def some_pose() -> Tensor:
     return se3.from_rotvec_t(torch.tensor([0.3, -0.5, 0.2, 0.1, -0.2, 0.4], dtype=torch.float64))
-
-
-def close(a: Tensor, b: Tensor, atol: float) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("k", [0, 4, 5, 8, 12])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets.made.published import read_points, read_poses
 from datasets.made.scenes import CUBE, PUBLISHED_POSE, duck, half_visible, random_poses
+from tests.numbers import generator
 
 # (centre, radii) of body, head, beak, tail: the definition, written once more
 PARTS = [
@@ -16,10 +17,6 @@ PARTS = [
     ((0.16, 0, 0.22), (0.045, 0.032, 0.014)),
     ((-0.14, 0, 0.14), (0.050, 0.040, 0.050)),
 ]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_the_cube_and_the_pose_are_the_published_ones(real_data) -> None:

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.numbers import generator
 
 
 def solutions(cells: list[list[int]]) -> Iterator[list[list[int]]]:

@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets.made.toy_images import SIDE, ToyImages, circle_cover, line_images, segment_cover, shape_images
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.numbers import generator
 
 
 @pytest.fixture(scope="module")

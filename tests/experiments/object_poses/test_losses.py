@@ -24,15 +24,10 @@ from experiments.object_poses.losses import (
 from experiments.object_poses.network import STRIDE, cells_of, read_heatmaps
 from geometry import pnp_problem, project, sample_poses, se3
 from geometry.pose import log_normaliser
+from tests.numbers import DOUBLE, generator
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-SIDE = 12
-"""Cells of a map along either side."""
+SIDE = 12  # cells of a map along either side
 WEIGHTED = pytest.mark.parametrize("weighted", [True, False])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Scene(NamedTuple):
@@ -44,7 +39,7 @@ class Scene(NamedTuple):
 
 def scene(B: int = 2, N: int = 7, noise: float = 0.4, off: float = 0.4, seed: int = 0) -> Scene:
     """Maps of Gaussians that are `off` cells from the truth, with `noise` on their logits, at different depths."""
-    draw = lambda *shape: torch.randn(*shape, generator=seeded(seed + len(shape)), **DOUBLE)
+    draw = lambda *shape: torch.randn(*shape, generator=generator(seed + len(shape)), **DOUBLE)
     points3d = 35 * draw(B, N, 3).clamp(-1, 1)
     points3d = points3d - points3d.mean(1, keepdim=True)
     size = STRIDE * SIDE
@@ -57,7 +52,7 @@ def scene(B: int = 2, N: int = 7, noise: float = 0.4, off: float = 0.4, seed: in
     assert points2d.max() < size - 3
     cells = cells_of(points2d) + off * draw(B, N, 2)
     grid = torch.arange(SIDE, **DOUBLE)
-    sigma = 0.8 + 0.4 * torch.rand(B, N, 2, 1, generator=seeded(seed), **DOUBLE)
+    sigma = 0.8 + 0.4 * torch.rand(B, N, 2, 1, generator=generator(seed), **DOUBLE)
     x, y = (-0.5 * ((grid - cells[..., i, None]) / sigma[..., i, :]) ** 2 for i in (0, 1))
     logits = y[..., :, None] + x[..., None, :] + noise * draw(B, N, SIDE, SIDE)
     return Scene(logits, Target(points3d, K, pose, points2d))
@@ -72,7 +67,13 @@ def of_logits(
 ) -> Tensor:
     heatmaps = read_heatmaps(logits)
     return pose_loss(
-        name, heatmaps.points2d, heatmaps.deviation, target, weighted=weighted, balance=balance, generator=seeded(seed)
+        name,
+        heatmaps.points2d,
+        heatmaps.deviation,
+        target,
+        weighted=weighted,
+        balance=balance,
+        generator=generator(seed),
     )
 
 
@@ -133,11 +134,11 @@ def test_gradients_of_the_monte_carlo_loss_are_those_of_its_draws_held_fixed() -
     with torch.no_grad():
         at = logits.detach()
         mode = _solved(data(at))
-        drawn = sample_poses(problem, mode, *data(at), generator=seeded(3))
+        drawn = sample_poses(problem, mode, *data(at), generator=generator(3))
         surrogate = lambda some: problem.costs(target.pose, *data(some)) + log_normaliser(problem, drawn, *data(some))
         torch.testing.assert_close(value.detach(), surrogate(at), rtol=1e-7, atol=1e-7)
         for seed in range(4):
-            direction = torch.randn(at.shape, generator=seeded(seed), **DOUBLE)
+            direction = torch.randn(at.shape, generator=generator(seed), **DOUBLE)
             slope = (gradient * direction).flatten(1).sum(1)
             wanted = (surrogate(at + 1e-4 * direction) - surrogate(at - 1e-4 * direction)) / 2e-4
             assert slope.abs().min() > 1e-3
@@ -228,10 +229,10 @@ def test_a_sample_that_has_no_pose_teaches_nothing_and_leaves_the_others_alone(n
 def test_forces_below_the_bound_stay_and_larger_ones_shrink_to_it() -> None:
     """A loss that is linear in both inputs, whose slopes are known; N keypoints: at most 1 / sqrt(N)."""
     B, N = 5, 9
-    slope = torch.randn(B, 2 * N * 2, generator=seeded(), **DOUBLE)
+    slope = torch.randn(B, 2 * N * 2, generator=generator(), **DOUBLE)
     norms = torch.tensor([0.1, 1 / 3 - 1e-9, 1 / 3 + 1e-9, 5, 1e9], **DOUBLE)
     slope = (norms[:, None] * slope / slope.norm(dim=1, keepdim=True)).view(B, 2, N, 2)
-    points2d, deviation = (torch.rand(B, N, 2, generator=seeded(i), **DOUBLE).requires_grad_() for i in (1, 2))
+    points2d, deviation = (torch.rand(B, N, 2, generator=generator(i), **DOUBLE).requires_grad_() for i in (1, 2))
 
     def loss(points2d: Tensor, deviation: Tensor) -> Tensor:
         return (slope * torch.stack([points2d, deviation], 1)).flatten(1).sum(1)
@@ -266,7 +267,7 @@ def test_the_robust_gradient_is_the_losses_own_unless_it_is_too_large(name: Loss
     K = target.K.clone()
     K[:, :2] *= 30 if name == "linear_covariance" else 1  # in larger pixels every force on it is above the bound
     target = target._replace(points3d=points3d, K=K, points2d=project(points3d, target.pose, K))
-    off = 0.7 * torch.randn(4, 2, 7, 2, generator=seeded(), **DOUBLE)
+    off = 0.7 * torch.randn(4, 2, 7, 2, generator=generator(), **DOUBLE)
     off[3] *= 3  # and badly seen
     inputs = off + torch.stack([target.points2d, torch.full_like(off[:, 0], 6)], 1)
     inputs.requires_grad_()
@@ -424,7 +425,7 @@ def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
     symmetries = turns(6).expand(6, 6, 4, 4)
     row = torch.arange(6)
     chosen = target.pose @ symmetries[row, row]
-    near = project(target.points3d, chosen, target.K) + torch.randn(6, 7, 2, generator=seeded(), **DOUBLE)
+    near = project(target.points3d, chosen, target.K) + torch.randn(6, 7, 2, generator=generator(), **DOUBLE)
     near.requires_grad_()
     found = target_of(target.points3d, target.K, target.pose, symmetries, near)
     torch.testing.assert_close(found.pose, chosen, rtol=0, atol=1e-12)

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from experiments.object_poses.crops import CropBatch
 from experiments.object_poses.estimator import logits_of
 from experiments.object_poses.network import STRIDE, KeypointNetwork, cells_of, load_backbone, read_heatmaps
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+from tests.numbers import DOUBLE
 
 
 def random(*shape: int, seed: int = 0, **options: Any) -> Tensor:

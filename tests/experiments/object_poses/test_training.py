@@ -14,14 +14,11 @@ from experiments.object_poses.network import STRIDE, cells_of, read_heatmaps
 from experiments.object_poses.training import Objective, Step, training_step
 from geometry import project, se3
 from tests.experiments.object_poses.test_estimator import MODELS, TINY, estimator
+from tests.numbers import generator
 
 LOSSES: tuple[Loss, ...] = ("heatmap", "mixture", "pose", "monte_carlo", "linear_covariance")
 SIZE = 64
 B = 4
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Said(nn.Module):
@@ -46,9 +43,9 @@ def batch(made: PoseEstimator) -> CropBatch:
     objects = torch.tensor([0, 1, 0, 1])
     c = (SIZE - 1) / 2
     K = torch.tensor([[3.4 * SIZE, 0, c], [0, 3.5 * SIZE, c], [0, 0, 1]], dtype=torch.float64).expand(B, 3, 3)
-    rotvec = torch.randn(B, 3, generator=seeded(1), dtype=torch.float64)
+    rotvec = torch.randn(B, 3, generator=generator(1), dtype=torch.float64)
     pose = se3.make(se3.exp(rotvec), torch.tensor([0.0, 0, 560], dtype=torch.float64).expand(B, 3))
-    images = torch.randint(0, 256, (B, 3, SIZE, SIZE), generator=seeded(), dtype=torch.uint8)
+    images = torch.randint(0, 256, (B, 3, SIZE, SIZE), generator=generator(), dtype=torch.uint8)
     return CropBatch(images, K, pose, objects, torch.arange(B))
 
 
@@ -62,17 +59,17 @@ def maps(points2d: Tensor, sigma: float = 1.2, noise: float = 0.3) -> Tensor:
     grid = torch.arange(SIZE // STRIDE, dtype=torch.float64)
     x, y = (-0.5 * ((grid - cells[..., i, None]) / sigma) ** 2 for i in (0, 1))
     logits = y[..., :, None] + x[..., None, :]
-    return logits + noise * torch.randn(logits.shape, generator=seeded(2), dtype=torch.float64)
+    return logits + noise * torch.randn(logits.shape, generator=generator(2), dtype=torch.float64)
 
 
 def step(made: PoseEstimator, network: nn.Module, batch: CropBatch, progress: float, **options: Any) -> Step:
     objective = Objective(**{"precision": "float32", **options})
-    return training_step(made, network, batch, objective, progress, generator=seeded(5))
+    return training_step(made, network, batch, objective, progress, generator=generator(5))
 
 
 def off(made: PoseEstimator, batch: CropBatch) -> Tensor:
     points2d = truth(made, batch)
-    return points2d + 0.8 * torch.randn(points2d.shape, generator=seeded(3), dtype=torch.float64)
+    return points2d + 0.8 * torch.randn(points2d.shape, generator=generator(3), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("progress", [0.25, 0.9])
@@ -89,7 +86,7 @@ def test_the_whole_step_s_gradient_is_finite_differences(
         found = step(made, network, batch, progress, loss=loss, **options)
         (gradient,) = torch.autograd.grad(found.loss, network.logits)
         for seed in range(4):
-            direction = torch.randn(start.shape, generator=seeded(seed), dtype=torch.float64)
+            direction = torch.randn(start.shape, generator=generator(seed), dtype=torch.float64)
             ends = []
             for h in (1e-4, -1e-4):
                 with torch.no_grad():
@@ -184,7 +181,7 @@ def test_a_few_steps_learn_a_batch_by_heart(batch: CropBatch, loss: Loss) -> Non
     objective = Objective(loss=loss, warm_up=(0.0, 0.0))
     errors = []
     for i in range(25):
-        found = training_step(fresh, fresh.network, batch, objective, (i + 1) / 25, generator=seeded(i))
+        found = training_step(fresh, fresh.network, batch, objective, (i + 1) / 25, generator=generator(i))
         optimizer.zero_grad()
         found.loss.backward()
         optimizer.step()

@@ -11,8 +11,7 @@ from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.camera import Model
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+from tests.numbers import DOUBLE, close
 
 
 @dataclass(frozen=True)
@@ -168,15 +167,11 @@ def still_steps(start: Tensor, found: Tensor) -> Tensor:
     return ~torch.cat([turned[:, None].expand(-1, 3), moved[:, :3, 3]], 1)
 
 
-def assert_close(a: Tensor, b: Tensor, atol: float) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
-
-
 def assert_same(a: BundleSolution, b: BundleSolution, atol: float = 1e-9) -> None:
     """Equal costs, and scenes that differ by a part in `atol`."""
     assert a.converged
     assert b.converged
-    assert_close(a.cost, b.cost, atol * float(b.cost))
+    close(a.cost, b.cost, atol * float(b.cost))
     for found, expected in zip(a.x, b.x, strict=True):
         if expected.numel():
             assert relative(found, expected) < atol

@@ -11,7 +11,6 @@ from torch.func import jacfwd
 from geometry import BundleSolution, Prior, align_similarity, cauchy, huber, project, se3
 from geometry.bundle_adjustment.gauge import Gauge
 from tests.geometry.bundle_adjustment.scenes import (
-    DOUBLE,
     Tracks,
     dense_hessian,
     flat,
@@ -22,6 +21,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     still_steps,
     unflat,
 )
+from tests.numbers import DOUBLE
 
 GAUGES = ["fixed", "free"]
 

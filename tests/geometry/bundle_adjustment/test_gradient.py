@@ -13,7 +13,6 @@ from datasets.reconstructions.bal import read_bal
 from geometry import Prior, SolverError, Status, argmin, barron, bundle, cauchy, huber, project, se3
 from geometry.bundle_adjustment.problem import COEFFICIENTS
 from tests.geometry.bundle_adjustment.scenes import (
-    DOUBLE,
     Tracks,
     dense_problem,
     keep_only,
@@ -21,6 +20,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     still_steps,
     with_gradient,
 )
+from tests.numbers import DOUBLE
 
 CASES: dict[str, dict[str, Any]] = {
     "fixed gauge": {},

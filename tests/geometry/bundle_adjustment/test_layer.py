@@ -17,8 +17,6 @@ from datasets.reconstructions.libmv import read_libmv
 from datasets.reconstructions.model import Reconstruction
 from geometry import BundleSolution, Prior, Status, align_similarity, bundle, cauchy, huber, minimize, project, se3
 from tests.geometry.bundle_adjustment.scenes import (
-    DOUBLE,
-    assert_close,
     assert_same,
     assert_same_gradients,
     dense_problem,
@@ -28,6 +26,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     still_steps,
     with_gradient,
 )
+from tests.numbers import DOUBLE, close
 
 ALL = ("poses", "points", "f", "k1", "k2")
 
@@ -46,13 +45,13 @@ def test_optimum_is_that_of_a_dense_problem(lens: bool, cameras: int | None) -> 
     problem, start = dense_problem(tracks, still, lens=lens)
     expected = minimize(problem, start, tracks.points2d[None], weights[None], throw=True, max_steps=200)
     poses, points, theta = expected.x
-    assert_close(found.cost, expected.cost, 1e-10)
-    assert_close(found.x.points3d, points[0], 1e-9)
-    assert_close(found.x.world_to_camera, poses[0], 1e-9)
+    close(found.cost, expected.cost, 1e-10)
+    close(found.x.points3d, points[0], 1e-9)
+    close(found.x.world_to_camera, poses[0], 1e-9)
     if lens:
-        assert_close(found.x.K[:, 0, 0], theta[0, :, 0], 1e-7)
-        assert_close(found.x.distortion, theta[0, :, 1:], 1e-9)
-        assert_close(found.x.K[:, 1, 1] / found.x.K[:, 0, 0], tracks.K[:, 1, 1] / tracks.K[:, 0, 0], 1e-14)
+        close(found.x.K[:, 0, 0], theta[0, :, 0], 1e-7)
+        close(found.x.distortion, theta[0, :, 1:], 1e-9)
+        close(found.x.K[:, 1, 1] / found.x.K[:, 0, 0], tracks.K[:, 1, 1] / tracks.K[:, 0, 0], 1e-14)
 
 
 def test_optimum_is_scipy_s() -> None:
@@ -72,7 +71,7 @@ def test_optimum_is_scipy_s() -> None:
     )  # fmt: skip
     assert abs(result.cost - float(found.cost)) < 1e-10
     points = start[1][0] + torch.from_numpy(result.x[-3 * len(tracks.points3d) :]).view(-1, 3)
-    assert_close(found.x.points3d, points, 1e-6)  # scipy stops at sqrt(eps)
+    close(found.x.points3d, points, 1e-6)  # scipy stops at sqrt(eps)
 
 
 def test_perfect_tracks_give_the_truth_up_to_a_similarity() -> None:
@@ -81,9 +80,9 @@ def test_perfect_tracks_give_the_truth_up_to_a_similarity() -> None:
     assert found.converged
     assert found.cost < 1e-16
     similarity = align_similarity(found.x.points3d, tracks.truth.points3d)
-    assert_close(similarity.apply(found.x.points3d), tracks.truth.points3d, 1e-8)
-    assert_close(found.x.K, tracks.truth.K, 1e-6)
-    assert_close(found.x.distortion, tracks.truth.distortion, 1e-8)
+    close(similarity.apply(found.x.points3d), tracks.truth.points3d, 1e-8)
+    close(found.x.K, tracks.truth.K, 1e-6)
+    close(found.x.distortion, tracks.truth.distortion, 1e-8)
 
 
 def solve_file(scene: Reconstruction, **options: Any) -> tuple[BundleSolution, float]:
@@ -142,7 +141,7 @@ def test_only_what_is_named_moves(free: tuple[str, ...]) -> None:
     for i, name in enumerate(("k1", "k2")):
         assert torch.equal(x.distortion[:, i], tracks.distortion[:, i]) == (name not in free), name
     if "f" in free:
-        assert_close(x.K[:, 1, 1] / x.K[:, 0, 0], tracks.K[:, 1, 1] / tracks.K[:, 0, 0], 1e-14)
+        close(x.K[:, 1, 1] / x.K[:, 0, 0], tracks.K[:, 1, 1] / tracks.K[:, 0, 0], 1e-14)
 
 
 def test_fixed_poses_and_points_do_not_move_by_a_bit() -> None:
@@ -175,7 +174,7 @@ def test_fixed_intrinsics_may_be_shared_or_stacked() -> None:
     stacked = replace(tracks, K=tracks.K[index], distortion=tracks.distortion[index], intrinsics_index=torch.arange(5))
     a, b = tracks.solve(), stacked.solve()
     for found, expected in zip(a.x[:2], b.x[:2], strict=True):
-        assert_close(found, expected, 1e-12)
+        close(found, expected, 1e-12)
 
 
 def test_an_unused_camera_and_an_unseen_view_stay() -> None:
@@ -187,7 +186,7 @@ def test_an_unused_camera_and_an_unseen_view_stay() -> None:
     expected = tracks.solve(free=ALL)
     assert torch.equal(found.x.world_to_camera[5], pose[5])
     assert torch.equal(found.x.K[2], K[2])
-    assert_close(found.x.points3d, expected.x.points3d, 1e-11)
+    close(found.x.points3d, expected.x.points3d, 1e-11)
 
 
 # --- what must not matter --------------------------------------------------------------------------------------------
@@ -230,8 +229,8 @@ def test_labels_of_views_and_points_do_not_matter(case: str) -> None:
         intrinsics_index=1 - tracks.intrinsics_index[views],
     )
     a, b = moved.solve(**OPTIONS[case]), tracks.solve(**OPTIONS[case])
-    assert_close(a.x.points3d, b.x.points3d[points], 1e-9)
-    assert_close(a.x.world_to_camera, b.x.world_to_camera[views], 1e-9)
+    close(a.x.points3d, b.x.points3d[points], 1e-9)
+    close(a.x.world_to_camera, b.x.world_to_camera[views], 1e-9)
     assert relative(a.x.K.flip(0), b.x.K) < 1e-9
 
 
@@ -281,8 +280,8 @@ def test_the_unit_of_pixels_does_not_matter() -> None:
     weights = torch.full((len(small.points2d),), 1 / s, **DOUBLE)
     for kernel in (None, cauchy(1.0)):
         a, b = small.solve(weights=weights, free=ALL, kernel=kernel), tracks.solve(free=ALL, kernel=kernel)
-        assert_close(a.cost, b.cost, 1e-9)
-        assert_close(a.x.points3d, b.x.points3d, 1e-9)
+        close(a.cost, b.cost, 1e-9)
+        close(a.x.points3d, b.x.points3d, 1e-9)
         assert relative(a.x.K[:, 0, 0] / s, b.x.K[:, 0, 0]) < 1e-9
 
 
@@ -367,7 +366,7 @@ def test_two_cameras_in_one_place() -> None:
     assert found.cost < 1e-16
     # the scale of the world is not seen by two cameras in one place
     similarity = align_similarity(found.x.points3d[6:], tracks.truth.points3d[6:])
-    assert_close(similarity.apply(found.x.points3d[6:]), tracks.truth.points3d[6:], 1e-8)
+    close(similarity.apply(found.x.points3d[6:]), tracks.truth.points3d[6:], 1e-8)
 
 
 def test_points_behind_a_camera_are_projected_by_the_formula() -> None:

@@ -18,7 +18,6 @@ from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.products import couple, couple_back, own_blocks, project_blocks, reduce, schur_product
 from geometry.bundle_adjustment.schur import Schur
 from tests.geometry.bundle_adjustment.scenes import (
-    DOUBLE,
     assert_same,
     assert_same_gradients,
     dense_hessian,
@@ -31,6 +30,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     unflat,
     with_gradient,
 )
+from tests.numbers import DOUBLE
 
 ALL = ("poses", "points", "f", "k1", "k2")
 

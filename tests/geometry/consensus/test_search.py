@@ -13,13 +13,10 @@ from torch import Tensor
 
 from geometry import Problem, Status, geman_mcclure, minimize, pnp, pnp_problem, project, ransac, se3
 from geometry.consensus.search import draw, search, truncated
+from tests.numbers import generator
 
 module = importlib.import_module("geometry.consensus.search")
 torch.set_num_threads(1)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # ---- PnP ----

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from geometry import draw_sets, expected_loss, score_function_loss, set_log_probability, soft_inliers
+from tests.numbers import generator
 
 WEIGHTS = torch.tensor([[0.3, -0.5, 1.2, 0.0, -2.0], [0.0, 0.0, -torch.inf, 2.0, 0.5]], dtype=torch.float64)
 ORDERED = torch.tensor(list(itertools.permutations(range(5), 2)))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_probabilities_of_all_ordered_sets_sum_to_one() -> None:

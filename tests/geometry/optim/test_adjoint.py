@@ -7,14 +7,9 @@ from torch import Tensor
 
 from geometry import Problem, Status, argmin, attach_gradient, cauchy, covariance, minimize, pnp, pnp_problem, se3
 from geometry.optim import map_state
+from tests.numbers import DOUBLE, STENCIL, close, slope
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h
 GRADIENTS: list[Literal["exact", "gauss_newton", "unrolled"]] = ["exact", "gauss_newton", "unrolled"]
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def decay(x: tuple[Tensor, Tensor], time: Tensor, value: Tensor) -> Tensor:
@@ -60,10 +55,10 @@ def gradient_errors(problem: Problem, x0: Any, data: tuple[Tensor, ...], gradien
         direction, h = torch.randn(d.shape, generator=g, **DOUBLE), 1e-3
         # the six points of the stencil are one batch
         shifted = [torch.cat([d] * len(STENCIL)) for d in data]
-        shifted[i] = torch.cat([d + k * h * direction for k, _ in STENCIL])
+        shifted[i] = torch.cat([d + k * h * direction for k in STENCIL])
         start = map_state(lambda a: torch.cat([a] * len(STENCIL)), optimum)
         moved = flat(minimize(problem, start, *shifted, throw=True).x).view(len(STENCIL), len(d), -1)
-        numeric = (torch.tensor([w for _, w in STENCIL], **DOUBLE)[:, None, None] * moved).sum(0) / (60 * h)
+        numeric = slope(moved, h)
         leaf = d.clone().requires_grad_()
         x = flat(argmin(problem, x0, *data[:i], leaf, *data[i + 1 :], gradient=gradient, max_steps=300).x)
         rows = [torch.autograd.grad(c.sum(), leaf, retain_graph=True)[0] for c in x.unbind(-1)]

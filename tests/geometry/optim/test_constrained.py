@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from geometry import Constrained, ConstrainedSolution, Problem, SolverError, Status, argmin, cauchy, minimize
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+from tests.numbers import DOUBLE, STENCIL, close, slope
 
 
 def residual(x: Tensor, time: Tensor, value: Tensor, A: Tensor, b: Tensor) -> Tensor:
@@ -88,9 +82,9 @@ def test_gradients_of_x_and_multipliers_against_finite_differences(kernel: Any) 
     for i, leaf in enumerate(leaves):
         direction, h = torch.randn(leaf.shape, generator=g, **DOUBLE), 1e-3
         moved = [torch.cat([d] * 6) for d in data]
-        moved[i] = torch.cat([data[i] + k * h * direction for k, _ in STENCIL])
+        moved[i] = torch.cat([data[i] + k * h * direction for k in STENCIL])
         values = loss(*moved, x0=start.repeat(6, 1)).view(6, 3)
-        numeric = (torch.tensor([w for _, w in STENCIL], **DOUBLE)[:, None] * values).sum(0) / (60 * h)
+        numeric = slope(values, h)
         assert leaf.grad is not None
         analytic = (leaf.grad * direction).flatten(1).sum(1)
         assert ((analytic - numeric).abs() / numeric.abs()).max() < 1e-7

@@ -13,12 +13,7 @@ from torch import Tensor
 from geometry import Problem, Solution, SolverError, Status, cauchy, geman_mcclure, huber, minimize, pnp_problem, se3
 from geometry.camera import Model
 from geometry.optim import batch_data, exact_hessian, linearize, solve_spd
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+from tests.numbers import DOUBLE, close
 
 
 def valley() -> Problem:

@@ -1,7 +1,6 @@
 """Quadratic programs: the conditions of optimality, independent solvers, closed forms, and the adjoint."""
 
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +9,9 @@ import torch
 from torch import Tensor
 
 from geometry import ConstrainedSolution, QuadraticProgram, SolverError, Status, argmin, minimize, quadratic_program
+from tests.numbers import DOUBLE, STENCIL, close, slope
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 NAMES = ("Q", "p", "G", "h", "A", "b")
-STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def times(M: Tensor, v: Tensor) -> Tensor:
@@ -352,8 +346,8 @@ def test_gradients_against_finite_differences(n: int, m: int, q: int, rank: int 
             direction = direction @ leaf.detach()
             direction = direction + direction.mT
         h = 1e-4
-        moved = [loss(*data[:i], data[i] + k * h * direction, *data[i + 1 :]).item() for k, _ in STENCIL]
-        numeric = sum(w * value for (_, w), value in zip(STENCIL, moved, strict=True)) / (60 * h)
+        moved = torch.stack([loss(*data[:i], data[i] + k * h * direction, *data[i + 1 :]) for k in STENCIL])
+        numeric = slope(moved, h).item()
         assert leaf.grad is not None
         analytic = (leaf.grad * (direction + direction.mT if i == 0 else direction)).sum() / (2 if i == 0 else 1)
         assert abs(analytic.item() - numeric) < 1e-7 * max(1, abs(numeric)), NAMES[i]

@@ -10,14 +10,10 @@ from torch import Tensor, nn
 from geometry import BPnP, SolverError, Status, cauchy, geman_mcclure, huber, pnp, project, se3
 from geometry.camera import Model, in_front
 from geometry.robust import Kernel
+from tests.numbers import DOUBLE, STENCIL, close, slope
 
 # finite-difference steps: a part in 1e4 of what each input is made of
 STEPS = {"points2d": 0.01, "points3d": 2e-4, "K": 0.06, "distortion": 6e-5, "weights": 6e-4}
-STENCIL = ((-3, -1.0), (-2, 9.0), (-1, -45.0), (1, 45.0), (2, -9.0), (3, 1.0))  # sixth order, divided by 60 h
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def tangent(pose: Tensor, origin: Tensor) -> Tensor:
@@ -68,7 +64,7 @@ def numeric(inputs: dict[str, Tensor], init: Tensor, shrink: float = 1.0, **opti
     directions = directions_of(inputs)
     shifted: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for moving in inputs:
-        for k, _ in STENCIL:
+        for k in STENCIL:
             for name, value in inputs.items():
                 shifted[name].append(value + k * steps[name] * directions[name] * (name == moving))
     count = len(inputs) * len(STENCIL)
@@ -76,8 +72,7 @@ def numeric(inputs: dict[str, Tensor], init: Tensor, shrink: float = 1.0, **opti
     solution = pnp(**batch, init=init.repeat(count, 1, 1), **options)  # type: ignore[arg-type]
     assert solution.converged.all()
     six = tangent(solution.x, init.repeat(count, 1, 1)).view(len(inputs), len(STENCIL), -1, 6)  # type: ignore[arg-type]
-    weights = torch.tensor([w for _, w in STENCIL], dtype=torch.float64)[:, None, None]
-    return {name: (weights * six[i]).sum(0) / (60 * steps[name]) for i, name in enumerate(inputs)}
+    return {name: slope(six[i], steps[name]) for i, name in enumerate(inputs)}
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -338,9 +333,6 @@ def test_no_graph_where_no_input_asks_for_one(make_scene: Any) -> None:
 
 def replaced(scene: Any, **changes: Any) -> dict[str, Any]:
     return {"points2d": scene.points2d, "points3d": scene.points3d, "K": scene.K, **changes}
-
-
-DOUBLE = {"dtype": torch.float64}
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,10 @@ from geometry import (
     se3,
 )
 from geometry.pose import linear_covariance, log_normaliser
+from tests.numbers import DOUBLE, close, generator
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 LOSSES = [lambda *a, **k: monte_carlo_pose_loss(*a, **k, generator=generator(7)), linear_covariance_loss]
 both = pytest.mark.parametrize("loss", LOSSES, ids=["monte_carlo", "linear_covariance"])
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def inverse_sigma(B: int, N: int, sigma: float, seed: int = 1) -> Tensor:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from geometry import PoseSolution, Status, barron, cauchy, geman_mcclure, huber, pnp, project, se3
 from geometry.robust import Kernel
+from tests.numbers import DOUBLE
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 LENS = (-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0005)
 KERNELS: dict[str, Kernel | None] = {
     "none": None,

@@ -13,13 +13,10 @@ from torch import Tensor
 from geometry import RansacSolution, SolverError, Status, pnp, pnp_ransac, se3
 from geometry.camera import in_front, project_camera_frame
 from geometry.pose.ransac import _Compiled, _Tensors
+from tests.numbers import generator
 
 torch.set_num_threads(1)
 IMAGE = torch.tensor([640.0, 480.0], dtype=torch.float64)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -14,16 +14,7 @@ from torch.func import vmap
 from geometry import Problem, barron, covariance, minimize, pnp, pnp_problem, sample_poses, se3
 from geometry.optim import exact_hessian
 from geometry.pose import PoseProposal, log_normaliser
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def close(a: Any, b: Any, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+from tests.numbers import DOUBLE, close, generator
 
 
 def spd(B: int, n: int, scale: float, seed: int) -> Tensor:

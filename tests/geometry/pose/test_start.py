@@ -9,8 +9,7 @@ from geometry import cauchy, huber, minimize, pnp, pnp_problem, project, se3, un
 from geometry.camera import in_front
 from geometry.pose.start import _descend, _quadratic_form, find_pose
 from geometry.se3 import cube_rotations
-
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+from tests.numbers import DOUBLE
 
 
 def full_data(scene: Any) -> tuple[Tensor, ...]:

@@ -14,8 +14,8 @@ from torch.func import grad, jacrev, vmap
 from geometry import BPnP, Status, barron, cauchy, pnp, se3
 from geometry.pose import operator
 from geometry.robust import Kernel
+from tests.numbers import DOUBLE
 
-DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 NAMES = ("points2d", "points3d", "K", "distortion", "weights", "init")
 
 

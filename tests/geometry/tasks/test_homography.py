@@ -10,6 +10,7 @@ from torch import Tensor
 from geometry import Status
 from geometry.consensus.minimal import homography_problem, transfer
 from geometry.tasks.homography import homography
+from tests.numbers import directions_of
 
 TRUE = torch.tensor([[1.1, 0.1, 30], [-0.05, 0.9, 12], [1e-4, -2e-4, 1]], dtype=torch.float64)
 
@@ -43,10 +44,7 @@ def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., 
     data = [a, b, torch.rand(3, 20, generator=generator, dtype=torch.float64) + 0.5]
     probe = torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
     sizes = (1.0, 1.0, 0.1)
-    directions = [
-        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
-        for size, d in zip(sizes, data, strict=True)
-    ]
+    directions = directions_of(data, sizes, generator)
     errors = gradient_errors(lambda *data: (homography(*data).x * probe).sum((1, 2)), data, directions)
     assert errors.max() < 1e-6
 

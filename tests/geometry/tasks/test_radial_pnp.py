@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geometry import Status, se3
 from geometry.tasks.radial_pnp import radial_pnp, radial_pnp_problem, radial_projection
+from tests.numbers import directions_of
 
 CENTRE = torch.tensor([320.0, 240], dtype=torch.float64)
 TURNS = torch.tensor([[0.4, -0.3, 0.2], [-0.5, 0.2, 2.0], [0.1, 0.6, -1.0]], dtype=torch.float64)
@@ -95,10 +96,7 @@ def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., 
 
     probes[1] = probes[1][:, None]
     sizes = (1.0, 0.01, 1.0, 0.1)
-    directions = [
-        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
-        for size, d in zip(sizes, data, strict=True)
-    ]
+    directions = directions_of(data, sizes, generator)
     assert gradient_errors(value, data, directions).max() < 1e-6
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geometry import Status, project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
+from tests.numbers import directions_of
 
 K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)
 K_B = torch.tensor([[700.0, 0.5, 300], [0, 720, 250], [0, 0, 1]], dtype=torch.float64)
@@ -80,10 +81,7 @@ def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., 
     data = [*matches(), K.expand(3, 3, 3), K_B.expand(3, 3, 3), weights]
     probe = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
     sizes = (1.0, 1.0, 1.0, 1.0, 0.1)
-    directions = [
-        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
-        for size, d in zip(sizes, data, strict=True)
-    ]
+    directions = directions_of(data, sizes, generator)
     for direction in directions[2:4]:
         direction[:, 2] = 0  # the last row of K is (0, 0, 1)
     errors = gradient_errors(lambda *data: (relative_pose(*data).x * probe).sum((1, 2)), data, directions)

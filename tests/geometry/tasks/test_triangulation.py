@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geometry import Status, project, se3
 from geometry.tasks.triangulation import triangulation
+from tests.numbers import directions_of
 
 POINTS = torch.tensor([[0.3, -0.2, 0.1], [-0.8, 0.5, -0.4], [0.6, 0.9, 0.7]], dtype=torch.float64)
 
@@ -69,10 +70,7 @@ def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., 
     data = [pixels, pose.expand(3, 5, 4, 4), K.expand(3, 5, 3, 3), weights]
     probe = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     sizes = (1.0, 0.01, 1.0, 0.1)
-    directions = [
-        size * torch.randn(d.shape, generator=generator, dtype=torch.float64)
-        for size, d in zip(sizes, data, strict=True)
-    ]
+    directions = directions_of(data, sizes, generator)
     errors = gradient_errors(lambda *data: (triangulation(*data).x * probe).sum(1), data, directions)
     assert errors.max() < 1e-6
 

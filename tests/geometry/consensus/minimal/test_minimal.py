@@ -22,13 +22,10 @@ from geometry.consensus.minimal import (
     line_problem,
     transfer,
 )
+from tests.numbers import generator
 
 module = importlib.import_module("geometry.consensus.minimal.essential")
 torch.set_num_threads(1)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(g: torch.Generator, *shape: int) -> Tensor:
