@@ -1,7 +1,5 @@
 """The losses of keypoints: their values by other means, their gradients against finite differences, their bounds."""
 
-from typing import Any, NamedTuple
-
 import cv2
 import numpy as np
 import pytest
@@ -19,77 +17,22 @@ from experiments.object_poses.losses import (
     pulled_at_most,
     ramp,
     regularisation,
-    target_of,
 )
-from experiments.object_poses.network import STRIDE, cells_of, read_heatmaps
-from geometry import pnp_problem, project, sample_poses, se3
+from experiments.object_poses.network import cells_of, read_heatmaps
+from geometry import pnp_problem, project, sample_poses
 from geometry.pose import log_normaliser
+from tests.experiments.object_poses.heatmaps import SIDE, largest_error, numeric, rows, scene
 from tests.numbers import DOUBLE, generator
 
-SIDE = 12  # cells of a map along either side
 WEIGHTED = pytest.mark.parametrize("weighted", [True, False])
-
-
-class Scene(NamedTuple):
-    """Logits (B,N,H,W) of maps with a peak about every keypoint, and the truth."""
-
-    logits: Tensor
-    target: Target
-
-
-def scene(B: int = 2, N: int = 7, noise: float = 0.4, off: float = 0.4, seed: int = 0) -> Scene:
-    """Maps of Gaussians that are `off` cells from the truth, with `noise` on their logits, at different depths."""
-    draw = lambda *shape: torch.randn(*shape, generator=generator(seed + len(shape)), **DOUBLE)
-    points3d = 35 * draw(B, N, 3).clamp(-1, 1)
-    points3d = points3d - points3d.mean(1, keepdim=True)
-    size = STRIDE * SIDE
-    c = (size - 1) / 2
-    K = torch.tensor([[3.4 * size, 0, c], [0, 3.5 * size, c], [0, 0, 1]], **DOUBLE).expand(B, 3, 3)
-    t = torch.tensor([3.0, -2.0, 420.0], **DOUBLE) + torch.arange(B, **DOUBLE)[:, None] * torch.tensor([2.0, 3, 40])
-    pose = se3.make(se3.exp(draw(B, 3)), t.double())
-    points2d = project(points3d, pose, K)
-    assert points2d.min() > 2
-    assert points2d.max() < size - 3
-    cells = cells_of(points2d) + off * draw(B, N, 2)
-    grid = torch.arange(SIDE, **DOUBLE)
-    sigma = 0.8 + 0.4 * torch.rand(B, N, 2, 1, generator=generator(seed), **DOUBLE)
-    x, y = (-0.5 * ((grid - cells[..., i, None]) / sigma[..., i, :]) ** 2 for i in (0, 1))
-    logits = y[..., :, None] + x[..., None, :] + noise * draw(B, N, SIDE, SIDE)
-    return Scene(logits, Target(points3d, K, pose, points2d))
-
-
-def rows(target: Target, row: Tensor) -> Target:
-    return Target(*(value[row] for value in target))
 
 
 def of_logits(
     name: Loss, logits: Tensor, target: Target, weighted: bool = True, balance: Balance = "paper", seed: int = 3
 ) -> Tensor:
     heatmaps = read_heatmaps(logits)
-    return pose_loss(
-        name,
-        heatmaps.points2d,
-        heatmaps.deviation,
-        target,
-        weighted=weighted,
-        balance=balance,
-        generator=generator(seed),
-    )
-
-
-def numeric(loss: Any, logits: Tensor, h: float = 1e-4) -> Tensor:
-    """Central differences (B,N,H,W) of loss(logits, row) (many,) in each logit: `row` says which sample each is of."""
-    found = []
-    for b, own in enumerate(logits):
-        steps = h * torch.eye(own.numel(), **DOUBLE).view(-1, *own.shape)
-        row = torch.full((len(steps),), b)
-        found.append((loss(own + steps, row) - loss(own - steps, row)).view(own.shape) / (2 * h))
-    return torch.stack(found)
-
-
-def largest_error(found: Tensor, wanted: Tensor) -> float:
-    """Of a sample's gradient, over the norm of that: the worst sample's."""
-    return ((found - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)).max().item()
+    given = (heatmaps.points2d, heatmaps.deviation, target)
+    return pose_loss(name, *given, weighted=weighted, balance=balance, generator=generator(seed))
 
 
 # ---- from the logits to the loss of the pose ----
@@ -345,91 +288,6 @@ def test_gradients_of_the_heatmaps_losses_are_finite_differences(loss: str) -> N
     with torch.no_grad():
         wanted = numeric(value, logits)
     assert largest_error(gradient, wanted) < 1e-7
-
-
-# ---- the truth to learn ----
-
-
-def turn(angles: Tensor | float, axis: int = 2) -> Tensor:
-    """(…,4,4) about an axis of the object."""
-    angles = torch.as_tensor(angles, **DOUBLE)
-    rotvec = torch.zeros(*angles.shape, 3, **DOUBLE)
-    rotvec[..., axis] = angles
-    return se3.make(se3.exp(rotvec), torch.zeros(*angles.shape, 3, **DOUBLE))
-
-
-def turns(count: int) -> Tensor:
-    return turn(2 * torch.pi * torch.arange(count, **DOUBLE) / count)
-
-
-def angle_between(one: Tensor, other: Tensor) -> Tensor:
-    R = one[..., :3, :3].mT @ other[..., :3, :3]
-    return ((R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1).acos()
-
-
-def test_without_symmetry_the_truth_is_what_it_is() -> None:
-    _, target = scene(B=3)
-    identity = torch.eye(4, **DOUBLE).expand(3, 2, 4, 4)
-    for prediction in (None, torch.zeros_like(target.points2d)):
-        found = target_of(target.points3d, target.K, target.pose, identity, prediction)
-        for one, other in zip(found, target, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("predicted", [True, False])
-def test_the_target_is_one_of_the_poses_that_look_alike(predicted: bool) -> None:
-    _, target = scene(B=3)
-    symmetries = turns(5).expand(3, 5, 4, 4)
-    prediction = target.points2d + 3 if predicted else None
-    found = target_of(target.points3d, target.K, target.pose, symmetries, prediction)
-    off = angle_between(found.pose[:, None], target.pose[:, None] @ symmetries)
-    assert off.min(1).values.max() < 1e-6
-    torch.testing.assert_close(found.points2d, project(target.points3d, found.pose, target.K), rtol=0, atol=1e-9)
-
-
-def test_of_the_poses_that_look_alike_all_have_one_target() -> None:
-    """Whichever of them a file happens to name as the truth."""
-    _, target = scene(B=4)
-    symmetries = turns(4)
-    wanted = target_of(target.points3d, target.K, target.pose, symmetries.expand(4, 4, 4, 4)).pose
-    for symmetry in symmetries:
-        found = target_of(target.points3d, target.K, target.pose @ symmetry, symmetries.expand(4, 4, 4, 4)).pose
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
-
-
-def test_the_target_does_not_turn_with_a_body_of_revolution() -> None:
-    """A whole turn of the object, in fine steps, moves the target by no more than the symmetries are apart."""
-    _, target = scene(B=1)
-    symmetries = turns(315)
-    pose = target.pose @ turn(torch.linspace(0, 2 * torch.pi, 400, **DOUBLE))
-    many = lambda value: value.expand(400, *value.shape[1:])
-    found = target_of(many(target.points3d), many(target.K), pose, symmetries.expand(400, -1, -1, -1)).pose
-    assert angle_between(found, found[:1]).max() < 2 * torch.pi / 315
-    assert angle_between(pose, pose[:1]).max() > 3  # the pose itself does turn
-
-
-def test_views_that_are_alike_have_targets_that_are() -> None:
-    """Along a path about a body of revolution, its sides told apart by nothing: no jumps."""
-    _, target = scene(B=1)
-    steps = torch.linspace(0, 1, 300, **DOUBLE)
-    path = turn(-1.4 + 0.9 * steps, axis=0) @ turn(5 * steps)  # tilts, and turns
-    path[:, :3, 3] = torch.tensor([20.0, -10, 400], **DOUBLE) + 30 * steps[:, None]
-    many = lambda value: value.expand(300, *value.shape[1:])
-    found = target_of(many(target.points3d), many(target.K), path, turns(315).expand(300, -1, -1, -1)).pose
-    assert angle_between(found[1:], found[:-1]).max() < 0.05
-    assert angle_between(path[1:], path[:-1]).max() < 0.05
-
-
-def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
-    _, target = scene(B=6)
-    symmetries = turns(6).expand(6, 6, 4, 4)
-    row = torch.arange(6)
-    chosen = target.pose @ symmetries[row, row]
-    near = project(target.points3d, chosen, target.K) + torch.randn(6, 7, 2, generator=generator(), **DOUBLE)
-    near.requires_grad_()
-    found = target_of(target.points3d, target.K, target.pose, symmetries, near)
-    torch.testing.assert_close(found.pose, chosen, rtol=0, atol=1e-12)
-    assert not found.points2d.requires_grad
 
 
 def test_ramp() -> None:

@@ -13,6 +13,9 @@ from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.camera import Model
 from tests.numbers import DOUBLE, close
 
+ALL = ("poses", "points", "f", "k1", "k2")
+"""What may be free."""
+
 
 @dataclass(frozen=True)
 class Tracks:

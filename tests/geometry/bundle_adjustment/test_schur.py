@@ -18,6 +18,7 @@ from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.products import couple, couple_back, own_blocks, project_blocks, reduce, schur_product
 from geometry.bundle_adjustment.schur import Schur
 from tests.geometry.bundle_adjustment.scenes import (
+    ALL,
     assert_same,
     assert_same_gradients,
     dense_hessian,
@@ -31,8 +32,6 @@ from tests.geometry.bundle_adjustment.scenes import (
     with_gradient,
 )
 from tests.numbers import DOUBLE
-
-ALL = ("poses", "points", "f", "k1", "k2")
 
 # --- the loops over observations --------------------------------------------------------------------------------------
 

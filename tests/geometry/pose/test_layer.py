@@ -1,3 +1,5 @@
+"""What `pnp` finds beside OpenCV, what must not change it, and the module that is the function."""
+
 from typing import Any
 
 import cv2
@@ -5,144 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-from geometry import BPnP, SolverError, Status, cauchy, geman_mcclure, huber, pnp, project, se3
-from geometry.camera import Model, in_front
-from geometry.robust import Kernel
-from tests.numbers import DOUBLE, STENCIL, close, slope
+from geometry import BPnP, cauchy, pnp, project, se3
+from geometry.camera import in_front
+from tests.geometry.pose.solving import inputs_of, solve_with_gradients
+from tests.numbers import close
 
-# finite-difference steps: a part in 1e4 of what each input is made of
-STEPS = {"points2d": 0.01, "points3d": 2e-4, "K": 0.06, "distortion": 6e-5, "weights": 6e-4}
-
-
-def tangent(pose: Tensor, origin: Tensor) -> Tensor:
-    """Six-vector (B,6) of a pose relative to a fixed one: log(R R0^T), t - t0."""
-    rotvec = se3.log(pose[..., :3, :3] @ origin[..., :3, :3].mT)
-    return torch.cat([rotvec, pose[..., :3, 3] - origin[..., :3, 3]], -1)
-
-
-def inputs_of(scene: Any, seed: int = 7) -> dict[str, Tensor]:
-    """Every differentiable input of `pnp`, one of each per problem, with uneven weights."""
-    B, N, _ = scene.points2d.shape
-    g = torch.Generator().manual_seed(seed)
-    inputs = {
-        "points2d": scene.points2d,
-        "points3d": scene.points3d,
-        "K": scene.K.expand(B, 3, 3),
-        "weights": (0.7 + 0.6 * torch.rand(B, N, 2, generator=g, dtype=torch.float64)).to(scene.K.dtype),
-    }
-    if len(scene.distortion):
-        inputs["distortion"] = scene.distortion.expand(B, -1)
-    return {name: value.clone() for name, value in inputs.items()}
-
-
-def directions_of(inputs: dict[str, Tensor], seed: int = 8) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    directions = {k: torch.randn(v.shape, generator=g, dtype=torch.float64).to(v.dtype) for k, v in inputs.items()}
-    directions["K"][:, 2] = 0  # its last row is (0, 0, 1) by convention
-    return directions
-
-
-def analytic(inputs: dict[str, Tensor], init: Tensor, **options: Any) -> dict[str, Tensor]:
-    """d tangent / d direction (B,6) of every input by the layer's backward pass."""
-    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-    directions = directions_of(inputs)
-    solution = pnp(**leaves, init=init, **options)  # type: ignore[arg-type]
-    assert solution.converged.all()
-    six = tangent(solution.x, solution.x.detach())  # type: ignore[union-attr, arg-type]
-    rows = [torch.autograd.grad(six[:, j].sum(), list(leaves.values()), retain_graph=True) for j in range(6)]
-    return {
-        name: torch.stack([(row[i] * directions[name]).flatten(1).sum(1) for row in rows], -1)
-        for i, name in enumerate(leaves)
-    }
-
-
-def numeric(inputs: dict[str, Tensor], init: Tensor, shrink: float = 1.0, **options: Any) -> dict[str, Tensor]:
-    """The same by central differences: all inputs and all stencil points are one batch."""
-    steps = {name: shrink * h for name, h in STEPS.items()}
-    directions = directions_of(inputs)
-    shifted: dict[str, list[Tensor]] = {name: [] for name in inputs}
-    for moving in inputs:
-        for k in STENCIL:
-            for name, value in inputs.items():
-                shifted[name].append(value + k * steps[name] * directions[name] * (name == moving))
-    count = len(inputs) * len(STENCIL)
-    batch = {name: torch.cat(values) for name, values in shifted.items()}
-    solution = pnp(**batch, init=init.repeat(count, 1, 1), **options)  # type: ignore[arg-type]
-    assert solution.converged.all()
-    six = tangent(solution.x, init.repeat(count, 1, 1)).view(len(inputs), len(STENCIL), -1, 6)  # type: ignore[arg-type]
-    return {name: slope(six[i], steps[name]) for i, name in enumerate(inputs)}
-
-
-def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: (found[k].double() - v).norm(dim=-1) / v.norm(dim=-1) for k, v in expected.items()}
-
-
-LENSES: list[tuple[Model, bool]] = [("radtan", False), ("radtan", True), ("fisheye", True)]
-
-
-@pytest.mark.parametrize("noise", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize(("model", "distorted"), LENSES)
-def test_gradient_of_every_input(make_scene: Any, model: Model, distorted: bool, noise: float) -> None:
-    scene = make_scene(4, 12, noise, model=model, distorted=distorted, seed=1)
-    inputs = inputs_of(scene)
-    optimum = pnp(**inputs, init=scene.world_to_camera_gt, model=model).x
-    found, expected = analytic(inputs, optimum, model=model), numeric(inputs, optimum, model=model)
-    if noise == 0:  # the residual vanishes, so no weight has a say
-        assert found.pop("weights").abs().max() < 1e-12
-        assert expected.pop("weights").abs().max() < 1e-10
-    assert set(found) >= {"points2d", "points3d", "K"}
-    for name, error in errors(found, expected).items():
-        assert error.max() < 2e-9, name
-
-
-@pytest.mark.parametrize("name", ["huber", "cauchy", "geman_mcclure"])
-def test_gradient_under_a_robust_kernel(make_scene: Any, name: str) -> None:
-    """At 10 px of noise most points lie where the kernel bends."""
-    kernel: Kernel = {"huber": huber(3.0), "cauchy": cauchy(6.0), "geman_mcclure": geman_mcclure(8.0)}[name]
-    scene = make_scene(5, 12, 10.0, seed=1)
-    inputs = inputs_of(scene)
-    optimum = pnp(**inputs, init=scene.world_to_camera_gt, kernel=kernel, max_steps=500, throw=True).x
-    # Huber's second derivative jumps, and a stencil that straddles the jump measures nothing: hence a narrow one
-    expected = numeric(inputs, optimum, 0.02 if name == "huber" else 1.0, kernel=kernel)
-    for moved, e in errors(analytic(inputs, optimum, kernel=kernel), expected).items():
-        assert e.max() < 1e-7, moved
-
-
-@pytest.mark.parametrize("solve_dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_float32_gradient(make_scene: Any, noise: float, solve_dtype: torch.dtype) -> None:
-    scene = make_scene(8, 12, noise, seed=2)
-    inputs = inputs_of(scene)
-    expected = analytic(inputs, scene.world_to_camera_gt)
-    small = {name: value.float() for name, value in inputs.items()}
-    found = analytic(small, scene.world_to_camera_gt.float(), solve_dtype=solve_dtype)
-    assert all(value.dtype == torch.float32 for value in found.values())
-    if noise == 0:
-        assert found.pop("weights").abs().max() < 1e-4
-        expected.pop("weights")
-    for name, error in errors(found, expected).items():
-        assert error.median() < 1e-3, name
-
-
-def test_gauss_newton_and_unrolled_gradients_by_name(make_scene: Any) -> None:
-    """Gauss-Newton is off by the curvature of the residual, the unrolled one by the solver's last step."""
-    scene = make_scene(8, 12, 10.0, seed=3)
-    inputs = inputs_of(scene)
-    exact = analytic(inputs, scene.world_to_camera_gt)
-    approximate = errors(analytic(inputs, scene.world_to_camera_gt, gradient="gauss_newton"), exact)
-    unrolled = errors(analytic(inputs, scene.world_to_camera_gt, gradient="unrolled"), exact)
-    assert 1e-3 < approximate["points2d"].median() < 0.1
-    assert unrolled["points2d"].median() < 1e-2
-    # begun at the minimum there is nothing to unroll but one Gauss-Newton step
-    optimum = pnp(**inputs, init=scene.world_to_camera_gt).x
-    at_once = analytic(inputs, optimum, gradient="unrolled")
-    assert errors(at_once, exact)["points2d"].median() < 0.1
-    still = inputs_of(make_scene(8, 12, 0.0, seed=3))
-    exact = analytic(still, scene.world_to_camera_gt)
-    approximate = errors(analytic(still, scene.world_to_camera_gt, gradient="gauss_newton"), exact)
-    assert approximate["points2d"].max() < 1e-9
+CAUCHY = cauchy(3.0)
 
 
 @pytest.mark.parametrize("distorted", [False, True])
@@ -163,15 +35,6 @@ def test_cost_is_never_above_opencv_s(make_scene: Any, N: int, distorted: bool) 
         assert ours.cost[i] <= 0.5 * r.square().sum() * (1 + 1e-9)
         if N >= 10:  # four noisy points may have a second, deeper minimum
             close(ours.x[i], theirs, 1e-5)  # type: ignore[index]
-
-
-def solve_with_gradients(inputs: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Solution, and the gradients of one fixed function of the poses to all floating inputs."""
-    leaves = {k: v.clone().requires_grad_() if v.is_floating_point() else v for k, v in inputs.items()}
-    solution = pnp(**leaves, **options)
-    covector = torch.linspace(-1, 1, 12, dtype=solution.cost.dtype).view(3, 4)
-    (solution.x[:, :3] * covector).sum().backward()
-    return solution, {k: v.grad for k, v in leaves.items() if v.is_floating_point()}
 
 
 @pytest.mark.parametrize("start", ["init", "global"])
@@ -331,148 +194,6 @@ def test_no_graph_where_no_input_asks_for_one(make_scene: Any) -> None:
     assert not pnp(scene.points2d, scene.points3d, scene.K, init=init).x.requires_grad  # type: ignore[union-attr]
 
 
-def replaced(scene: Any, **changes: Any) -> dict[str, Any]:
-    return {"points2d": scene.points2d, "points3d": scene.points3d, "K": scene.K, **changes}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"points2d": torch.zeros(6, 2, **DOUBLE)}, r"points2d must have shape \(B,N,2\), got \(6, 2\)"),
-        ({"points2d": torch.zeros(2, 6, 3, **DOUBLE)}, r"points2d .*got \(2, 6, 3\)"),
-        ({"points2d": torch.zeros(2, 6, 2, dtype=torch.int64)}, r"points2d must be of a floating"),
-        ({"points2d": torch.full((2, 6, 2), torch.nan, **DOUBLE)}, r"points2d must be finite"),
-        ({"points3d": torch.zeros(2, 5, 3, **DOUBLE)}, r"points3d .*\(2\|1,6,3\) or \(6,3\), got \(2, 5, 3\)"),
-        ({"points3d": torch.zeros(6, 2, **DOUBLE)}, r"points3d .*got \(6, 2\)"),
-        ({"points3d": torch.zeros(2, 6, 3)}, r"points3d must have the dtype.*float32"),
-        ({"points3d": torch.full((2, 6, 3), torch.inf, **DOUBLE)}, r"points3d must be finite"),
-        ({"K": torch.zeros(3, 3, 3, **DOUBLE)}, r"K must have shape \(2\|1,3,3\) or \(3,3\), got \(3, 3, 3\)"),
-        ({"K": torch.zeros(4, **DOUBLE)}, r"K .*got \(4,\)"),
-        ({"K": torch.eye(3)}, r"K must have the dtype.*float32"),
-        ({"K": torch.full((3, 3), torch.nan, **DOUBLE)}, r"K must be finite"),
-        ({"distortion": torch.zeros(3, **DOUBLE)}, r"distortion .*got shape \(3,\)"),
-        ({"distortion": torch.zeros(3, 5, **DOUBLE)}, r"distortion must have shape \(2\|1,k\).*got \(3, 5\)"),
-        ({"distortion": torch.zeros(5, **DOUBLE), "model": "fisheye"}, r"distortion .*got shape \(5,\)"),
-        ({"distortion": torch.zeros(5)}, r"distortion must have the dtype.*float32"),
-        ({"distortion": torch.full((5,), torch.nan, **DOUBLE)}, r"distortion must be finite"),
-        ({"weights": torch.zeros(6, **DOUBLE)}, r"weights .*got \(6,\)"),
-        ({"weights": torch.zeros(2, 6, 3, **DOUBLE)}, r"weights .*got \(2, 6, 3\)"),
-        ({"weights": torch.ones(2, 6)}, r"weights must have the dtype.*float32"),
-        ({"weights": torch.full((2, 6), torch.nan, **DOUBLE)}, r"weights must be finite"),
-        ({"mask": torch.ones(2, 5, dtype=torch.bool)}, r"mask .*got \(2, 5\)"),
-        ({"mask": torch.ones(2, 6, **DOUBLE)}, r"mask must be of dtype torch.bool"),
-        ({"init": torch.eye(4, **DOUBLE)}, r"init must have shape \(2\|1,4,4\), got \(4, 4\)"),
-        ({"init": torch.eye(4)[None]}, r"init must have the dtype.*float32"),
-        ({"init": torch.full((1, 4, 4), torch.nan, **DOUBLE)}, r"init must be finite"),
-        ({"model": "pinhole"}, r"model must be one of .*'pinhole'"),
-        ({"gradient": "numeric"}, r"gradient must be .*'numeric'"),
-    ],
-)  # fmt: skip
-def test_a_caller_s_mistake_names_the_argument(make_scene: Any, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pnp(**replaced(make_scene(2, 6), **changes))
-
-
-def test_fewer_points_than_the_pose_needs(make_scene: Any) -> None:
-    scene = make_scene(2, 6, seed=0)
-    three = replaced(scene, points2d=scene.points2d[:, :3], points3d=scene.points3d[:, :3])
-    with pytest.raises(ValueError, match=r"points2d must hold at least 4 points.*N=3"):
-        pnp(**three)
-    solution = pnp(**three, init=scene.world_to_camera_gt)  # three points fix six numbers, up to a finite choice
-    assert solution.converged.all()
-    close(solution.x, scene.world_to_camera_gt, 1e-9)
-    two = replaced(scene, points2d=scene.points2d[:, :2], points3d=scene.points3d[:, :2])
-    with pytest.raises(ValueError, match=r"points2d must hold at least 3 points with init, got N=2"):
-        pnp(**two, init=scene.world_to_camera_gt)
-
-
-# What fails in problem 1 of three, its status, and the arguments that make it fail.
-def broken_problem(kind: str, scene: Any) -> tuple[dict[str, Any], Status]:
-    inputs: dict[str, Any] = {"points2d": scene.points2d.clone(), "points3d": scene.points3d.clone(), "K": scene.K}
-    inputs["init"] = scene.world_to_camera_gt.clone()
-    if kind in ("collinear", "collinear, global start"):
-        line = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None] * torch.tensor([0.5, 0.3, 0.2], **DOUBLE)
-        inputs["points3d"][1] = line
-        inputs["points2d"][1] = project(line, scene.world_to_camera_gt[1], scene.K)
-        if kind.endswith("start"):
-            del inputs["init"]
-        return inputs, Status.SINGULAR
-    if kind == "init behind the camera":
-        inputs["init"][1, 2, 3] = -6
-        return inputs, Status.INFEASIBLE
-    mask = torch.ones(3, 12, dtype=torch.bool)
-    mask[1, 2:] = False
-    if kind == "masked, global start":
-        mask[1, 2] = True
-        del inputs["init"]
-    return {**inputs, "mask": mask}, Status.TOO_FEW
-
-
-KINDS = ["collinear", "collinear, global start", "init behind the camera", "masked", "masked, global start"]
-
-
-@pytest.mark.parametrize("gradient", ["exact", "gauss_newton", "unrolled"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_failed_problem_says_why_and_leaves_the_others_alone(make_scene: Any, kind: str, gradient: str) -> None:
-    scene = make_scene(3, 12, 1.0, seed=14)
-    inputs, status = broken_problem(kind, scene)
-    inputs["K"] = scene.K.expand(3, 3, 3)
-    fixed = {name: inputs.pop(name) for name in ("init", "mask") if name in inputs}
-    solution, grad = solve_with_gradients(inputs, **fixed, gradient=gradient)
-    assert solution.status.tolist() == [Status.CONVERGED, status, Status.CONVERGED]
-    assert torch.isfinite(solution.x).all()
-    keep = torch.tensor([0, 2])
-    alone, grad_alone = solve_with_gradients(
-        {k: v[keep] for k, v in inputs.items()}, **{k: v[keep] for k, v in fixed.items()}, gradient=gradient
-    )
-    # The global start is a minimum up to rounding, from which the unrolled solver takes few steps or none.
-    few_steps = gradient == "unrolled" and "init" not in fixed
-    close(solution.x[keep], alone.x, 1e-7 if few_steps else 1e-12)
-    close(solution.cost[keep], alone.cost, 1e-12)
-    for name, g in grad.items():
-        g_alone = grad_alone[name]
-        assert (g_alone != 0).flatten(1).any(1).all(), name
-        error = (g[keep] - g_alone).flatten(1).norm(dim=1) / g_alone.flatten(1).norm(dim=1)
-        assert error.max() < (0.05 if few_steps else 1e-12), name
-        assert (g[1] == 0).all(), name
-    with pytest.raises(SolverError, match=rf"1 of 3 problems failed: problem 1: {status.message[:20]}"):
-        pnp(**inputs, **fixed, throw=True)
-
-
-def test_stalled_after_max_steps(make_scene: Any) -> None:
-    scene = make_scene(3, 12, 1.0, seed=15)
-    optimum = pnp(scene.points2d, scene.points3d, scene.K).x
-    init = optimum.clone()  # type: ignore[union-attr]
-    init[1] = se3.retract(init[1], torch.tensor([0.6, -0.5, 0.4, 0.3, 0.2, 2.0], dtype=torch.float64))
-    inputs = {"points2d": scene.points2d, "points3d": scene.points3d, "K": scene.K.expand(3, 3, 3)}
-    solution, grad = solve_with_gradients(inputs, init=init, max_steps=1)
-    assert solution.status.tolist() == [Status.CONVERGED, Status.STALLED, Status.CONVERGED]
-    close(solution.x[::2], optimum[::2], 1e-9)  # type: ignore[index]
-    assert all((g[1] == 0).all() and (g[0] != 0).any() for g in grad.values())
-    with pytest.raises(SolverError, match="raise max_steps"):
-        pnp(**inputs, init=init, max_steps=1, throw=True)
-    assert pnp(**inputs, init=init, throw=True).converged.all()
-
-
-@pytest.mark.parametrize("start", ["init", "global"])
-@pytest.mark.parametrize("gradient", ["exact", "gauss_newton", "unrolled"])
-def test_an_empty_batch(make_scene: Any, start: str, gradient: str) -> None:
-    scene = make_scene(1, 12, distorted=True)
-    inputs = {
-        "points2d": scene.points2d[:0],
-        "points3d": scene.points3d[:0],
-        "K": scene.K,
-        "distortion": scene.distortion,
-    }
-    options = {"init": scene.world_to_camera_gt[:0]} if start == "init" else {}
-    solution, grad = solve_with_gradients(inputs, gradient=gradient, **options)
-    assert solution.x.shape == (0, 4, 4)
-    assert solution.cost.shape == solution.status.shape == solution.steps.shape == (0,)
-    assert solution.converged.all()
-    assert grad["points2d"].shape == (0, 12, 2)
-    assert (grad["K"] == 0).all()
-
-
 def test_the_pose_has_every_visible_point_ahead(make_scene: Any) -> None:
     scene = make_scene(20, 5, 20.0, depth=2.2, seed=16)
     solution = pnp(scene.points2d, scene.points3d, scene.K)
@@ -522,6 +243,3 @@ def test_module_learns_inside_a_sequential(make_scene: Any) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 1e-3 * losses[0]
-
-
-CAUCHY = cauchy(3.0)

@@ -1,0 +1,92 @@
+"""The truth that keypoints learn, of objects that look alike in several poses."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.object_poses.losses import target_of
+from geometry import project, se3
+from tests.experiments.object_poses.heatmaps import scene
+from tests.numbers import DOUBLE, generator
+
+
+def turn(angles: Tensor | float, axis: int = 2) -> Tensor:
+    """(…,4,4) about an axis of the object."""
+    angles = torch.as_tensor(angles, **DOUBLE)
+    rotvec = torch.zeros(*angles.shape, 3, **DOUBLE)
+    rotvec[..., axis] = angles
+    return se3.make(se3.exp(rotvec), torch.zeros(*angles.shape, 3, **DOUBLE))
+
+
+def turns(count: int) -> Tensor:
+    return turn(2 * torch.pi * torch.arange(count, **DOUBLE) / count)
+
+
+def angle_between(one: Tensor, other: Tensor) -> Tensor:
+    R = one[..., :3, :3].mT @ other[..., :3, :3]
+    return ((R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1).acos()
+
+
+def test_without_symmetry_the_truth_is_what_it_is() -> None:
+    _, target = scene(B=3)
+    identity = torch.eye(4, **DOUBLE).expand(3, 2, 4, 4)
+    for prediction in (None, torch.zeros_like(target.points2d)):
+        found = target_of(target.points3d, target.K, target.pose, identity, prediction)
+        for one, other in zip(found, target, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+def test_the_target_is_one_of_the_poses_that_look_alike(predicted: bool) -> None:
+    _, target = scene(B=3)
+    symmetries = turns(5).expand(3, 5, 4, 4)
+    prediction = target.points2d + 3 if predicted else None
+    found = target_of(target.points3d, target.K, target.pose, symmetries, prediction)
+    off = angle_between(found.pose[:, None], target.pose[:, None] @ symmetries)
+    assert off.min(1).values.max() < 1e-6
+    torch.testing.assert_close(found.points2d, project(target.points3d, found.pose, target.K), rtol=0, atol=1e-9)
+
+
+def test_of_the_poses_that_look_alike_all_have_one_target() -> None:
+    """Whichever of them a file happens to name as the truth."""
+    _, target = scene(B=4)
+    symmetries = turns(4)
+    wanted = target_of(target.points3d, target.K, target.pose, symmetries.expand(4, 4, 4, 4)).pose
+    for symmetry in symmetries:
+        found = target_of(target.points3d, target.K, target.pose @ symmetry, symmetries.expand(4, 4, 4, 4)).pose
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+
+
+def test_the_target_does_not_turn_with_a_body_of_revolution() -> None:
+    """A whole turn of the object, in fine steps, moves the target by no more than the symmetries are apart."""
+    _, target = scene(B=1)
+    symmetries = turns(315)
+    pose = target.pose @ turn(torch.linspace(0, 2 * torch.pi, 400, **DOUBLE))
+    many = lambda value: value.expand(400, *value.shape[1:])
+    found = target_of(many(target.points3d), many(target.K), pose, symmetries.expand(400, -1, -1, -1)).pose
+    assert angle_between(found, found[:1]).max() < 2 * torch.pi / 315
+    assert angle_between(pose, pose[:1]).max() > 3  # the pose itself does turn
+
+
+def test_views_that_are_alike_have_targets_that_are() -> None:
+    """Along a path about a body of revolution, its sides told apart by nothing: no jumps."""
+    _, target = scene(B=1)
+    steps = torch.linspace(0, 1, 300, **DOUBLE)
+    path = turn(-1.4 + 0.9 * steps, axis=0) @ turn(5 * steps)  # tilts, and turns
+    path[:, :3, 3] = torch.tensor([20.0, -10, 400], **DOUBLE) + 30 * steps[:, None]
+    many = lambda value: value.expand(300, *value.shape[1:])
+    found = target_of(many(target.points3d), many(target.K), path, turns(315).expand(300, -1, -1, -1)).pose
+    assert angle_between(found[1:], found[:-1]).max() < 0.05
+    assert angle_between(path[1:], path[:-1]).max() < 0.05
+
+
+def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
+    _, target = scene(B=6)
+    symmetries = turns(6).expand(6, 6, 4, 4)
+    row = torch.arange(6)
+    chosen = target.pose @ symmetries[row, row]
+    near = project(target.points3d, chosen, target.K) + torch.randn(6, 7, 2, generator=generator(), **DOUBLE)
+    near.requires_grad_()
+    found = target_of(target.points3d, target.K, target.pose, symmetries, near)
+    torch.testing.assert_close(found.pose, chosen, rtol=0, atol=1e-12)
+    assert not found.points2d.requires_grad
