@@ -32,3 +32,13 @@ def central_difference(f: Callable[[float], Tensor], h: float) -> Tensor:
 def directions_of(data: Sequence[Tensor], sizes: Sequence[float], g: torch.Generator) -> list[Tensor]:
     """A random direction of its size for each of the data."""
     return [size * torch.randn(d.shape, generator=g, dtype=d.dtype) for size, d in zip(sizes, data, strict=True)]
+
+
+def errors_in_turn(value: Callable[..., Tensor], data: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
+    """How far autograd is from differences, relative (B,): in problem i of value(*data) (B,), only data[i] moves."""
+    alone = [torch.zeros_like(d).index_copy(0, torch.tensor([i]), d[i : i + 1]) for i, d in enumerate(directions)]
+    inputs = [d.clone().requires_grad_() for d in data]
+    gradients = torch.autograd.grad(value(*inputs).sum(), inputs)
+    ours = torch.stack([(g * d).sum() for g, d in zip(gradients, alone, strict=True)])
+    wanted = central_difference(lambda h: value(*(a + h * d for a, d in zip(data, alone, strict=True))), 1e-2)
+    return ((ours - wanted) / wanted).abs()

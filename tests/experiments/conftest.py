@@ -1,11 +1,14 @@
 """What the drivers' tests may ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.running.run import Run
+from tests.experiments.summaries import without_times
 
 
 @pytest.fixture
@@ -26,3 +29,22 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 main(config)
 
     return run
+
+
+@pytest.fixture
+def same_when_resumed(tmp_path: Path, interrupted: Callable[..., None]) -> Callable[..., dict[str, Any]]:
+    """same_when_resumed(driver.main, config, at=step): cut and resumed, a run says what it says in one go, returned."""
+
+    def check(
+        main: Callable[[Any], dict[str, Any]], config: Any, *, at: int, files: Sequence[str] = ("metrics.csv",)
+    ) -> dict[str, Any]:
+        whole = main(replace(config, out=tmp_path / "whole"))
+        interrupted(main, replace(config, out=tmp_path / "cut"), at=at)
+        resumed = main(replace(config, out=tmp_path / "cut", resume=True))
+        run = Path(main.__module__.rpartition(".")[2], f"{config.preset}-seed{config.seed}")
+        for name in files:
+            assert (tmp_path / "whole" / run / name).read_bytes() == (tmp_path / "cut" / run / name).read_bytes()
+        assert without_times(whole) == without_times(resumed)
+        return whole
+
+    return check
