@@ -9,7 +9,7 @@ from numba import njit
 from geometry.compiled.consensus.p3p import POSES, ROOTS, SAMPLE, p3p
 from geometry.compiled.pose.descent import levenberg_marquardt
 from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, distort, jit
-from geometry.compiled.pose.start import fill_rays
+from geometry.compiled.pose.form import fill_rays
 from geometry.compiled.pose.tile import fill, fill_pose, place, rows_of, write_pose
 from geometry.compiled.vectors import get, load, put, splat, store, total, where_less
 
