@@ -201,10 +201,8 @@ def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor
         better = running & (error < best)
         best = torch.where(better, error, best)
         best_x, best_w = torch.where(better[:, None], x, best_x), torch.where(better[:, None], w, best_w)
-        # it is known which constraints hold, and `active_set` has the rest; a degenerate one is known late
-        known = (torch.minimum(s, z) <= 0.1 * torch.maximum(s, z)).all(-1)
-        tolerance = torch.where(known, eps**0.55, eps**0.75)
-        running = running & torch.isfinite(error) & (error > tolerance) & ~infeasible & ~unbounded
+        # s z = mu says which constraints hold only once s and z are far from sqrt(mu): no sooner is `active_set` asked
+        running = running & torch.isfinite(error) & (error > eps**0.75) & ~infeasible & ~unbounded
         if i == max_steps or not running.any():
             break
         weight = pad(1 / (s / z + delta), (0, rw.shape[1] - m), value=1 / delta)
@@ -214,7 +212,9 @@ def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor
         mu_affine = ((s + affine * ds) * (z + affine * dw[:, :m])).sum(-1) / max(m, 1)
         left = mu_affine / mu
         centre = left**3 * mu
-        dx, dw, ds = newton(s * z + ds * dw[:, :m] - centre[:, None])
+        # correcting a prediction in full that is blocked at once leads round in circles (Colombo and Gondzio 2008)
+        trusted = torch.where(affine < 0.3, affine, 1.0)
+        dx, dw, ds = newton(s * z + trusted * ds * dw[:, :m] - centre[:, None])
         fraction = (1 - 0.1 * left).clamp_min(0.995)[:, None]
         step = torch.minimum(_longest(s, ds, fraction), _longest(z, dw[:, :m], fraction))
         infeasible = infeasible | (running & (_contradiction(equations, dw) | _contradiction(equations, w + dw)))
@@ -229,28 +229,40 @@ def active_set(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, w after primal-dual active-set steps, and the rows that hold as equations (B,m+q), 1 or 0.
 
-    A row is active where z > s: the constraints with both zero are left out. What a step makes worse is refused. One
-    step does it as a rule; there are up to 4 `polish`, until all problems are optimal that have not failed (B,) before.
+    A row is active where z > s. What a step makes worse is refused. One step does it as a rule; there are up to
+    6 `polish`, until all problems are optimal that have not failed (B,) before. Where z and s are both zero, as in
+    programs with more constraints through the minimum than it has unknowns, the interior point leaves both near
+    sqrt(mu), and which is larger is chance. The second `polish` steps therefore begin there anew, with only the rows
+    whose z is clearly above that: the others have no part in the minimum's multipliers.
     """
-    m = equations.m
+    m, eps = equations.m, torch.finfo(x.dtype).eps
+    inner = x, w
     best_x, best_w, best = x, w, torch.where(failed, 0.0, violation(equations, x, w))
 
-    def chosen(x: Tensor, w: Tensor) -> Tensor:
-        slack = (equations.d - times(equations.C, x))[:, :m]
-        return pad((w[:, :m] > slack).to(x.dtype), (0, w.shape[1] - m), value=1.0)
+    def chosen(x: Tensor, w: Tensor, least: float = -torch.inf) -> Tensor:
+        slack, z = (equations.d - times(equations.C, x))[:, :m], w[:, :m]
+        return pad(((z > slack) & (z > least)).to(x.dtype), (0, w.shape[1] - m), value=1.0)
 
-    for i in range(4 * polish):
-        if i > 0 and not (best > torch.finfo(x.dtype).eps ** 0.7).any():
+    best_active = chosen(x, w)
+    for i in range(6 * polish):
+        unsolved = (best > eps**0.7) if i > 0 else torch.ones_like(failed)
+        if not unsolved.any():
             break
-        active = chosen(x, w)
+        if i == polish:
+            x, w = inner
+            active = chosen(x, w, eps**0.3)
+        else:
+            active = chosen(x, w)
         # dependent constraints have many multipliers: at first the nearest ones, then the smallest
-        w = active * w if i < polish else torch.zeros_like(w)
+        w = active * w if i < 2 * polish else torch.zeros_like(w)
         factor = equations.factor(active / equations.proximity, equations.wide_proximity)
         residual = equations.d - times(equations.C, x)
         dx, dw = equations.refined(factor, active, -equations.slope(x, w), residual, rounds=3)
         x, w = x + dx, w + dw
         error = violation(equations, x, w)
-        better = error <= best
+        better = unsolved & (error <= best)
         best = torch.where(better, error, best)
-        best_x, best_w = torch.where(better[:, None], x, best_x), torch.where(better[:, None], w, best_w)
-    return best_x, best_w, chosen(best_x, best_w)
+        best_x, best_w, best_active = (
+            torch.where(better[:, None], new, old) for new, old in ((x, best_x), (w, best_w), (active, best_active))
+        )
+    return best_x, best_w, best_active

@@ -49,7 +49,7 @@ def quadratic_program(
 
     Status: INFEASIBLE where the constraints contradict each other, or where a number is not finite and so x is NaN,
     UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique,
-    STALLED where max_steps interior-point and 4 `polish` active-set steps do not reach it. These have gradient zero.
+    STALLED where max_steps interior-point and 6 `polish` active-set steps do not reach it. These have gradient zero.
     The gradient is that of the problem whose strictly active constraints (z > 0) are equations and whose others are
     absent; where a constraint is degenerate (z = s = 0) that is one of the one-sided derivatives. Where the active
     constraints depend on each other, x has its gradient in Q and p, and in the constraints as long as they stay
