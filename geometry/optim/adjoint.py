@@ -16,8 +16,17 @@ from torch.autograd.function import once_differentiable
 from torch.func import vmap
 
 from geometry.optim.descent import levenberg_marquardt, minimize
-from geometry.optim.linear import solve_spd
-from geometry.optim.problem import Problem, Program, batch_data, exact_hessian, linearize, map_state, zero_step
+from geometry.optim.linear import ADJOINT, solve_spd
+from geometry.optim.problem import (
+    Problem,
+    Program,
+    batch_data,
+    exact_hessian,
+    linearize,
+    map_state,
+    singular_below,
+    zero_step,
+)
 from geometry.optim.solution import Solution, State
 
 __all__ = ["Gradient", "argmin", "attach_gradient"]
@@ -29,8 +38,10 @@ class _TangentAtOptimum(torch.autograd.Function):
     """delta = 0 (B,P), whose gradient with respect to the data is the implicit one."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, hessian: Tensor, ok: Tensor, parts: int, *x_and_data: Tensor) -> Tensor:
-        ctx.problem, ctx.parts = problem, parts
+    def forward(
+        ctx: Any, problem: Problem, hessian: Tensor, ok: Tensor, least: float, parts: int, *x_and_data: Tensor
+    ) -> Tensor:
+        ctx.problem, ctx.least, ctx.parts = problem, least, parts
         ctx.save_for_backward(hessian, ok, *x_and_data)
         return hessian.new_zeros(hessian.shape[:2])
 
@@ -39,8 +50,8 @@ class _TangentAtOptimum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hessian, ok, *rest = ctx.saved_tensors
         x: State = tuple(rest[: ctx.parts]) if ctx.parts > 1 else rest[0]
-        wanted = ctx.needs_input_grad[4 + ctx.parts :]
-        u, definite = solve_spd(hessian, grad)
+        wanted = ctx.needs_input_grad[5 + ctx.parts :]
+        u, definite = solve_spd(hessian, grad, ctx.least)
         ok = ok & definite
         problem: Problem = ctx.problem
         with torch.enable_grad():
@@ -56,7 +67,7 @@ class _TangentAtOptimum(torch.autograd.Function):
             g = next(found) if want else None
             # a failed problem contributes exactly nothing, also where its derivatives are not finite
             out.append(None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g)))
-        return (None, None, None, None, *[None] * ctx.parts, *out)
+        return (*[None] * (5 + ctx.parts), *out)
 
 
 def attach_gradient(
@@ -69,8 +80,8 @@ def attach_gradient(
     """Make a minimiser x of `problem` differentiable in every tensor of `data`; its value does not change.
 
     ok (B,) marks the problems that may be trusted; the others get a gradient of zero, as do those whose Hessian is
-    not positive definite. gradient="gauss_newton" replaces the exact Hessian by J^T J, which is wrong by the
-    curvature of the residual (0.2 % at 1 px of noise for PnP with 12 points, 2 % at 10 px).
+    singular (`geometry.optim.linear`). gradient="gauss_newton" replaces the exact Hessian by J^T J, which is wrong by
+    the curvature of the residual (0.2 % at 1 px of noise for PnP with 12 points, 2 % at 10 px).
     """
     if gradient not in ("exact", "gauss_newton"):
         raise ValueError(f'gradient must be "exact" or "gauss_newton" here, got {gradient!r}')
@@ -83,10 +94,13 @@ def attach_gradient(
     with torch.no_grad():
         plain = tuple(d.detach() for d in data)
         H = exact_hessian(problem, x, plain) if gradient == "exact" else linearize(problem, x, plain).gauss_newton
+        least = singular_below(problem, x, plain)
     if ok is None:
         ok = torch.ones(len(H), dtype=torch.bool, device=H.device)
+    else:
+        least *= ADJOINT
     parts = (x,) if isinstance(x, Tensor) else x
-    delta = _TangentAtOptimum.apply(problem, H, ok, len(parts), *parts, *data)
+    delta = _TangentAtOptimum.apply(problem, H, ok, least, len(parts), *parts, *data)
     return vmap(problem.retract)(x, delta)
 
 
@@ -123,7 +137,7 @@ def argmin(
         x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
         # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
         lin = linearize(problem, x, batched)
-        step, _ = solve_spd(lin.gauss_newton, -lin.gradient)
+        step, _ = solve_spd(lin.gauss_newton, -lin.gradient, ADJOINT * singular_below(problem, x, batched))
         x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
         x = stop_gradient_where(~solution.converged, x)
     else:

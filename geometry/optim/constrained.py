@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import jacrev, vmap
 
 from geometry.optim.descent import minimize
-from geometry.optim.linear import solve_spd
-from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize
+from geometry.optim.linear import ADJOINT, margin, solve_spd
+from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
 from geometry.optim.solution import ConstrainedSolution, State, Status
 
 __all__ = ["Constrained"]
@@ -132,13 +132,13 @@ class _Surface(NamedTuple):
 
 
 def _surface(C: Tensor) -> _Surface:
-    q, eps = C.shape[1], torch.finfo(C.dtype).eps
+    q = C.shape[1]
     finite = torch.isfinite(C).all(-1).all(-1)
     size = C.norm(dim=-1, keepdim=True)
     scale = torch.where(finite[:, None, None] & (size > 0), size, 1.0)
     # the decomposition refuses the whole batch where one number is not finite
     U, S, Vh = torch.linalg.svd(torch.where(finite[:, None, None], C / scale, 0.0))
-    seen = 100 * eps * S[:, :1] < S
+    seen = margin(C.dtype, C.shape[2]) * S[:, :1] < S
     inverse = (Vh[:, :q].mT * torch.where(seen, 1 / S, 0.0)[:, None]) @ U.mT / scale.mT
     return _Surface(inverse, Vh[:, q:].mT, seen.all(-1))
 
@@ -161,7 +161,8 @@ class _AtOptimum(torch.autograd.Function):
         inverse, null, _ = ctx.surface
         program: Constrained = ctx.program
         across = (inverse @ grad_w[..., None])[..., 0]
-        along, definite = solve_spd(null.mT @ H @ null, ((grad_x - (across[:, None] @ H)[:, 0])[:, None] @ null)[:, 0])
+        right = ((grad_x - (across[:, None] @ H)[:, 0])[:, None] @ null)[:, 0]
+        along, definite = solve_spd(null.mT @ H @ null, right, ADJOINT * singular_below(program.problem, x, rest))
         u = across + (null @ along[..., None])[..., 0]
         v = ((grad_x - (u[:, None] @ H)[:, 0])[:, None] @ inverse)[:, 0]
         ok = ok & definite

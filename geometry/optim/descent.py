@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry.optim.linear import solve_spd
+from geometry.optim.linear import determined, solve_damped
 from geometry.optim.problem import (
     Linearization,
     Problem,
@@ -21,6 +21,7 @@ from geometry.optim.problem import (
     linearize,
     map_state,
     select,
+    singular_below,
     zero_step,
 )
 from geometry.optim.solution import Solution, State, Status
@@ -85,7 +86,7 @@ def levenberg_marquardt(
         # a direction that the data do not see still gets some damping
         floor = 1e-9 * diagonal.amax(-1, keepdim=True) + torch.finfo(cost.dtype).tiny
         D = torch.diag_embed(damping[:, None] * torch.maximum(diagonal, floor))
-        step, _ = solve_spd(lin.gauss_newton + D, -lin.gradient)
+        step, _ = solve_damped(lin.gauss_newton + D, -lin.gradient)
         candidate = problem.retract(x, step) if problem.retract is _add else vmap(problem.retract)(x, step)
         predicted = 0.5 * (step * (damping[:, None] * diagonal * step - lin.gradient)).sum(-1).detach()
         trial = linearize(problem, select(running, candidate, x), data)
@@ -107,14 +108,13 @@ def levenberg_marquardt(
 def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -> tuple[State, Tensor, Tensor, Tensor]:
     """Undamped Newton steps that shrink the gradient: accepting by cost alone stops at sqrt(eps) of the optimum.
 
-    Returns x, cost (B,), whether stationary (B,), whether the Hessian there is positive definite (B,).
+    Returns x, cost (B,), whether stationary (B,), whether the data determine x (B,), as `geometry.optim.linear` says.
     """
     eps = torch.finfo(zero_step(problem, x).dtype).eps
     lin = linearize(problem, x, data)
     best = lin
     best_x, candidate = x, x
-    stationary = torch.zeros_like(lin.cost, dtype=torch.bool)
-    definite = stationary
+    stationary, hessian = torch.zeros_like(lin.cost, dtype=torch.bool), lin.gauss_newton
     for i in range(rounds + 1):
         if i > 0:
             lin = linearize(problem, candidate, data)
@@ -124,13 +124,16 @@ def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -
         if i > 0:
             best_x = select(better, candidate, best_x)
             best = Linearization(*(select(better, a, b) for a, b in zip(lin, best, strict=True)))
-        step, definite = solve_spd(exact_hessian(problem, best_x, data), -best.gradient)
+        hessian = exact_hessian(problem, best_x, data)
+        step, definite = solve_damped(hessian, -best.gradient)
         candidate = vmap(problem.retract)(best_x, step)
         # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the
         # Jacobian up to rounding. The second test alone would fail where the residual itself is rounding.
         cosine2 = _norm2(best.gradient, best.gauss_newton) / (2 * best.cost + torch.finfo(lin.cost.dtype).tiny)
         stationary = definite & (_below_resolution(candidate, best_x) | (cosine2 <= eps))
-    return best_x, best.cost, stationary, definite
+    least = singular_below(problem, best_x, data)
+    definite = determined(hessian, best.gauss_newton, best.gradient, best.cost, least, problem.alike)
+    return best_x, best.cost, stationary & definite, definite
 
 
 def minimize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jacfwd, vmap
 
+from geometry.optim.linear import chain_of_blocks, margin
 from geometry.optim.solution import Solution, State
 from geometry.robust import Kernel, kernel_derivatives
 
@@ -33,6 +34,9 @@ class Problem:
     A problem that must be fast may bring its own derivatives, batched and without vmap:
     linearize(x, *data) -> Linearization and hessian(x, *data) -> (B,P,P). Automatic differentiation of `residual`
     stays the reference that they are tested against.
+
+    alike: numbers of unknowns, from the first, that have a unit in common: (3,) where a step begins with a rotation
+    (`geometry.optim.linear.determined` says what it is for).
     """
 
     residual: Callable[..., Tensor]
@@ -41,6 +45,7 @@ class Problem:
     kernel: Kernel | None = None
     linearize: "Callable[..., Linearization] | None" = None
     hessian: Callable[..., Tensor] | None = None
+    alike: tuple[int, ...] = ()
 
     def cost(self, x: State, *data: Tensor) -> Tensor:
         """Cost () of one instance."""
@@ -137,3 +142,10 @@ def exact_hessian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Tenso
         return hessian(lambda s: problem.cost(problem.retract(x, s), *data))(step)
 
     return vmap(single)(x, zero_step(problem, x), *data)
+
+
+def singular_below(problem: Problem, x: State, data: tuple[Tensor, ...]) -> float:
+    """The `margin` of the normal equations and of the Hessian of this problem, by the size of its residual."""
+    one = map_state(lambda a: a[:1], x)
+    terms = vmap(problem.residual)(one, *(d[:1] for d in data)).numel()
+    return margin(zero_step(problem, one).dtype, problem.dof, chain_of_blocks(terms))

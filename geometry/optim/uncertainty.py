@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry.optim.problem import Problem, batch_data, linearize
+from geometry.optim.linear import inverse_spd
+from geometry.optim.problem import Problem, batch_data, linearize, singular_below
 from geometry.optim.solution import State
 
 __all__ = ["covariance"]
@@ -20,17 +21,11 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     data = batch_data(x, data)
     with torch.no_grad():
         lin = linearize(problem, x, data)
-        eye = torch.eye(problem.dof, dtype=lin.cost.dtype, device=lin.cost.device).expand_as(lin.gauss_newton)
-        scale = lin.gauss_newton.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(eye.dtype).tiny).rsqrt()
-        scaled = lin.gauss_newton * scale[:, :, None] * scale[:, None, :]
-        factor, info = torch.linalg.cholesky_ex(scaled)
-        inverse = torch.cholesky_solve(eye, factor) * scale[:, :, None] * scale[:, None, :]
+        inverse, ok = inverse_spd(lin.gauss_newton, singular_below(problem, x, data), problem.alike)
         if sigma is None:
             r = vmap(problem.residual)(x, *data).flatten(1)
             freedom = ((r != 0).sum(-1) - problem.dof).clamp_min(1)
             variance = 2 * lin.cost / freedom
         else:
             variance = torch.full_like(lin.cost, sigma * sigma)
-        return torch.where(
-            (info == 0)[:, None, None], inverse * variance[:, None, None], torch.full_like(inverse, torch.nan)
-        )
+        return torch.where(ok[:, None, None], inverse * variance[:, None, None], torch.nan)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.compiled.launch import in_parallel
-from geometry.optim import Status, solve_spd
+from geometry.optim import ADJOINT, FEIGNED, Status, chain_of_blocks, margin, solve_spd
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import better
 from geometry.robust import RobustKernel
@@ -61,6 +61,11 @@ def _spread(problems: int, points: int) -> bool:
     return problems < 4 or points >= _MANY_POINTS
 
 
+def _singular_below(dtype: torch.dtype, points: int, spread: bool) -> float:
+    """The `margin` of what the kernels add up point after point, or from eight to eight where spread."""
+    return margin(dtype, 6, points / 8 if spread else points)
+
+
 def _operator(name: str) -> Callable[[Callable], Any]:
     """Define a torch operator by its implementation on the CPU, as torch.library.custom_op does.
 
@@ -104,9 +109,10 @@ def _solve(
     dtype = inputs[0][0].dtype
     out = np.empty((B, 4, 4), dtype), np.empty(B, dtype), np.empty(B, np.int8), np.empty(B, np.int32)
     start, spread, run = init.contiguous().numpy(), _spread(B, N), kernel.solve
+    rule = _singular_below(init.dtype, N, spread), FEIGNED
 
     def work(begin: int, end: int, slot: int) -> int:
-        return run(*inputs, start, max_steps, fewest, spread, begin, end, *out)
+        return run(*inputs, *rule, start, max_steps, fewest, spread, begin, end, *out)
 
     _in_parallel(_threads(B, N), B, work)
     return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2]), torch.from_numpy(out[3])
@@ -191,10 +197,11 @@ def _adjoint(
             out.append(np.zeros((threads if shared else B, *d.shape[1:]), d.dtype))
         else:  # NumPy asks for huge pages: the first touch of fresh memory took longer than the arithmetic
             out.append(np.empty(d.shape, d.dtype))
+    least = ADJOINT * _singular_below(poses.dtype, N, spread)
     at = [a.contiguous().numpy() for a in (poses, statuses, covectors)]
 
     def work(begin: int, end: int, slot: int) -> None:
-        run(*inputs, at[0], exact, spread, begin, end, slot, *at[1:], *out)
+        run(*inputs, least, at[0], exact, spread, begin, end, slot, *at[1:], *out)
 
     _in_parallel(threads, B, work)
     g0, g1, g2, g3, g4 = (
@@ -266,7 +273,7 @@ def _differentiable_adjoint(leaves: list[Tensor], mask: Tensor, statuses: Tensor
     assert problem.hessian is not None
     assert problem.linearize is not None
     H = problem.hessian(poses, *batched(data)) if ctx.exact else problem.linearize(poses, *batched(data)).gauss_newton
-    ok = ok & solve_spd(H.detach(), g.detach())[1]
+    ok = ok & solve_spd(H.detach(), g.detach(), ADJOINT * margin(H.dtype, 6, chain_of_blocks(2 * N)))[1]
     eye = torch.eye(6, dtype=H.dtype, device=H.device)
     u = torch.linalg.solve(torch.where(ok[:, None, None], H, eye), torch.where(ok[:, None], g, 0))
     # <u, gradient> as a function of the data alone: u gets its own derivative through the lines above

@@ -76,4 +76,6 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
         rotation = 0.5 * (aq + aq.mT) - trace * torch.eye(3, dtype=p.dtype, device=p.device)
         return H + nn.functional.pad(rotation, (0, 3, 0, 3))
 
-    return Problem(residual, dof=6, retract=se3.retract, kernel=kernel, linearize=linearize, hessian=hessian)
+    return Problem(
+        residual, dof=6, retract=se3.retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,)
+    )

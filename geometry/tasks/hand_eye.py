@@ -18,7 +18,7 @@ def residual(camera_to_gripper: Tensor, gripper: Tensor, camera: Tensor, weights
     return error if weights is None else weights.repeat_interleave(3, -1) * error
 
 
-hand_eye_problem = Problem(residual, dof=6, retract=se3.retract)
+hand_eye_problem = Problem(residual, dof=6, retract=se3.retract, alike=(3,))
 """x camera_to_gripper (4,4), data gripper motions (N,4,4), camera motions (N,4,4), weights (N,2) or nothing."""
 
 

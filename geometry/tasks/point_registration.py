@@ -23,10 +23,10 @@ def retract_similarity(similarity: Tensor, step: Tensor) -> Tensor:
     return se3.make(step[6].exp() * moved[:3, :3], moved[:3, 3])
 
 
-rigid_problem = Problem(residual, dof=6, retract=se3.retract)
+rigid_problem = Problem(residual, dof=6, retract=se3.retract, alike=(3,))
 """x source_to_target (4,4), data source (N,3), target (N,3), weights (N,) or nothing."""
 
-similarity_problem = Problem(residual, dof=7, retract=retract_similarity)
+similarity_problem = Problem(residual, dof=7, retract=retract_similarity, alike=(3,))
 """The same with a scale: the upper left (3,3) of x is s R."""
 
 

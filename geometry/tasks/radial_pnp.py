@@ -40,7 +40,7 @@ def retract(x: State, step: Tensor) -> State:
     return se3.retract(moved, step[:6]), f * grown, distortion + step[7:]
 
 
-radial_pnp_problem = Problem(residual, dof=9, retract=retract)
+radial_pnp_problem = Problem(residual, dof=9, retract=retract, alike=(3,))
 """x (pose (4,4), f (), distortion (2,)), data points2d (N,2), points3d (N,3), principal_point (2,), weights (N,)."""
 
 

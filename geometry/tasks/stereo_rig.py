@@ -37,7 +37,9 @@ def retract(x: Rig, step: Tensor) -> Rig:
     return se3.retract(x[0], rig), se3.retract(x[1], torch.stack(views))
 
 
-stereo_rig_problem = Problem(residual, dof=12, retract=retract)
+_UNITS = (3, 1, 1, 1)  # of the step of a pose: the three of a rotation are of one kind
+
+stereo_rig_problem = Problem(residual, dof=12, retract=retract, alike=_UNITS * 2)
 """Of one view; `dataclasses.replace(stereo_rig_problem, dof=6 + 6 * V)` is that of V.
 
 x (camera1_to_camera2 (4,4), target_to_camera1 (V,4,4)), data points2d (2,V,N,2), points3d (N,3), K (2,3,3),
@@ -71,7 +73,8 @@ def stereo_rig(
         4, points2d=(points2d, "2,V,N,2"), points3d=(points3d, "N,3"), K=(K, "2,3,3"), distortion=(distortion, "2,k"),
         weights=(weights, "2,V,N"),
     )  # fmt: skip
-    problem = replace(stereo_rig_problem, dof=6 + 6 * data[0].shape[2])
+    V = data[0].shape[2]
+    problem = replace(stereo_rig_problem, dof=6 + 6 * V, alike=_UNITS * (1 + V))
     with torch.no_grad():
         start = best_of_views(*data)
     return argmin(problem, start, *data)

@@ -8,7 +8,7 @@ from numba import njit
 
 from geometry.compiled.consensus.p3p import POSES, ROOTS, SAMPLE, p3p
 from geometry.compiled.pose.descent import levenberg_marquardt
-from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, distort, jit
+from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, SUMS, L, distort, jit
 from geometry.compiled.pose.form import fill_rays
 from geometry.compiled.pose.tile import fill, fill_pose, place, rows_of, write_pose
 from geometry.compiled.vectors import get, load, put, splat, store, total, where_less
@@ -78,14 +78,14 @@ def _refine(
     squares: Any, few: Any, work: Any,
 ) -> Any:  # fmt: skip
     """Descend on the score: least squares over the inliers, and their choice, in turns. Returns the score."""
-    before = pose.copy()
+    before, sums = pose.copy(), np.empty(SUMS, pose.dtype)
     cost = _score(tile, rows, pose, camera, lens, threshold2, np.inf, squares)
     for _ in range(descents):
         count = _gather(tile, n, squares, threshold2, few)
         if count < 4:
             break
         model = (lens, 0, 1.0, 1.0)
-        levenberg_marquardt(few, (count + L - 1) // L, True, camera, model, 4, _ENOUGH, eps, pose, work)
+        levenberg_marquardt(few, (count + L - 1) // L, True, camera, model, 4, _ENOUGH, eps, pose, work, sums)
         lower = _score(tile, rows, pose, camera, lens, threshold2, np.inf, squares)
         if not lower < cost:
             pose[:] = before

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.compiled.pose.descent import solve6
+from geometry.compiled.pose.descent import diagonal, shares, solve6
 from geometry.compiled.pose.equations import (
     CAMERA,
     OPTIONS,
@@ -132,14 +132,14 @@ def _distortion_gradient(
 
 
 @njit(
-    [f"void({INPUTS.format(t)}, {t}[:,:,::1], boolean, boolean, int64, int64, int64, int8[::1], "
+    [f"void({INPUTS.format(t)}, {t}, {t}[:,:,::1], boolean, boolean, int64, int64, int64, int8[::1], "
      f"{t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])"
      for t in ("float64", "float32")],
     cache=True, **OPTIONS,
 )  # fmt: skip
 def adjoint(
-    data: Any, kind: Any, scale2: Any, alpha: Any, eps: Any, poses: Any, exact: Any, spread: Any,
-    begin: Any, end: Any, slot: Any, statuses: Any, covectors: Any,
+    data: Any, kind: Any, scale2: Any, alpha: Any, eps: Any, least: Any, poses: Any, exact: Any,
+    spread: Any, begin: Any, end: Any, slot: Any, statuses: Any, covectors: Any,
     grad2d: Any, grad3d: Any, grad_K: Any, grad_distortion: Any, grad_weights: Any,
 ) -> None:  # fmt: skip
     """Vector-Jacobian product of the minima that `solve` found: gradients of <covectors, poses> by the data.
@@ -147,7 +147,8 @@ def adjoint(
     One solve with the exact Hessian (or the Gauss-Newton matrix) and one pass over the points
     (`geometry.optim.adjoint`). Where an argument is shared, its gradient has leading size `slots` instead of B, and
     this call adds to row `slot`; to those of K and distortion it adds always. A gradient without elements is not
-    wanted. Problems that did not converge get zeros.
+    wanted. Problems that did not converge get zeros, as do those whose matrix is singular: its share at most `least`
+    (`geometry.optim.linear`).
     """
     points2d, points3d, K, distortion, weights, _ = data
     model = (distortion.shape[1], kind, scale2, alpha)
@@ -156,6 +157,7 @@ def adjoint(
     camera, pose = np.zeros(CAMERA, poses.dtype), np.empty(POSE, poses.dtype)
     centre, work, sums = np.empty(3 * L, poses.dtype), np.empty(42 * L, poses.dtype), np.empty(SUMS, poses.dtype)
     rhs, step, ok = np.empty(6 * L, poses.dtype), np.empty(6 * L, poses.dtype), np.empty(L, poses.dtype)
+    size = np.empty(6 * L, poses.dtype)
     counts = np.empty(2 * L, np.int64)
     width, per_row = (1, L) if spread else (L, 1)
     for first in range(begin, end, width):
@@ -168,7 +170,9 @@ def adjoint(
             ok[at] = 1.0 if statuses[b] == 0 else 0.0
         evaluate(tile, rows, spread, pose, camera, model, exact, sums)
         pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
-        store(ok, 0, where_less(100.0 * eps, pivot, load(ok, 0), 0.0))
+        diagonal(sums, size)
+        left, _ = shares(work, size, size)
+        store(ok, 0, where_less(0.0, pivot, where_less(least, left, load(ok, 0), 0.0), 0.0))
         for k in range(0, CAMERA, L):
             store(sums, k, 0.0)
         last = min(width, end - first)

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
-from geometry.compiled.vectors import fabs, highest, load, lowest, splat, store, where_less
+from geometry.compiled.vectors import fabs, highest, load, lowest, splat, sqrt, store, where_less
 
 
 @jit
 def solve6(sums: Any, damping: Any, rhs: Any, work: Any, step: Any) -> Any:
     """Solve (H + diag(damping H_ii)) step = rhs by L D L^T. Returns the least pivot relative to its diagonal entry.
 
-    A direction that the data do not see still gets some damping.
+    A direction that the data do not see still gets some damping. No pivot is below `shares` of its matrix.
     """
     most = load(sums, HESSIAN)
     for i in range(1, 6):
@@ -49,6 +49,47 @@ def solve6(sums: Any, damping: Any, rhs: Any, work: Any, step: Any) -> Any:
             value -= load(work, (21 + k * (k + 1) // 2 + i) * L) * load(step, k * L)
         store(step, i * L, value)
     return least
+
+
+@jit
+def shares(work: Any, one: Any, other: Any) -> Any:
+    """What is left of each unknown where the others are free, in parts of two diagonals (6 L): the least of each.
+
+    work: what `solve6` has left there. The share of `geometry.optim.linear`, 1 / (H^-1)_kk, by the columns of L^-1.
+    """
+    first, second = splat(np.inf, work), splat(np.inf, work)
+    column = np.empty(6 * L, work.dtype)
+    for k in range(6):
+        inverse = load(work, (k * (k + 3) // 2) * L)
+        for i in range(k + 1, 6):
+            row = 21 + i * (i + 1) // 2
+            y = -load(work, (row + k) * L)
+            for j in range(k + 1, i):
+                y -= load(work, (row + j) * L) * load(column, j * L)
+            store(column, i * L, y)
+            inverse += y * y * load(work, (i * (i + 3) // 2) * L)
+        a, b = 1.0 / (inverse * load(one, k * L)), 1.0 / (inverse * load(other, k * L))
+        first, second = where_less(a, first, a, first), where_less(b, second, b, second)
+        first, second = where_less(-np.inf, a, first, -1.0), where_less(-np.inf, b, second, -1.0)  # NaN
+    return first, second
+
+
+@jit
+def diagonal(sums: Any, out: Any) -> None:
+    """The diagonal (6 L) of the matrix in sums, made positive."""
+    for i in range(6):
+        store(out, i * L, fabs(load(sums, HESSIAN + (i * (i + 3) // 2) * L)))
+
+
+@jit
+def join(own: Any, together: Any) -> None:
+    """The diagonal own (6 L), the three of the rotation as large as the largest of them, as they have one unit."""
+    most = load(own, 0)
+    for i in range(1, 3):
+        a = load(own, i * L)
+        most = where_less(most, a, a, most)
+    for i in range(6):
+        store(together, i * L, most if i < 3 else load(own, i * L))
 
 
 @jit
@@ -101,13 +142,14 @@ def dot6(a: Any, b: Any) -> Any:
 @jit
 def levenberg_marquardt(
     tile: Any, rows: Any, spread: Any, camera: Any, model: Any, max_steps: Any, enough: Any, eps: Any, pose: Any,
-    work: Any,
+    work: Any, now: Any,
 ) -> Any:  # fmt: skip
     """`geometry.optim.descent.levenberg_marquardt` on a tile, until the predicted relative decrease is `enough`.
 
-    Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane.
+    Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane, and
+    leaves in `now` the normal equations (SUMS) at the pose.
     """
-    trial, now, new = np.empty_like(pose), np.empty(SUMS, pose.dtype), np.empty(SUMS, pose.dtype)
+    trial, new = np.empty_like(pose), np.empty(SUMS, pose.dtype)
     rhs, step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
     cost = evaluate(tile, rows, spread, pose, camera, model, False, now)
     running = where_less(cost, np.inf, splat(1.0, tile), 0.0)
@@ -117,7 +159,7 @@ def levenberg_marquardt(
             break
         negated_gradient(now, rhs)
         pivot = solve6(now, damping, rhs, work, step)
-        for k in range(0, 6 * L, L):
+        for k in range(0, 6 * L, L):  # damped, and only a trial: the pivots are enough
             store(step, k, where_less(100.0 * eps, pivot, load(step, k), 0.0))
         predicted = 0.5 * dot6(rhs, step)
         for i in range(6):
@@ -145,41 +187,69 @@ def levenberg_marquardt(
 
 @jit
 def polish(
-    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, eps: Any, pose: Any, work: Any
+    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, eps: Any, least: Any, feigned: Any, pose: Any,
+    work: Any, now: Any,
 ) -> Any:  # fmt: skip
     """Undamped Newton steps with the exact Hessian, until the next one would not matter; that one is still taken.
 
-    Moves pose in place; returns cost, and lane by lane whether stationary, whether the Hessian is positive definite.
+    now: normal equations (SUMS) near the pose, with J^T J; least, feigned: the margin and `FEIGNED` of
+    `geometry.optim.linear`, whose `determined` is the rule here. Moves pose in place; returns cost, and lane by lane
+    whether stationary, whether determined.
     """
+    own, together, size = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
     candidate, sums = pose.copy(), np.empty(SUMS, pose.dtype)
     rhs, step, best_step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.zeros(6 * L, pose.dtype)
     cost, decrease = splat(np.inf, tile), splat(np.inf, tile)
-    stationary, definite = splat(0.0, tile), splat(0.0, tile)
+    stationary, definite, determined = splat(0.0, tile), splat(0.0, tile), splat(0.0, tile)
     tolerance = max(1e-13, 50.0 * eps)
+    negated_gradient(now, rhs)
+    pivot = solve6(now, splat(0.0, tile), rhs, work, step)
+    diagonal(now, own)
+    join(own, together)
+    for k in range(0, 6 * L, L):
+        store(together, k, sqrt(load(own, k) * load(together, k)))
+    linear, _ = shares(work, together, together)
+    linear = where_less(0.0, pivot, linear, -1.0)
     for i in range(4):
         new_cost = evaluate(tile, rows, spread, candidate, camera, model, True, sums)
         negated_gradient(sums, rhs)
         pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
-        new_definite = where_less(100.0 * eps, pivot, splat(1.0, tile), 0.0)
+        new_definite = where_less(least, pivot, splat(1.0, tile), 0.0)
         new_decrease = 0.5 * dot6(rhs, step)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
         better = where_less(new_cost, 1.001 * cost + 1e3 * eps, splat(1.0, tile), 0.0)
         better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))
         if i == 0:
             better = splat(1.0, tile)
+        diagonal(sums, size)
+        cosine2 = splat(0.0, tile)
+        for k in range(0, 6 * L, L):
+            a, b = load(own, k), load(size, k)
+            store(size, k, where_less(b, a, a, b))
+        join(size, together)
+        for k in range(0, 6 * L, L):
+            g = load(rhs, k)
+            cosine2 += g * g / load(together, k)
+        cosine2 = 0.5 * cosine2 / new_cost
+        curved, alone = shares(work, size, together)
+        alone -= feigned * sqrt(cosine2)
+        alone = where_less(linear, alone, alone, linear)
+        new_determined = new_definite * where_less(least, curved, where_less(least, alone, splat(1.0, tile), 0.0), 0.0)
         blend(better, candidate, pose, POSE)
         blend(better, step, best_step, 6 * L)
         cost = where_less(0.5, better, new_cost, cost)
         decrease = where_less(0.5, better, new_decrease, decrease)
         definite = where_less(0.5, better, new_definite, definite)
+        determined = where_less(0.5, better, new_determined, determined)
         small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**0.7), 1.0)
         stationary = definite * small
         if lowest(where_less(0.5, better * definite, stationary, 1.0)) == 1.0:
             break
         retract(pose, best_step, candidate)
+    stationary *= determined
     for k in range(0, 6 * L, L):
         store(best_step, k, where_less(0.5, stationary, load(best_step, k), 0.0))
     retract(pose, best_step, pose)
     lowered = cost - decrease
     lowered = where_less(0.0, lowered, lowered, 0.0)
-    return where_less(0.5, stationary, lowered, cost), stationary, definite
+    return where_less(0.5, stationary, lowered, cost), stationary, determined

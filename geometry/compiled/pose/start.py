@@ -16,7 +16,7 @@ import torch
 from numba import njit
 
 from geometry.compiled.pose.descent import blend, levenberg_marquardt
-from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, jit
+from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, SUMS, L, jit
 from geometry.compiled.pose.form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
 from geometry.compiled.pose.tile import INPUTS, fill, finite, rows_of, write_pose
 from geometry.compiled.vectors import get, highest, load, lowest, splat, store, where_less
@@ -131,16 +131,17 @@ def _refine_few(
     RA-L 5(2)).
     """
     lens, kind, scale2, alpha = model
+    sums = np.empty(SUMS, pose.dtype)
     if not kind:
-        cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, pose, work)
+        cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, pose, work, sums)
         return cost
     other[:] = pose
     cost = splat(np.inf, pose)
     for wider in _GRADUAL:
         cost, _ = levenberg_marquardt(
-            few, rows, False, camera, (lens, kind, scale2 * wider, alpha), _FIRST_STEPS, _ENOUGH, eps, pose, work
+            few, rows, False, camera, (lens, kind, scale2 * wider, alpha), _FIRST_STEPS, _ENOUGH, eps, pose, work, sums
         )
-    other_cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, other, work)
+    other_cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, other, work, sums)
     blend(where_less(other_cost, cost, splat(1.0, pose), 0.0), other, pose, POSE)
     return where_less(other_cost, cost, other_cost, cost)
 
@@ -155,6 +156,7 @@ def _refine_best(
     The second is distinct from the best; it is the best itself where there is no other.
     """
     best, second, refined = -1, -1, 0  # refined: a bit a lane
+    sums = np.empty(SUMS, pose.dtype)
     for _ in range(candidates):
         lane = -1
         for k in range(candidates):
@@ -175,7 +177,7 @@ def _refine_best(
             if pushed:
                 # a point that the first refinement has not seen lies behind
                 _push_ahead(tile, rows, True, 0.1 * size, alone)
-            cost, _ = levenberg_marquardt(tile, rows, True, camera, model, _LAST_STEPS, _ENOUGH, eps, alone, work)
+            cost, _ = levenberg_marquardt(tile, rows, True, camera, model, _LAST_STEPS, _ENOUGH, eps, alone, work, sums)
             costs[lane] = highest(cost)
             if costs[lane] < np.inf:
                 break
