@@ -9,6 +9,8 @@ conjugate gradients preconditioned by its diagonal blocks (Agarwal et al. 2010, 
 number of observations besides.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -18,19 +20,22 @@ from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import couple, couple_back
 from geometry.bundle_adjustment.reduced import Reduced
+from geometry.optim import ADJOINT, margin, share_of_factor
 
 __all__ = ["Schur"]
 
 
-def _inverse3(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of symmetric positive definite (N,3,3), and whether each is so numerically (N,); zero where it is not."""
+def _inverse3(A: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Inverse of symmetric positive definite (N,3,3), zero where singular: a share at most `least`
+    (`geometry.optim.linear`); and which are not (N,).
+    """
     a, b, c, d, e, f = A[:, 0, 0], A[:, 0, 1], A[:, 0, 2], A[:, 1, 1], A[:, 1, 2], A[:, 2, 2]
     ca, cb, cc = d * f - e * e, c * e - b * f, b * e - c * d
     minor = a * d - b * b
     det = a * ca + b * cb + c * cc
-    eps = 100 * torch.finfo(A.dtype).eps
-    good = (a > 0) & (minor > eps * a * d) & (det > eps * minor * f)
-    adjugate = torch.stack([ca, cb, cc, cb, a * f - c * c, b * c - a * e, cc, b * c - a * e, minor], -1)
+    middle = a * f - c * c
+    good = (a > 0) & (minor > 0) & (det > least * torch.maximum(torch.maximum(a * ca, d * middle), f * minor))
+    adjugate = torch.stack([ca, cb, cc, cb, middle, b * c - a * e, cc, b * c - a * e, minor], -1)
     inverse = adjugate / torch.where(good, det, torch.ones_like(det))[:, None]
     return torch.where(good[:, None], inverse, 0).unflatten(-1, (3, 3)), good
 
@@ -42,8 +47,9 @@ class Schur:
     E makes the matrix definite along them, and a right-hand side without share in them is solved as if E were not
     there. stiff (N,3) or None: a unit vector along which a point must not move, or zero. iterative: conjugate
     gradients instead of a dense Cholesky factor, with a coarse problem if given, to full accuracy, or truncated, which
-    suffices for a step that is tried anyway. `ok` () tells whether the matrix is numerically positive definite;
-    solutions are zero where it is not.
+    suffices for a step that is tried anyway. `definite` tells whether the matrix is so by the rule of
+    `geometry.optim.linear`, `ok` () whether by that of an adjoint, or by its pivots where it is damped; solutions are
+    zero where it is not.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class Schur:
             free = torch.eye(3, dtype=V.dtype, device=V.device) - along
             size = V.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
             V = free @ V @ free + size * along
-        self.V_inverse, good = _inverse3(V)
+        self.V_inverse, good = _inverse3(V, margin(V.dtype, 3, 0.0 if damping else layout.most))
         if stiff is not None:
             self.V_inverse = self.V_inverse - along / size.clamp_min(torch.finfo(V.dtype).tiny)
         self.V_inverse[layout.held] = 0
@@ -93,8 +99,32 @@ class Schur:
         factor, info = torch.linalg.cholesky_ex(S)
         pivot = factor.diagonal().square().amin() if len(S) else torch.ones_like(equations.cost)
         # NaN pivots compare false
-        self.ok = self.ok & (info == 0) & (pivot > 100 * torch.finfo(S.dtype).eps)
+        self.ok = self.ok & (info == 0) & (pivot > margin(S.dtype, 1))
         self.factor = factor
+        if not damping:
+            self.ok = self.ok & (self.share > ADJOINT * self.least)
+
+    @cached_property
+    def least(self) -> float:
+        """The share up to which the matrix is singular: a view's sums run over its observations, one by one."""
+        layout = self.layout
+        longest = int(torch.bincount(layout.view).max()) if len(layout.view) else 0
+        return margin(self.scale.dtype, layout.size, longest)
+
+    @cached_property
+    def share(self) -> float:
+        """What is left of the camera unknown that is determined worst, the others free (`geometry.optim.linear`).
+
+        Conjugate gradients, which take a matrix only as far as a right-hand side needs it, cannot tell: 1.
+        """
+        if not self.ok:
+            return -1.0
+        return float(share_of_factor(self.factor)) if self.factor is not None and len(self.factor) else 1.0
+
+    @property
+    def definite(self) -> bool:
+        """Whether the data determine all unknowns: the points given the cameras, and the cameras."""
+        return bool(self.ok) and self.share > self.least
 
     def solve(self, b: Tangent) -> Tangent:
         """u, with as many right-hand sides as b has: cameras (D,…), points (N,3,…)."""

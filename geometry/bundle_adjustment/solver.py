@@ -13,7 +13,7 @@ from geometry.bundle_adjustment.equations import NormalEquations
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
-from geometry.optim import Status, next_damping
+from geometry.optim import FEIGNED, Status, next_damping
 
 __all__ = ["Solver", "Task", "descend", "solve"]
 
@@ -125,6 +125,20 @@ def _endless(task: Task, state: State) -> Tensor:
     return torch.where((open_end & (most > 0) & ~task.problem.layout.held)[:, None], ray, 0)
 
 
+def _determined(task: Task, state: State, exact: NormalEquations, system: Schur, gauge: Gauge | None) -> bool:
+    """`geometry.optim.linear.determined` of the minimum: J^T J is looked at only where the Hessian leaves a doubt."""
+    if not system.definite:
+        return False
+    tiny = torch.finfo(exact.cost.dtype).tiny
+    size = exact.diagonal(task.problem.layout)
+    slope2 = (exact.gradient.cameras.square() / size.cameras.abs().clamp_min(tiny)).sum()
+    slope2 = slope2 + (exact.gradient.points.square() / size.points.abs().clamp_min(tiny)).sum()
+    cosine = float((slope2 / (2 * exact.cost).clamp_min(tiny)).sqrt())
+    if system.share > system.least + FEIGNED * cosine:
+        return True
+    return task.factorise(state, task.problem.linearize(state, task.data), gauge).definite
+
+
 def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State, Tensor, Status]:
     """Undamped Newton with the exact Hessian, until the next step would not matter; that one is still taken.
 
@@ -147,6 +161,8 @@ def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State,
         status = Status.STALLED
         state = problem.retract(state, step if gauge is None else gauge.section(step))
         if decrease <= 1e-13 * best_cost + task.rounding:
+            if not _determined(task, best, equations, system, gauge):
+                return best, best_cost, Status.SINGULAR
             return state, best_cost, Status.CONVERGED
     return best, best_cost, status
 

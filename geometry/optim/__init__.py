@@ -10,7 +10,15 @@ quadratic, interior_point                                  quadratic_program: a 
 from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where
 from geometry.optim.constrained import Constrained
 from geometry.optim.descent import levenberg_marquardt, minimize, next_damping
-from geometry.optim.linear import solve_spd
+from geometry.optim.linear import (
+    ADJOINT,
+    FEIGNED,
+    chain_of_blocks,
+    margin,
+    share,
+    share_of_factor,
+    solve_spd,
+)
 from geometry.optim.nested import NestedProblem, NestedState, nested_start, nested_step
 from geometry.optim.problem import (
     Linearization,
@@ -28,6 +36,8 @@ from geometry.optim.solution import ConstrainedSolution, Solution, SolverError, 
 from geometry.optim.uncertainty import covariance
 
 __all__ = [
+    "ADJOINT",
+    "FEIGNED",
     "Constrained",
     "ConstrainedSolution",
     "Gradient",
@@ -44,18 +54,22 @@ __all__ = [
     "argmin",
     "attach_gradient",
     "batch_data",
+    "chain_of_blocks",
     "covariance",
     "exact_hessian",
     "jacobian",
     "levenberg_marquardt",
     "linearize",
     "map_state",
+    "margin",
     "minimize",
     "nested_start",
     "nested_step",
     "next_damping",
     "quadratic_program",
     "select",
+    "share",
+    "share_of_factor",
     "solve_spd",
     "stop_gradient_where",
 ]

@@ -32,6 +32,7 @@ __all__ = [
     "inverse_spd",
     "margin",
     "share",
+    "share_of_factor",
     "solve_damped",
     "solve_spd",
 ]
@@ -101,8 +102,23 @@ def solve_damped(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale, factor, ok = _factorise(A)
     pivot = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    ok = ok & (pivot > margin(A.dtype, A.shape[-1]))
+    ok = ok & (pivot > margin(A.dtype, 1))
     return _solved(scale, factor, b, ok), ok
+
+
+def share_of_factor(factor: Tensor) -> Tensor:
+    """`share` () of one large matrix by its Cholesky factor (P,P), the matrix scaled by what is to be measured against.
+
+    Inverse iteration on a few vectors: where the share is far below that of all else, three times are plenty.
+    """
+    P = len(factor)
+    start = torch.randn(P, min(P, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vectors = torch.linalg.qr(start.to(factor))[0]
+    for _ in range(3):
+        vectors = torch.linalg.qr(torch.cholesky_solve(vectors, factor))[0]
+    projected = vectors.T @ torch.cholesky_solve(vectors, factor)
+    # the diagonal of the inverse within the span of the vectors
+    return 1 / ((vectors @ projected) * vectors).sum(1).amax()
 
 
 def _solved(scale: Tensor, factor: Tensor, b: Tensor, ok: Tensor) -> Tensor:
