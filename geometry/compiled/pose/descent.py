@@ -243,7 +243,8 @@ def polish(
         determined = where_less(0.5, better, new_determined, determined)
         small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**0.7), 1.0)
         stationary = definite * small
-        if lowest(where_less(0.5, better * definite, stationary, 1.0)) == 1.0:
+        # where J^T J is singular, another step has to show that it was not the gradient that made H definite
+        if lowest(where_less(0.5, better * definite, stationary * determined, 1.0)) == 1.0:
             break
         retract(pose, best_step, candidate)
     stationary *= determined
