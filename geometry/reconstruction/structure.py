@@ -208,4 +208,6 @@ def triangulate(
     A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
     start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
     cameras = (world_to_camera[None], K[None], distortion[None])
-    return minimize(Problem(residual, dof=3), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras)
+    return minimize(
+        Problem(residual, dof=3, alike=(3,)), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras
+    )

@@ -43,7 +43,7 @@ def retract(pose: Tensor, step: Tensor) -> Tensor:
     return make(exp(step[:3]) @ pose[:3, :3], moved / moved.norm())
 
 
-relative_pose_problem = Problem(residual, dof=5, retract=retract, alike=(3, 2))
+relative_pose_problem = Problem(residual, dof=5, retract=retract, alike=(5,))
 """x (4,4) with |t| = 1, data points_a (N,2), points_b (N,2), K_a (3,3), K_b (3,3), weights (N,)."""
 
 

@@ -12,13 +12,18 @@ __all__ = ["triangulation", "triangulation_problem"]
 
 
 def residual(point: Tensor, points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights: Tensor) -> Tensor:
-    """(N,2): errors in px, times weights (N,); infinite behind a camera that counts."""
+    """(N,2): errors in px, times weights (N,); infinite behind a camera that counts.
+
+    Infinite as well within a camera, where rays from one place meet: nearer than sqrt(eps) of its distance from the
+    origin, rounding of the centres would be taken for parallax.
+    """
     p = transform(world_to_camera, point.expand(len(world_to_camera), 1, 3))
+    apart = p.norm(dim=-1) > torch.finfo(p.dtype).eps ** 0.5 * world_to_camera[:, None, :3, 3].norm(dim=-1)
     error = weights[:, None] * (project_camera_frame(p, K).squeeze(1) - points2d)
-    return torch.where(in_front(p) | (weights == 0)[:, None], error, torch.inf)
+    return torch.where((in_front(p) & apart) | (weights == 0)[:, None], error, torch.inf)
 
 
-triangulation_problem = Problem(residual, dof=3)
+triangulation_problem = Problem(residual, dof=3, alike=(3,))
 """x (3,) in the world, data points2d (N,2), world_to_camera (N,4,4), K (N,3,3), weights (N,)."""
 
 

@@ -55,9 +55,10 @@ def solve6(sums: Any, damping: Any, rhs: Any, work: Any, step: Any) -> Any:
 def shares(work: Any, one: Any, other: Any) -> Any:
     """What is left of each unknown where the others are free, in parts of two diagonals (6 L): the least of each.
 
-    work: what `solve6` has left there. The share of `geometry.optim.linear`, 1 / (H^-1)_kk, by the columns of L^-1.
+    work: what `solve6` has left there, the pivots all positive. The share of `geometry.optim.linear`, 1 / (H^-1)_kk, by
+    the columns of L^-1.
     """
-    first, second = splat(np.inf, work), splat(np.inf, work)
+    first, second = splat(0.0, work), splat(0.0, work)
     column = np.empty(6 * L, work.dtype)
     for k in range(6):
         inverse = load(work, (k * (k + 3) // 2) * L)
@@ -68,10 +69,9 @@ def shares(work: Any, one: Any, other: Any) -> Any:
                 y -= load(work, (row + j) * L) * load(column, j * L)
             store(column, i * L, y)
             inverse += y * y * load(work, (i * (i + 3) // 2) * L)
-        a, b = 1.0 / (inverse * load(one, k * L)), 1.0 / (inverse * load(other, k * L))
-        first, second = where_less(a, first, a, first), where_less(b, second, b, second)
-        first, second = where_less(-np.inf, a, first, -1.0), where_less(-np.inf, b, second, -1.0)  # NaN
-    return first, second
+        a, b = inverse * load(one, k * L), inverse * load(other, k * L)
+        first, second = where_less(first, a, a, first), where_less(second, b, b, second)
+    return 1.0 / first, 1.0 / second
 
 
 @jit
@@ -186,6 +186,47 @@ def levenberg_marquardt(
 
 
 @jit
+def _linear_share(now: Any, own: Any, rhs: Any, work: Any, step: Any, together: Any) -> Any:
+    """The share of J^T J in now, -1 where it is not definite. Overwrites rhs, work, step and together (6 L)."""
+    negated_gradient(now, rhs)
+    pivot = solve6(now, splat(0.0, now), rhs, work, step)
+    join(own, together)
+    for k in range(0, 6 * L, L):
+        store(together, k, sqrt(load(own, k) * load(together, k)))
+    share, _ = shares(work, together, together)
+    return where_less(0.0, pivot, share, -1.0)
+
+
+@jit
+def _determined(
+    sums: Any, now: Any, own: Any, rhs: Any, cost: Any, least: Any, feigned: Any, asked: Any, work: Any, step: Any
+) -> Any:  # fmt: skip
+    """`geometry.optim.linear.determined` in the lanes that are asked for (1), 0 in all others.
+
+    sums: gradient and exact Hessian, which `solve6` has factorised in work, its pivots positive where asked; now:
+    J^T J, and own its diagonal; cost: what it is there. Overwrites rhs, work and step.
+    """
+    size, together = np.empty(6 * L, work.dtype), np.empty(6 * L, work.dtype)
+    diagonal(sums, size)
+    for k in range(0, 6 * L, L):
+        a, b = load(own, k), load(size, k)
+        store(size, k, where_less(b, a, a, b))
+    join(size, together)
+    cosine2 = splat(0.0, sums)
+    for k in range(0, 6 * L, L):
+        g = load(rhs, k)
+        cosine2 += g * g / load(together, k)
+    curved, alone = shares(work, size, together)
+    alone -= feigned * sqrt(0.5 * cosine2 / cost)
+    asked = where_less(least, curved, asked, 0.0)
+    # NaN where the cost is zero: J^T J has to tell then
+    if highest(where_less(least, alone, 0.0, asked)) == 1.0:
+        linear = _linear_share(now, own, rhs, work, step, together)
+        alone = where_less(linear, alone, alone, linear)
+    return where_less(least, alone, asked, 0.0)
+
+
+@jit
 def polish(
     tile: Any, rows: Any, spread: Any, camera: Any, model: Any, eps: Any, least: Any, feigned: Any, pose: Any,
     work: Any, now: Any,
@@ -196,20 +237,12 @@ def polish(
     `geometry.optim.linear`, whose `determined` is the rule here. Moves pose in place; returns cost, and lane by lane
     whether stationary, whether determined.
     """
-    own, together, size = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
-    candidate, sums = pose.copy(), np.empty(SUMS, pose.dtype)
+    own, candidate, sums = np.empty(6 * L, pose.dtype), pose.copy(), np.empty(SUMS, pose.dtype)
     rhs, step, best_step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.zeros(6 * L, pose.dtype)
     cost, decrease = splat(np.inf, tile), splat(np.inf, tile)
     stationary, definite, determined = splat(0.0, tile), splat(0.0, tile), splat(0.0, tile)
     tolerance = max(1e-13, 50.0 * eps)
-    negated_gradient(now, rhs)
-    pivot = solve6(now, splat(0.0, tile), rhs, work, step)
     diagonal(now, own)
-    join(own, together)
-    for k in range(0, 6 * L, L):
-        store(together, k, sqrt(load(own, k) * load(together, k)))
-    linear, _ = shares(work, together, together)
-    linear = where_less(0.0, pivot, linear, -1.0)
     for i in range(4):
         new_cost = evaluate(tile, rows, spread, candidate, camera, model, True, sums)
         negated_gradient(sums, rhs)
@@ -221,32 +254,28 @@ def polish(
         better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))
         if i == 0:
             better = splat(1.0, tile)
-        diagonal(sums, size)
-        cosine2 = splat(0.0, tile)
-        for k in range(0, 6 * L, L):
-            a, b = load(own, k), load(size, k)
-            store(size, k, where_less(b, a, a, b))
-        join(size, together)
-        for k in range(0, 6 * L, L):
-            g = load(rhs, k)
-            cosine2 += g * g / load(together, k)
-        cosine2 = 0.5 * cosine2 / new_cost
-        curved, alone = shares(work, size, together)
-        alone -= feigned * sqrt(cosine2)
-        alone = where_less(linear, alone, alone, linear)
-        new_determined = new_definite * where_less(least, curved, where_less(least, alone, splat(1.0, tile), 0.0), 0.0)
         blend(better, candidate, pose, POSE)
         blend(better, step, best_step, 6 * L)
         cost = where_less(0.5, better, new_cost, cost)
         decrease = where_less(0.5, better, new_decrease, decrease)
         definite = where_less(0.5, better, new_definite, definite)
-        determined = where_less(0.5, better, new_determined, determined)
         small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**0.7), 1.0)
         stationary = definite * small
+        asked = stationary * better
+        if highest(asked) == 1.0:
+            found = _determined(sums, now, own, rhs, new_cost, least, feigned, asked, work, step)
+            determined = where_less(0.5, better, found, determined)
         # where J^T J is singular, another step has to show that it was not the gradient that made H definite
         if lowest(where_less(0.5, better * definite, stationary * determined, 1.0)) == 1.0:
             break
         retract(pose, best_step, candidate)
+    asked = where_less(0.5, stationary, 0.0, definite)
+    if highest(asked) == 1.0:  # seldom: stalled, unless there is nothing to find
+        new_cost = evaluate(tile, rows, spread, pose, camera, model, True, sums)
+        negated_gradient(sums, rhs)
+        solve6(sums, splat(0.0, tile), rhs, work, step)
+        found = _determined(sums, now, own, rhs, new_cost, least, feigned, asked, work, step)
+        determined = where_less(0.5, stationary, determined, found)
     stationary *= determined
     for k in range(0, 6 * L, L):
         store(best_step, k, where_less(0.5, stationary, load(best_step, k), 0.0))
