@@ -1,5 +1,5 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
-# make test   lint, types and all tests, in a few minutes (`.venv/bin/pytest -m "not slow"` takes seconds)
+# make test   lint, types and all tests (`.venv/bin/pytest -m "not slow"` takes a minute or so)
 # make test-machines   all tests as on other processors: instruction sets and threads (.ci/machines says which), half an hour
 # make docs   the pages of docs/, to build/docs/index.html
 # make clean  remove the environment and every cache; results/ stays
@@ -26,7 +26,7 @@ test: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile
 
 test-machines: $(VENV)/ready-dev
 	sh .ci/machines $(VENV)/bin/python $(PROFILES)

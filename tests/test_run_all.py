@@ -90,6 +90,7 @@ def test_a_run_without_a_summary_of_its_own_failed(stubs: list[str], stale: bool
     assert "ended without writing" in results(stubs)[1]
 
 
+@pytest.mark.slow
 def test_it_finds_what_a_driver_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run_all, "EXPERIMENTS", ("tests.experiments.running.toy_driver",))
     assert run_all.main(["--out", str(tmp_path), "--seeds", "1"]) == 0

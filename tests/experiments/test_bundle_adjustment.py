@@ -12,6 +12,7 @@ from experiments.bundle_adjustment import Config, main
 from experiments.records.files import EXIT_SKIPPED
 
 
+@pytest.mark.slow
 def test_a_file_is_adjusted_and_saved(tmp_path: Path) -> None:
     start, truth = synthetic_scene(6, 120, 4, torch.Generator().manual_seed(0))
     write_bal(tmp_path / "street.txt", start)
@@ -25,6 +26,7 @@ def test_a_file_is_adjusted_and_saved(tmp_path: Path) -> None:
     assert bundle_cost(saved) == pytest.approx(summary["loss"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_least_squares_bends_to_outliers_and_a_kernel_does_not(tmp_path: Path) -> None:
     start, truth = synthetic_scene(6, 120, 4, torch.Generator().manual_seed(1), noise=0.1)
     start.points2d[::20] += 50.0

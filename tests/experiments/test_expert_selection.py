@@ -131,6 +131,7 @@ def test_the_right_expert_is_learned_from_losses_alone() -> None:
     assert (gate(x).argmax(1) == right).double().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
     summary = main(replace(TINY, out=tmp_path))
     assert summary["figures"] == ["examples.png", "curves.png"]
@@ -140,6 +141,7 @@ def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
             assert 0 <= correct <= right <= 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
     same_when_resumed(main, TINY, at=3)
 

@@ -44,6 +44,7 @@ def test_gradients_are_finite_and_reach_what_the_method_learns(method: Method, n
         assert (by_weights.norm(dim=1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_as_its_views(method: Method, noisy: tuple[View, Tensor]) -> None:
     view, _ = noisy
@@ -61,6 +62,7 @@ def test_a_batch_is_as_its_views(method: Method, noisy: tuple[View, Tensor]) -> 
         torch.testing.assert_close(losses(method, one)[0], both[i], rtol=rtol, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "low", "high"),
     [
@@ -107,6 +109,7 @@ def test_the_layers_have_the_same_loss(method: Method, noisy: tuple[View, Tensor
     torch.testing.assert_close(losses(method, view), losses("exact", view), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1.0, 5.0, 20.0])
 def test_right_way(noise: float) -> None:
     view, truth = problems(64, noise, 2)

@@ -7,6 +7,7 @@ from experiments.gradient_error import OURS, PUBLISHED, Config, main
 from experiments.gradients.derivatives import STEPS
 
 
+@pytest.mark.slow
 def test_ours_are_the_derivatives_and_the_published_formula_is_not(tmp_path: Path) -> None:
     columns = main(Config(noise=(0.0, 2.0), problems=4, points=8, out=tmp_path))
     for column in columns.values():

@@ -42,6 +42,7 @@ def python(code: str, *arguments: str) -> list:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_a_driver_imports_no_viewer() -> None:
     modules = [f"experiments.{name}" for name in DRIVERS]
     for module, loaded in zip(modules, python(PROBE, *modules), strict=True):

@@ -117,6 +117,7 @@ def test_dsac_learns_lines_that_it_has_not_seen() -> None:
     assert (error < 5).double().mean() > 0.2
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
     summary = main(replace(TINY, out=tmp_path))
     folder = tmp_path / "line_fitting" / "smoke-seed0"
@@ -132,16 +133,19 @@ def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
     assert logged[0].startswith("step,loss,dsac_loss,dsac_px,dsac_correct")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
     same_when_resumed(main, TINY, at=3)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_has_ended_is_not_prolonged(tmp_path: Path) -> None:
     main(replace(TINY, out=tmp_path))
     with pytest.raises(ValueError, match=f"iterations must stay {TINY.iterations}"):
         main(replace(TINY, out=tmp_path, iterations=TINY.iterations + 5, resume=True))
 
 
+@pytest.mark.slow
 def test_all_methods_and_seeds_are_tested_on_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(Learner, "fit", remembering(Learner.fit, seen))
@@ -164,6 +168,7 @@ def remembering(fit: Callable[..., Any], seen: list[Tensor]) -> Callable[..., An
     return remembered
 
 
+@pytest.mark.slow
 def test_images_get_harder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 

@@ -67,6 +67,7 @@ def equal(one: Path, other: Path) -> None:
 # ---- what a run leaves ----
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_results(data: Path, whole: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = whole
     logged = rows(folder)
@@ -115,11 +116,13 @@ def test_a_finished_run_is_not_repeated(data: Path, whole: tuple[Path, dict[str,
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_seed_decides(data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     main(replace(SMOKE, data=data, out=tmp_path, seed=1, iterations=2, validations=1))
     assert rows(tmp_path / "object_pose" / "smoke-seed1")[0] != rows(whole[0])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["heatmap", "pose", "monte_carlo", "linear_covariance"])
 def test_every_loss_is_a_preset(data: Path, tmp_path: Path, loss: str) -> None:
     preset = PRESETS[loss]
@@ -201,6 +204,7 @@ def test_a_run_that_is_killed_while_it_is_evaluated_ends_the_same(
     equal(whole[0], tmp_path / "object_pose" / "smoke-seed0")
 
 
+@pytest.mark.slow
 def test_iterations_cannot_be_added_to_a_run(data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The learning rate falls over them."""
     main(replace(SMOKE, data=data, out=tmp_path, iterations=2, validations=1))
@@ -262,6 +266,7 @@ def test_training_stops_early_stays_stopped_and_keeps_the_best(
         equal(folder, tmp_path / name / "object_pose" / "smoke-seed0")
 
 
+@pytest.mark.slow
 def test_a_validation_counts_poses_that_place_the_keypoints(data: Path) -> None:
     """Symmetries aside; a pose that is none counts as wrong."""
     config = replace(SMOKE, data=data, network=Network(64, 8, "resnet10", 8))

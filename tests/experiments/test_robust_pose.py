@@ -138,6 +138,7 @@ def test_pose_errors_are_angles_and_shares_of_the_distance() -> None:
     assert pose_error(turned, truth).item() == pytest.approx(2 * np.sin(0.01) + 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sampling", "weights", "classify"])
 def test_a_fixed_batch_is_learned(method: str) -> None:
     """Forty steps on the same problems: the right ones become likelier to be drawn, whatever is minimised."""
@@ -197,6 +198,7 @@ def test_odds_of_absent_matches_are_zero() -> None:
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
     whole = same_when_resumed(main, TINY, at=3, files=("metrics.csv", "table.md"))
     assert whole["figures"] == ["success.png", "curves.png"]
@@ -213,6 +215,7 @@ def box_file(folder: Path) -> Path:
     return folder / "frames.npz"
 
 
+@pytest.mark.slow
 def test_real_matches_are_searched_against_a_long_search(tmp_path: Path) -> None:
     config = replace(
         TINY, matches=box_file(tmp_path), focal=800.0, long=500, repeats=3, methods=("classify",), iterations=1,

@@ -42,6 +42,7 @@ def half_squares(tracks: Tracks, points: Tensor, poses: Tensor) -> float:
     return 0.5 * (s if tracks.kernel is None else tracks.kernel(s)).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [None, cauchy(1.0)], ids=["squares", "cauchy"])
 @pytest.mark.parametrize("options", [{}, {"far": 25.0}, {"arc": 12.0, "share": 1.0}], ids=["around", "far", "arc"])
 def test_all_routes_reach_the_same_minimum(options: dict, kernel) -> None:

@@ -51,6 +51,7 @@ def optnet(rows: int = 40, seed: int = 0) -> OptNet:
     return OptNet(rows, 0.1).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clues", [4, 6, 8])
 def test_told_the_rules_the_program_solves_every_puzzle(clues: int) -> None:
     """With little curvature the program is a linear one, whose solution is the board itself."""
@@ -148,6 +149,7 @@ def test_a_board_is_right_if_all_its_cells_are() -> None:
     assert right(answer, puzzles).tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 def test_it_learns_the_rules() -> None:
     """The first steps already bring A nearer to the rules, and the loss down."""
     torch.manual_seed(0)
@@ -200,6 +202,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return main(replace(TINY, out=out)), out / "sudoku" / "smoke-seed0"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_there_is_to_see(whole: tuple[dict[str, Any], Path]) -> None:
     summary, folder = whole
     assert summary["figures"] == ["boards.png", "curves.png"]
@@ -214,6 +217,7 @@ def test_a_run_leaves_what_there_is_to_see(whole: tuple[dict[str, Any], Path]) -
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(
     whole: tuple[dict[str, Any], Path], tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
@@ -224,6 +228,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(
     assert without_times(resumed) == without_times(summary)
 
 
+@pytest.mark.slow
 def test_no_held_out_board_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, set[tuple[int, ...]]]] = []
 

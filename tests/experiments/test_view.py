@@ -44,6 +44,7 @@ def is_png(path: Path) -> bool:
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_it_starts_at_once_and_a_ply_needs_no_torch(tmp_path: Path) -> None:
     write_ply(tmp_path / "a.ply", np.random.default_rng(0).normal(size=(9, 3)))
     code = f"""

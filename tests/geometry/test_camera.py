@@ -100,6 +100,7 @@ def test_leading_dimensions_broadcast() -> None:
         close(rays.directions[1, j], unproject(found[1, j], Ks[j], distortion).directions, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "k"), LENSES)
 def test_gradients_of_project(model: Model, k: int) -> None:
     pose, points3d = some_pose(), points_ahead(4)
@@ -125,6 +126,7 @@ def test_fisheye_gradient_near_the_axis(offset: float) -> None:
         close(jacobian, torch.tensor([[405.0, 0, 0], [0, 395, 0]], dtype=torch.float64), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "k"), LENSES)
 def test_projection_jacobian_and_curvature_are_the_derivatives(model: Model, k: int) -> None:
     p = torch.cat([points_ahead(6), torch.tensor([[0.0, 0, 3]], dtype=torch.float64)])[None]
@@ -141,6 +143,7 @@ def test_projection_jacobian_and_curvature_are_the_derivatives(model: Model, k: 
     close(found[0], expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "k"), LENSES)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**20), shape=st.sampled_from([(1,), (5,), (2, 3), (2, 0)]))
@@ -176,6 +179,7 @@ def test_unproject_is_fisheye_undistort_points() -> None:
     close(rays[:, :2] / rays[:, 2:], torch.from_numpy(expected[:, 0]), 1e-6)  # OpenCV stops at 1e-8 rad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "k"), LENSES)
 def test_gradients_of_unproject(model: Model, k: int) -> None:
     pixels = project_camera_frame(points_ahead(2), K, lens(model, k), model=model)
@@ -257,6 +261,7 @@ def test_intrinsics_and_matrix() -> None:
     assert torch.equal(intrinsics_from_matrix(matrix), intrinsics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_follows_the_input(dtype: torch.dtype) -> None:
     p = points_ahead(3).to(dtype)

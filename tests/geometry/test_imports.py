@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 PROBE = """
@@ -19,6 +21,7 @@ with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:  #
 """
 
 
+@pytest.mark.slow
 def test_every_module_of_geometry_imports_alone_and_brings_torch_only() -> None:
     output = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = json.loads(output)

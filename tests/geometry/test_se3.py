@@ -57,6 +57,7 @@ def test_exp_agrees_with_kornia_and_pytorch3d(angle: float) -> None:
     close(se3.exp(v), p3d.axis_angle_to_matrix(v), atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", [0.0, 1e-8, 0.19999, 0.20001, 2.5])
 def test_exp_second_derivative(angle: float) -> None:
     """At 0 it is (E_i E_j + E_j E_i) / 2; elsewhere finite differences of the gradient of matrix_exp."""
@@ -117,6 +118,7 @@ def test_log_gradient_agrees_with_pytorch3d_at_moderate_angles() -> None:
     close(ours, theirs, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", [0.0, 1e-8, 0.19999, 1.0])
 def test_exp_and_log_pass_gradgradcheck(angle: float) -> None:
     v = (angle * axes()[6:10]).requires_grad_()

@@ -75,6 +75,7 @@ def wall(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_wall_with_steps(wall):
     tracks = find_tracks(wall)
     assert tracks.names == ("8.png", "9.png", "10.png", "11.png")
@@ -106,6 +107,7 @@ def as_named_sets(tracks):
     return set(map(frozenset, observations))
 
 
+@pytest.mark.slow
 def test_the_order_of_the_images_does_not_matter_and_no_random_state_is_touched(wall):
     cv2.setRNGSeed(1)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -122,6 +124,7 @@ def test_the_order_of_the_images_does_not_matter_and_no_random_state_is_touched(
     assert all(torch.equal(getattr(tracks, f), getattr(again, f)) for f in ("points2d", "point_index", "colors"))
 
 
+@pytest.mark.slow
 def test_only_the_pairs_asked_for_are_matched(wall):
     tracks = find_tracks(wall, pairs=[(1, 0), (2, 3)])
     images = {frozenset(name for name, *_ in track) for track in as_named_sets(tracks)}
@@ -132,6 +135,7 @@ def test_only_the_pairs_asked_for_are_matched(wall):
     )
 
 
+@pytest.mark.slow
 def test_images_that_give_nothing_are_left_out(wall, tmp_path):
     cv2.imwrite(str(tmp_path / "blank.png"), np.full((360, 480, 3), 90, np.uint8))
     cv2.imwrite(str(tmp_path / "small.png"), texture(1, (100, 200)))
@@ -170,6 +174,7 @@ def test_errors(wall, tmp_path):
 # --- real images ---
 
 
+@pytest.mark.slow
 def test_temple_tracks_agree_with_the_true_cameras(real_data):
     views = read_middlebury(real_data("temple_sparse_ring"))
     tracks = find_tracks(views.images)

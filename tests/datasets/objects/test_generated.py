@@ -47,6 +47,7 @@ def project(points, pose):
     return p[:, :2] / p[:, 2:]
 
 
+@pytest.mark.slow
 def test_it_is_a_bop_set_of_as_many_pictures_as_asked_for(folder, instances):
     assert sorted(read_models(folder)) == [1, 2, 3, 4]
     assert len(instances) == 4 * sum(COUNTS.values())
@@ -130,6 +131,7 @@ def test_a_stated_symmetry_is_not_to_be_seen(folder):
 OTHERS = [about(axis, angle) for axis in np.eye(3) for angle in (np.pi / 2, np.pi, -np.pi / 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_what_is_not_stated_as_a_symmetry_is_seen(number):
     stated = {1: [], 2: [], 3: [6, 7, 8], 4: [7]}[number]
@@ -215,6 +217,7 @@ def test_views_cover_the_upper_hemisphere_and_rolls_of_45_degrees():
     assert 40 < np.abs(tilt).max() < 50
 
 
+@pytest.mark.slow
 def test_a_third_or_so_of_the_pictures_have_something_before_the_object():
     visible = np.array([f.mask_visible.sum() / f.mask.sum() for f in (frame(0, "test", 1, i) for i in range(60))])
     assert visible.min() >= 0.4

@@ -87,6 +87,7 @@ def test_the_pose_puts_the_points_where_the_mask_is(cat: tuple[Model, Instance])
     assert cv2.dilate(mask, np.ones((3, 3), np.uint8))[y, x].all()
 
 
+@pytest.mark.slow
 def test_the_mask_tells_the_given_pose_from_others(cat: tuple[Model, Instance]) -> None:
     model, instance = cat
     for t in np.eye(3)[:2] * 0.1 * model.diameter:

@@ -173,6 +173,7 @@ def test_a_binary_file_that_cannot_be_trusted(tmp_path, write, name, offset, dat
         read_colmap(tmp_path / "binary")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".bin", ".txt"])
 @pytest.mark.parametrize("name", TEXT)
 def test_truncated_anywhere(tmp_path, make_scene, suffix, name):

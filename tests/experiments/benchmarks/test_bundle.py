@@ -38,6 +38,7 @@ def trace(*costs: float, full: float = math.nan) -> Trace:
     return Trace(np.arange(len(costs)), np.array(costs), np.full(len(costs), full), len(costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cameras", "points"), [(5, 400), (40, 3000), (400, 20_000)])
 def test_a_made_street_is_as_stated(cameras: int, points: int) -> None:
     start, truth = street(cameras, points)
@@ -91,6 +92,7 @@ def test_the_cost_of_ladybug_is_the_published_one(real_data: Callable[[str], Pat
     assert len(without_points_behind(scene).points3d) == 7766
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_solver_finds_the_known_optimum_and_tells_every_step(shared: bool) -> None:
     start, truth = synthetic_scene(6, 60, 5, torch.Generator().manual_seed(0), noise=0.0)

@@ -25,6 +25,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads((folder / "table.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_ours_is_the_optimum_and_its_gradient_is_right(smoke: tuple[dict[str, Any], Path]) -> None:
     rows = {row["solver"]: row for row in smoke[0]["accuracy"]}
     for name in ("ours", "ours, no start"):

@@ -39,6 +39,7 @@ def test_a_peer_that_is_not_installed_is_named_and_left_out(monkeypatch: pytest.
     assert "qpth" not in solvers
 
 
+@pytest.mark.slow
 def test_a_loop_is_measured_on_the_first_problems_and_told_apart() -> None:
     def off(*data: torch.Tensor) -> torch.Tensor:
         calls.append(len(data[0]))

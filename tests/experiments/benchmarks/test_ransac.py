@@ -26,6 +26,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads((folder / "table.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_every_solver_is_measured_and_written_whole(smoke: tuple[dict[str, Any], Path]) -> None:
     results, folder = smoke
     rows = {(row["solver"], row["share"]): row for row in results["rows"]}

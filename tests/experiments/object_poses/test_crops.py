@@ -194,6 +194,7 @@ def loaded(scene: list[Instance], batches: Any, workers: int, seed: int = 0, aug
     return list(crop_loader(Crops(scene, (4, 9), 32, seed), batches, workers, augmented))
 
 
+@pytest.mark.slow
 def test_crops_are_the_same_whoever_loads_them(scene: list[Instance]) -> None:
     """In this process, by one worker, by two; from the beginning or from the middle; after other random numbers."""
     whole = loaded(scene, Batches(6, 2, 5, 0, 6), 0)

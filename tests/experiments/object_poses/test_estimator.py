@@ -74,6 +74,7 @@ def estimator(**options: Any) -> PoseEstimator:
     return PoseEstimator.of_models(Network(**{**vars(TINY), **options}), MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weighted", "views"), [(True, 1), (False, 1), (True, 3)])
 def test_right_heatmaps_are_right_poses(scene: list[Instance], weighted: bool, views: int) -> None:
     made = estimator(weighted=weighted, views=views)

@@ -38,6 +38,7 @@ def of_logits(
 # ---- from the logits to the loss of the pose ----
 
 
+@pytest.mark.slow
 @WEIGHTED
 @pytest.mark.parametrize("name", ["mixture", "linear_covariance"])
 def test_gradients_from_the_logits_through_pnp_to_the_loss_are_finite_differences(name: Loss, weighted: bool) -> None:

@@ -229,6 +229,7 @@ def wide() -> KeypointNetwork:
     return KeypointNetwork(1, 4, "resnet18", 64, "batch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counters", [True, False])
 def test_the_backbone_with_published_weights_is_the_published_network(
     wide: KeypointNetwork, tmp_path: Path, counters: bool
@@ -255,6 +256,7 @@ def test_the_backbone_with_published_weights_is_the_published_network(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_three_stages_take_their_weights_and_leave_the_fourth_s(tmp_path: Path) -> None:
     state, path = published(), tmp_path / "resnet18.pth"
     torch.save(state, path)
@@ -266,6 +268,7 @@ def test_three_stages_take_their_weights_and_leave_the_fourth_s(tmp_path: Path) 
     assert made(images(2), torch.zeros(2, dtype=torch.long)).shape == (2, 4, 64 // STRIDE, 64 // STRIDE)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_named(wide: KeypointNetwork, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     before = {name: value.clone() for name, value in wide.state_dict().items()}

@@ -68,6 +68,7 @@ def test_keypoints_lie_where_they_were_found() -> None:
     assert max(np.ptp(rows), np.ptp(columns)) <= 12
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_not_drawn() -> None:
     nowhere = np.full((4, 4), math.nan)
     assert (overlay(IMAGE, MODELS[1], nowhere, K) == 200).all()

@@ -77,6 +77,7 @@ def test_a_pose_elsewhere_or_none_leaves_the_box_where_the_scan_found_it() -> No
         np.testing.assert_allclose((x + w / 2, y + h / 2), (points2d.min(0) + points2d.max(0)) / 2, atol=w / 4)
 
 
+@pytest.mark.slow
 def test_a_picture_twice_as_large_has_the_box_twice_as_large() -> None:
     torch.manual_seed(0)
     estimator = PoseEstimator.of_models(Network(32, 6, "resnet10", 8), {4: MODELS[4]})

@@ -171,6 +171,7 @@ def test_equal_parts_of_a_batch_have_gradients_whose_mean_is_the_whole_s(made: P
     torch.testing.assert_close(gradients, wanted, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_few_steps_learn_a_batch_by_heart(batch: CropBatch, loss: Loss) -> None:
     """The network itself, in bfloat16, and an optimiser like the driver's: the keypoints get nearer."""

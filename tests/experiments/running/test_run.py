@@ -54,6 +54,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, bytes
 # ---- dying and going on ----
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(config: Config, uninterrupted: tuple[dict, bytes]) -> None:
     command = [sys.executable, "-m", "tests.experiments.running.toy_driver", "default", "--out", str(config.out)]
     killed = subprocess.run(
@@ -69,6 +70,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(config: Config, uninterrupted:
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 30, 37, 49])  # before the second checkpoint, at one, past one, at the last
 def test_an_interrupted_run_keeps_every_row_and_resumes(
     config: Config, uninterrupted: tuple[dict, bytes], monkeypatch: pytest.MonkeyPatch, step: int
@@ -92,6 +94,7 @@ def test_rows_past_the_checkpoint_are_gone_when_a_resumed_run_dies_earlier(
     assert rows == b"".join(uninterrupted[1].splitlines(keepends=True)[: 1 + 34])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_that_is_begun_again_is_unfinished(
     config: Config, monkeypatch: pytest.MonkeyPatch, resume: bool
@@ -101,6 +104,7 @@ def test_a_finished_run_that_is_begun_again_is_unfinished(
     assert not (folder(config) / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_seconds_add_up_over_resumes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(config, monkeypatch, 30)
     path = folder(config) / "checkpoint.pt"
@@ -108,6 +112,7 @@ def test_seconds_add_up_over_resumes(config: Config, monkeypatch: pytest.MonkeyP
     assert 1000 < toy_driver.main(replace(config, resume=True))["seconds"] < 1100
 
 
+@pytest.mark.slow
 def test_without_resume_an_unfinished_run_starts_afresh(
     config: Config, uninterrupted: tuple[dict, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,12 +132,14 @@ def test_resume_without_a_checkpoint_says_so(config: Config, capsys: pytest.Capt
     assert "no checkpoint: starting at iteration 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_run_returns_its_summary(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = toy_driver.main(config)
     monkeypatch.setattr(Run, "iterations", lambda *_: pytest.fail("it was computed again"))
     assert toy_driver.main(replace(config, resume=True)) == summary
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_given_more_iterations(config: Config, uninterrupted: tuple[dict, bytes]) -> None:
     toy_driver.main(replace(config, iterations=20))
     assert without_times(toy_driver.main(replace(config, resume=True))) == without_times(uninterrupted[0])
@@ -187,6 +194,7 @@ def test_a_name_is_no_path(name: str) -> None:
         Config(name=name)
 
 
+@pytest.mark.slow
 def test_what_a_link_points_to_stays(config: Config, tmp_path: Path) -> None:
     toy_driver.main(config)
     (tmp_path / "data").mkdir()
@@ -207,6 +215,7 @@ def test_a_missing_device_is_reported_before_a_run_is_overwritten(config: Config
 # ---- what is in the files ----
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_everything_back(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(config, monkeypatch, 37)
     summary = toy_driver.main(replace(config, resume=True))
@@ -292,6 +301,7 @@ def test_columns_do_not_change_under_way(config: Config) -> None:
     assert (folder(config) / "metrics.csv").read_text() == "step,loss,error\n0,1.0,2\n"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_every_frame_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = replace(config, name="whole")
     toy_driver.main(whole)
@@ -305,6 +315,7 @@ def test_a_resumed_run_has_every_frame_once(config: Config, monkeypatch: pytest.
     assert other.stages[0].targets == {"loss": 0.1}
 
 
+@pytest.mark.slow
 def test_an_overwritten_run_keeps_no_frame_and_no_page(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_driver.main(config)
     assert (folder(config) / "index.html").exists()
@@ -322,6 +333,7 @@ def test_whoever_watches_sees_curves_as_long_as_the_frames(config: Config) -> No
             assert len(shown.metrics["loss"]) == len(shown.frames) == step + 1
 
 
+@pytest.mark.slow
 def test_the_price_of_logging_is_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: Any, **__: Any) -> None:
         time.sleep(0.02)
@@ -333,6 +345,7 @@ def test_the_price_of_logging_is_told(config: Config, monkeypatch: pytest.Monkey
     assert 0.02 < summary["drawing_seconds"] < summary["seconds"] + 0.02
 
 
+@pytest.mark.slow
 def test_the_picture_comes_first_among_the_figures(config: Config) -> None:
     with Run("toy_driver", config) as run:
         for tag in ("a", "z", "m"):

@@ -70,6 +70,7 @@ def adjust(points2d, camera_index, point_index):
 # --- made scenes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_ring_with_a_tenth_of_the_observations_wrong(seed):
     scene = ring(seed=seed)
@@ -91,6 +92,7 @@ def test_a_ring_with_a_tenth_of_the_observations_wrong(seed):
     assert error.norm(dim=1).median() < 0.005
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_exact():
     scene = ring(noise=0, wrong=0)
     found = reconstruct(*scene.given, rounds=30)
@@ -100,6 +102,7 @@ def test_without_noise_it_is_exact():
     assert found.inlier[found.found[scene.point_index]].all()
 
 
+@pytest.mark.slow
 def test_what_is_returned_agrees_with_itself():
     scene = ring(V=6)
     found = reconstruct(*scene.given, threshold=1.5)
@@ -114,6 +117,7 @@ def test_what_is_returned_agrees_with_itself():
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.slow
 def test_a_camera_that_shares_nothing_is_not_registered():
     scene = ring(V=10)
     alone = scene.camera_index == 2
@@ -125,6 +129,7 @@ def test_a_camera_that_shares_nothing_is_not_registered():
     assert not found.inlier[alone].any()
 
 
+@pytest.mark.slow
 def test_refine_is_called_after_each_camera_and_what_it_returns_is_used():
     scene, calls = ring(V=6, wrong=0), []
 
@@ -146,6 +151,7 @@ def test_refine_is_called_after_each_camera_and_what_it_returns_is_used():
     assert torch.equal(found.world_to_camera[6], torch.eye(4).double())
 
 
+@pytest.mark.slow
 def test_observations_come_back_once_they_agree():
     scene = ring(V=6, wrong=0)
     held = []
@@ -204,6 +210,7 @@ def temple():
     return views, (tracks.points2d, tracks.camera_index, tracks.point_index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [2.0, 4.0])
 def test_temple(temple, threshold):
     views, tracks = temple
@@ -218,6 +225,7 @@ def test_temple(temple, threshold):
     assert centre.max() < 0.005
 
 
+@pytest.mark.slow
 def test_temple_with_a_bundle_adjustment_at_the_end(temple):
     views, tracks = temple
     found = reconstruct(*tracks, views.K, refine=adjust(*tracks), rounds=1)

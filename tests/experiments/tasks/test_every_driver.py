@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 DRIVERS = [module.name for module in pkgutil.iter_modules(experiments.tasks.__path__)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_smoke_run_solves_differentiates_logs_and_shows(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"experiments.tasks.{name}", "smoke", "--out", str(tmp_path)]

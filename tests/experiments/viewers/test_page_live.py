@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+import pytest
 
 from experiments.records.recording import Recording
 from experiments.viewers.page import encode, page
@@ -56,6 +57,7 @@ def serving(source: Source) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.slow
 def test_live_page_follows_the_run(visit: Callable[..., Any]) -> None:
     whole = sphere(count=40, frames=12)
     source = Source(replace(whole, frames=(), metrics={}, summary={}))
@@ -93,6 +95,7 @@ def test_live_page_follows_the_run(visit: Callable[..., Any]) -> None:
             tab.evaluate("setTimeout = () => 0")
 
 
+@pytest.mark.slow
 def test_live_page_says_that_the_server_left(browser: Any) -> None:
     source = Source(sphere(count=10, frames=3))
     context = browser.new_context()

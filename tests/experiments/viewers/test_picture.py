@@ -120,6 +120,7 @@ def test_nothing_in_space_is_told_apart() -> None:
 # ---- pictures ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 8, -1])
 @pytest.mark.parametrize("recording", [sphere(), keypoints(), cloud(normal(40_000))], ids=["sphere", "cube", "many"])
 def test_all_that_is_not_astray_is_inside_the_picture(recording: Recording, index: int) -> None:
@@ -180,6 +181,7 @@ def test_estimates_are_blue_and_truth_is_orange() -> None:
         assert ("orange: the truth" in texts) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "scale"), [(1, 1.0), (2, 1e-9), (8, 1.0), (8, 0.0), (1000, 1e6), (100_000, 1.0)])
 def test_any_number_of_points_of_any_size_is_drawn(count: int, scale: float, tmp_path: Any) -> None:
     figure = picture(cloud(scale * normal(count) + 7 * scale))

@@ -180,6 +180,7 @@ def _address() -> str:
         return probe.getsockname()[0]
 
 
+@pytest.mark.slow
 def test_a_browser_follows_the_run(run: Path, served: Callable[..., int], visit: Callable[..., Any]) -> None:
     page = visit(f"http://127.0.0.1:{served(run, True)}/")
     page.wait_for_function("document.querySelector('#moment').innerText.includes('of 3')")

@@ -74,6 +74,7 @@ FREEDOM: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FREEDOM)
 def test_number_of_free_similarities(case: str) -> None:
     number, options = FREEDOM[case]
@@ -220,6 +221,7 @@ def test_a_similarity_of_the_world_moves_the_optimum_with_it(options: dict[str, 
 # --- what is known beforehand -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_enormous_weight_is_as_good_as_fixing() -> None:
     tracks = make_tracks(5, 20)
     truth = tracks.truth
@@ -245,6 +247,7 @@ def test_an_enormous_weight_is_as_good_as_fixing() -> None:
     assert (known.x.points3d - fixed.x.points3d).abs().max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [{"points": 1e3, "n": 4}, {"centres": 1e3, "n": 5}, {"poses": 1e3, "n": 2}])
 def test_what_is_known_tells_scale_and_place(known: dict[str, Any]) -> None:
     """Perfect tracks, the start elsewhere and half the size: the truth comes back without an alignment."""
@@ -331,6 +334,7 @@ def dense_covariance(found: BundleSolution, gauge: str) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dense", "iterative"])
 @pytest.mark.parametrize(
     ("gauge", "options"),
@@ -381,6 +385,7 @@ def test_covariance_of_what_is_fixed_is_zero() -> None:
     assert fixed.points[1].diagonal().min() > 0
 
 
+@pytest.mark.slow
 def test_covariance_is_what_noise_does() -> None:
     """The squared Mahalanobis distance of a 3-vector is chi^2: mean 3, its standard deviation sqrt(6 / draws)."""
     tracks, sigma, draws = make_tracks(4, 12, noise=0.0, off=0.0, seen=1.0), 0.2, 200

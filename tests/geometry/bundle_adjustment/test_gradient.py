@@ -163,6 +163,7 @@ def difference(case: Case, names: Any, central_difference: Callable[..., Tensor]
     return central_difference(value, 1e-5 if case.free_gauge else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_all_inputs_together(central_difference: Callable[..., Tensor], case: str) -> None:
     problem = Case(**CASES[case])
@@ -197,6 +198,7 @@ def test_the_gauss_newton_gradient_lacks_the_curvature(central_difference: Calla
     assert found["weights"].norm() < 1e-10 * numeric.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lens", [False, True])
 def test_gradient_is_that_of_argmin(lens: bool) -> None:
     """`argmin` differentiates the same least squares as one dense problem, by automatic differentiation."""
@@ -221,6 +223,7 @@ def test_gradient_is_that_of_argmin(lens: bool) -> None:
         assert (a - b).norm() < 1e-9 * b.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gauge", ["fixed", "free"])
 def test_gradient_on_ladybug(
     real_data: Callable[[str], Path], central_difference: Callable[..., Tensor], gauge: str

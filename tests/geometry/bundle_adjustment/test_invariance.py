@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIONS)
 def test_the_order_of_observations_does_not_matter(case: str) -> None:
     tracks = make_tracks(5, 20, cameras=2)
@@ -36,6 +37,7 @@ def test_the_order_of_observations_does_not_matter(case: str) -> None:
     assert_same_gradients(ga, {n: g[order] if n != "K" else g for n, g in gb.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIONS)
 def test_labels_of_views_and_points_do_not_matter(case: str) -> None:
     """But for the first view, which the gauge fixes, and the coordinate that fixes the scale."""
@@ -61,6 +63,7 @@ def test_labels_of_views_and_points_do_not_matter(case: str) -> None:
     assert relative(a.x.K.flip(0), b.x.K) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OPTIONS)
 def test_weight_zero_is_absent(case: str) -> None:
     tracks = make_tracks(5, 20, cameras=2)

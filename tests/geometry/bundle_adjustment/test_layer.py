@@ -31,6 +31,7 @@ from tests.numbers import DOUBLE, close
 # --- the optimum -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lens", "cameras"), [(False, None), (True, None), (True, 2), (True, 1)])
 def test_optimum_is_that_of_a_dense_problem(lens: bool, cameras: int | None) -> None:
     tracks = make_tracks(4, 15, cameras=cameras)
@@ -90,6 +91,7 @@ def solve_file(scene: Reconstruction, **options: Any) -> tuple[BundleSolution, f
     return bundle(*seen, *given, **options), costs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "gauge"), [("dense", "fixed"), ("dense", "free"), ("iterative", "fixed")])
 def test_ladybug(real_data: Callable[[str], Path], solver: str, gauge: str) -> None:
     """49 images of 7776 points; the start's cost is known from the paper's authors, the optimum from other solvers."""

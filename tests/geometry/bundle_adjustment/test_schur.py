@@ -85,6 +85,7 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("P", [0, 1, 3, 9, 16])
 @pytest.mark.parametrize("kind", ["own", "shared", "fixed"])
 def test_products_are_those_of_dense_matrices(kind: str, P: int, threads: int) -> None:
@@ -166,6 +167,7 @@ def blocks_of(equations: NormalEquations) -> dict[str, Tensor]:
     return dict(zip(("cost", "cameras", "points", "U", "W", "V"), fields, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(
     ("scene", "kernel"), [*((scene, "none") for scene in SCENES), *(("own f, k1, k2", kernel) for kernel in KERNELS),
@@ -191,6 +193,7 @@ def known_beforehand() -> Prior:
                  torch.full((4, 3), 2.0, **DOUBLE), weights(4, 3))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_tensors", [False, True])
 @pytest.mark.parametrize(
     ("scene", "kernel", "prior"),
@@ -241,6 +244,7 @@ def damped_system(scene: str, damping: float = 1e-2, **options: Any) -> tuple[Sc
     return schur, H + damping * H.diagonal().diag(), problem.layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [{}, {"iterative": True}, {"iterative": True, "coarse": True}])
 @pytest.mark.parametrize("scene", SCENES)
 def test_solution_of_the_damped_equations(scene: str, method: dict[str, Any]) -> None:
@@ -361,6 +365,7 @@ def test_advance_never_costs_more_than_the_straight_way(size: float) -> None:
 # --- whole solutions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dense", "iterative"])
 def test_threads_do_not_matter(solver: str) -> None:
     tracks = make_tracks(12, 500, cameras=3)
@@ -374,6 +379,7 @@ def test_threads_do_not_matter(solver: str) -> None:
     assert_same_gradients(found[1][1], found[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cameras", [None, 2])
 @pytest.mark.parametrize("gauge", ["fixed", "free"])
 def test_dense_and_iterative_solver_agree(gauge: str, cameras: int | None) -> None:
@@ -389,6 +395,7 @@ def test_dense_and_iterative_solver_agree(gauge: str, cameras: int | None) -> No
         assert_same(tracks.solve(free=ALL, solver="iterative"), dense, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [huber(1.5), cauchy(1.0), geman_mcclure(6.0), barron(1.0, 2.0), barron(-2.0, 3.0)])
 def test_a_kernel_of_one_s_own_takes_the_other_path(kernel: Any) -> None:
     tracks = make_tracks(5, 20)

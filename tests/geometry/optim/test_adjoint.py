@@ -72,6 +72,7 @@ def test_gradient_through_a_tuple() -> None:
     assert gradient_errors(DECAY, x0, tuple(data)).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_gradient_on_a_manifold_with_a_kernel() -> None:
     R, *data = wahba_data()
     assert gradient_errors(WAHBA, R, tuple(data)).max() < 1e-8
@@ -255,6 +256,7 @@ def test_covariance_against_opencv_s_jacobian(make_scene: Any) -> None:
     close(found / expected.abs().max(), expected / expected.abs().max(), 1e-8)
 
 
+@pytest.mark.slow
 def test_unrolled_gradients_do_not_depend_on_how_long_others_of_the_batch_run() -> None:
     """Rosenbrock's valley: one problem starts near its minimum, the others need a hundred steps and more."""
 

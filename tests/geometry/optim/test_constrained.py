@@ -38,6 +38,7 @@ def solve(*data: Tensor, **options: Any) -> ConstrainedSolution:
     return solution
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("q", [1, 2, 3])
 def test_the_optimum_satisfies_the_conditions_and_is_scipys(q: int) -> None:
     x0, *data = curve_data(q=q)
@@ -63,6 +64,7 @@ def test_the_optimum_satisfies_the_conditions_and_is_scipys(q: int) -> None:
         close(found.x[i], torch.from_numpy(peer.x), 1e-7)  # SLSQP ends by its cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [None, cauchy(0.2)])
 def test_gradients_of_x_and_multipliers_against_finite_differences(kernel: Any) -> None:
     bound = Constrained(Problem(residual, dof=4, kernel=kernel), BOUND.equality)

@@ -52,6 +52,7 @@ def pnp_data(scene: Any) -> tuple[Tensor, ...]:
     return scene.points2d, scene.points3d, scene.K.expand(B, 3, 3), distortion, weights, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_name", ["none", "huber", "cauchy", "geman_mcclure"])
 @pytest.mark.parametrize(("model", "distorted"), [("radtan", False), ("radtan", True), ("fisheye", True)])
 def test_closed_derivatives_of_pnp_are_the_automatic_ones(

@@ -9,6 +9,7 @@ from tests.geometry.optim.programs import NAMES, random_programs, times
 from tests.numbers import DOUBLE, STENCIL, close, slope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "m", "q", "rank"), [(6, 8, 2, None), (5, 0, 2, None), (5, 8, 0, None), (6, 12, 1, 3), (4, 0, 0, None)]
 )
@@ -46,6 +47,7 @@ def test_gradients_against_finite_differences(n: int, m: int, q: int, rank: int 
         assert abs(analytic.item() - numeric) < 1e-7 * max(1, abs(numeric)), NAMES[i]
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     data, _ = random_programs(2, 4, 5, 1, seed=6)
 

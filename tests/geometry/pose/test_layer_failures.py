@@ -90,6 +90,7 @@ def broken_problem(kind: str, scene: Any) -> tuple[dict[str, Any], Status]:
 KINDS = ["collinear", "collinear, global start", "init behind the camera", "masked", "masked, global start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["exact", "gauss_newton", "unrolled"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failed_problem_says_why_and_leaves_the_others_alone(make_scene: Any, kind: str, gradient: str) -> None:

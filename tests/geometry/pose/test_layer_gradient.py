@@ -67,6 +67,7 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, T
 LENSES: list[tuple[Model, bool]] = [("radtan", False), ("radtan", True), ("fisheye", True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 1.0, 10.0])
 @pytest.mark.parametrize(("model", "distorted"), LENSES)
 def test_gradient_of_every_input(make_scene: Any, model: Model, distorted: bool, noise: float) -> None:

@@ -30,6 +30,7 @@ def whitened(empirical: Tensor, predicted: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(L, empirical, upper=False).mT, upper=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["radtan", "fisheye"])
 def test_gradient_of_the_linear_covariance_loss_against_differences(
     make_scene: Callable[..., Any], central_difference: Callable[..., Tensor], model: Any

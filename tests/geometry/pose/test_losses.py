@@ -62,6 +62,7 @@ def test_monte_carlo_loss_and_gradient_are_those_of_its_parts(make_scene: Callab
         close(a.grad, b.grad, 1e-10, 1e-10)
 
 
+@pytest.mark.slow
 def test_monte_carlo_loss_learns_the_scale_of_the_weights(make_scene: Callable[..., Any]) -> None:
     """With 1/sigma of the noise the gradient of a common factor of the weights is zero in the mean; not with less."""
     B, sigma = 400, 3.0
@@ -86,6 +87,7 @@ def test_monte_carlo_loss_learns_the_scale_of_the_weights(make_scene: Callable[.
     assert slopes[2] > 10
 
 
+@pytest.mark.slow
 def test_monte_carlo_loss_is_lowest_at_the_truth_in_the_mean(make_scene: Callable[..., Any]) -> None:
     """A proper score: of all poses the true one has the highest mean log density."""
     B, sigma = 300, 2.0

@@ -91,18 +91,21 @@ def assert_paths_agree(inputs: dict[str, Tensor], kernel: str = "none", **option
     assert_same(solve(inputs, kernel=KERNELS[kernel], **options), solve(inputs, kernel=UNKNOWN[kernel], **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["exact", "gauss_newton"])
 @pytest.mark.parametrize("lens", [0, 2, 4, 5, 8, 12])
 def test_paths_agree_for_every_lens(make_scene: Any, lens: int, gradient: str) -> None:
     assert_paths_agree(inputs_of(make_scene, lens=lens), gradient=gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["exact", "gauss_newton"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_paths_agree_for_every_robust_kernel(make_scene: Any, kernel: str, gradient: str) -> None:
     assert_paths_agree(inputs_of(make_scene, N=14, noise=5.0), kernel, gradient=gradient, max_steps=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("B", [3, 9])
 @pytest.mark.parametrize("case", ["per point", "one component zero", "ragged", "ragged and weights", "no weights"])
 def test_paths_agree_for_weights_and_masks(make_scene: Any, case: str, B: int) -> None:
@@ -120,6 +123,7 @@ def test_paths_agree_for_weights_and_masks(make_scene: Any, case: str, B: int) -
     assert_paths_agree(inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("B", [2, 9])
 @pytest.mark.parametrize("shared", ["points3d", "K", "distortion", "weights", "mask", "init", "all"])
 def test_paths_agree_for_shared_arguments(make_scene: Any, shared: str, B: int) -> None:
@@ -138,6 +142,7 @@ def test_paths_agree_for_shared_arguments(make_scene: Any, shared: str, B: int) 
 SIZES = [(B, 10) for B in (1, 3, 4, 7, 8, 9, 17)] + [(B, N) for B in (2, 5) for N in (*range(3, 10), 255, 256, 257)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("B", "N"), SIZES)
 def test_paths_agree_for_every_way_to_fill_the_lanes(make_scene: Any, B: int, N: int) -> None:
     inputs = inputs_of(make_scene, B, N, noise=0.3, seed=4)
@@ -160,6 +165,7 @@ def test_paths_agree_for_a_skewed_camera(make_scene: Any) -> None:
     assert_paths_agree(inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["none", "barron 1"])
 def test_paths_agree_without_init(make_scene: Any, kernel: str) -> None:
     inputs = inputs_of(make_scene, 17, 12, noise=1.0)
@@ -213,6 +219,7 @@ def test_no_problems_no_poses(make_scene: Any, init: bool) -> None:
         assert solution.ratio.shape == (0,)
 
 
+@pytest.mark.slow
 def test_paths_agree_for_a_hundred_thousand_points_in_one_problem(make_scene: Any) -> None:
     assert_paths_agree(inputs_of(make_scene, 1, 100_000), "cauchy")
 

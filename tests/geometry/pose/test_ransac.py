@@ -65,6 +65,7 @@ def of_opencv(points2d: Tensor, points3d: Tensor, K: Tensor) -> Tensor:
 # ---- what it finds ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "N"), [(0.0, 20), (0.3, 100), (0.5, 100), (0.7, 100)])
 def test_it_succeeds_as_often_as_poselib_and_opencv(spoil: Callable[..., Any], share: float, N: int) -> None:
     scene, points2d, outlier = spoil(200, N, share)
@@ -89,6 +90,7 @@ def test_lenses_planes_and_distant_objects(spoil: Callable[..., Any], options: d
     assert found.converged.all()
 
 
+@pytest.mark.slow
 def test_a_fisheye_is_searched_in_tensors(spoil: Callable[..., Any]) -> None:
     scene, points2d, outlier = spoil(3, 40, 0.4, noise=0.1, model="fisheye", distorted=True)
     found = pnp_ransac(
@@ -262,6 +264,7 @@ def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tupl
     return _Tensors(*data, model="radtan", threshold=threshold), _Compiled(*data, threshold=threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distorted", [False, True])
 def test_the_kernel_does_what_the_tensors_do(spoil: Callable[..., Any], distorted: bool) -> None:
     scene, points2d, _ = spoil(24, 50, 0.5, distorted=distorted)

@@ -43,6 +43,7 @@ def test_the_quadrature_itself() -> None:
     close(flat.mT @ (weight[:, None] * flat), 8 * math.pi**2 / 3 * torch.eye(9, **DOUBLE), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_the_rotation_density_integrates_to_one(scale: float) -> None:
     proposal = PoseProposal.from_covariance(spd(2, 6, scale, seed=1))
@@ -70,6 +71,7 @@ def test_the_translation_density_is_scipy_s_multivariate_t() -> None:
     close(ours - ours[0], expected - expected[0], 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "ratio"), [(0.1, 0.5), (1.0, 0.7), (1.0, 1.5)])
 def test_draws_follow_the_density(scale: float, ratio: float) -> None:
     """The mean of p / q over draws of q is one, for any density p: here another proposal."""
@@ -83,6 +85,7 @@ def test_draws_follow_the_density(scale: float, ratio: float) -> None:
     assert (error < 0.005).all()
 
 
+@pytest.mark.slow
 def test_a_refit_has_the_moments_of_the_draws() -> None:
     """Weighted to a Gaussian step, draws of one proposal give that which `from_covariance` makes of the Gaussian."""
     C, start = spd(2, 6, 0.02, seed=8), spd(2, 6, 0.03, seed=9)
@@ -136,6 +139,7 @@ def alignment(spread: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
     return mode, source, target, log_z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.5, 2.0])
 @pytest.mark.parametrize("iterations", [1, 4])
 def test_normaliser_of_an_alignment(spread: float, iterations: int) -> None:
@@ -218,6 +222,7 @@ def test_laplace_s_approximation_is_the_limit(make_scene: Callable[..., Any]) ->
     close(drawn.weights.sum(-1), torch.ones(1, **DOUBLE), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [None, barron(1.0, 1.0)])
 def test_gradient_of_the_log_normaliser_against_differences(
     make_scene: Callable[..., Any], central_difference: Callable[..., Tensor], kernel: Any
@@ -267,6 +272,7 @@ def test_draws_behind_the_camera_weigh_nothing_and_spoil_nothing(make_scene: Cal
         assert (leaf.grad != 0).all()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_what_the_data_do_not_determine_is_not_ok_and_spoils_nothing() -> None:
     mode, source, target, _ = alignment(1.0)
     source, target, mode = source.repeat(3, 1, 1), target.repeat(3, 1, 1), mode.repeat(3, 1, 1)

@@ -66,6 +66,7 @@ latter's.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("N", "path"), [*((N, "compiled") for N in (4, 6, 10, 50)), (6, "tensors")])
 @pytest.mark.parametrize("kind", ["general", "planar", "far plane", "tilted plane"])
 def test_no_search_finds_a_lower_minimum(make_scene: Any, kind: str, N: int, path: str) -> None:
@@ -84,6 +85,7 @@ def test_no_search_finds_a_lower_minimum(make_scene: Any, kind: str, N: int, pat
             assert error.max() < 1e-7
 
 
+@pytest.mark.slow
 def test_no_search_finds_a_lower_minimum_through_a_lens(make_scene: Any) -> None:
     scene = tilted_scene(make_scene, 5, 6, 3.0, distorted=True)
     solution = pnp(scene.points2d, scene.points3d, scene.K, distortion=scene.distortion)

@@ -152,6 +152,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["points2d", "points3d", "K", "distortion", "weights"])
 @pytest.mark.parametrize("kind", ["exact", "cauchy", "barron"])
 def test_first_and_second_derivatives_are_finite_differences(make_scene: Any, name: str, kind: str) -> None:
@@ -178,6 +179,7 @@ def mixed_derivatives(inputs: dict[str, Tensor], **options: Any) -> dict[str, Te
     return dict(zip(leaves, found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_mixed_second_derivatives_leave_a_failed_problem_at_zero(make_scene: Any, kind: str) -> None:
     inputs, init = unit_inputs(make_scene, B=3, N=6)
@@ -259,6 +261,7 @@ def assert_compiled_is_eager(net: Net, compiled: Any, B: int) -> None:
         close(g, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_network_takes_batches_of_any_size(make_scene: Any) -> None:
     """The second size makes torch.compile trace anew, with a symbol for it; it gives up after eight such traces."""
@@ -268,6 +271,7 @@ def test_a_compiled_network_takes_batches_of_any_size(make_scene: Any) -> None:
         assert_compiled_is_eager(net, compiled, B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["own", "shared"])
 def test_operators_are_what_torch_library_asks_for(make_scene: Any, sharing: str) -> None:
     inputs = inputs_of(make_scene, 3)

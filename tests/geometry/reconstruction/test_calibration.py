@@ -169,6 +169,7 @@ def make(model: Model = "radtan", V: int = 6, noise: float = 0.0, theta: tuple[f
     return Made(*(torch.tensor(np.array(a), dtype=torch.float64) for a in (views, points3d, theta)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["radtan", "fisheye"])
 def test_noise_free_views_give_the_truth(model: Model) -> None:
     made = make(model, V=4)
@@ -180,6 +181,7 @@ def test_noise_free_views_give_the_truth(model: Model) -> None:
     np.testing.assert_allclose(state.theta[0, 4:], made.theta_gt[4:], atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["radtan", "fisheye"])
 def test_the_covariance_is_a_block_of_the_joint_one(model: Model) -> None:
     """sigma^2 (J^T J)^-1 of intrinsics and poses together, sigma^2 from the residual over the degrees of freedom."""
@@ -203,6 +205,7 @@ def test_the_covariance_is_a_block_of_the_joint_one(model: Model) -> None:
     torch.testing.assert_close(found * scale * scale[:, None], expected * scale * scale[:, None], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kernel"), [("radtan", None), ("radtan", cauchy(1.5)), ("fisheye", None)])
 def test_the_gradient_is_that_of_the_evaluated_cost(model: Model, kernel: Any) -> None:
     made = make(model, V=3, noise=0.5)

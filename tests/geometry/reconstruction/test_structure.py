@@ -106,6 +106,7 @@ def test_the_cost_is_that_of_each_view_alone() -> None:
 # ---- what must not matter ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1e6, torch.nan])
 def test_masked_entries_may_hold_anything(value: float) -> None:
     scene = make_scene(20, 4, noise=1.0)

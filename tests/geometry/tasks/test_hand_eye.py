@@ -47,6 +47,7 @@ def test_exact_motions_give_the_pose_back_as_all_methods_of_opencv_do() -> None:
     torch.testing.assert_close(found.x[0], TRUE, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OPENCV)
 def test_its_cost_is_below_that_of_opencv(method: str) -> None:
     data = motions(*absolute(0.01))
@@ -82,6 +83,7 @@ def test_half_turns_need_no_care() -> None:
     assert (found.x - TRUE).abs().max() < 5e-3
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences() -> None:
     """In problem i of the batch, data[i] is moved: each entry of its matrices by itself."""
     generator = torch.Generator().manual_seed(1)
@@ -95,6 +97,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert errors_in_turn(solve, data, directions).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_as_if_absent() -> None:
     gripper, camera = batch()
     weights = torch.ones(6, 2, dtype=torch.float64)
@@ -103,6 +106,7 @@ def test_a_weight_of_zero_is_as_if_absent() -> None:
     torch.testing.assert_close(found.x, hand_eye(gripper[:, :4], camera[:, :4]).x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_another_unit_of_length_is_another_weight() -> None:
     gripper, camera = batch()
     weights = torch.tensor([1.0, 1e-3], dtype=torch.float64).expand(6, 2)
@@ -112,6 +116,7 @@ def test_another_unit_of_length_is_another_weight() -> None:
     torch.testing.assert_close(in_mm.x, hand_eye(gripper, camera).x * unit, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop() -> None:
     gripper, camera = batch()
     together = hand_eye(gripper, camera)

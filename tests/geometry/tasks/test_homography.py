@@ -38,6 +38,7 @@ def test_its_cost_is_at_most_that_of_opencv() -> None:
         assert found.cost[i] == pytest.approx(theirs.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     a, b = matches()

@@ -55,6 +55,7 @@ def test_it_agrees_with_open3d_which_counts_a_pair_of_weight_root_k_as_k_pairs(s
             torch.testing.assert_close(ours, open3d(source[i], target[i], pairs, scale), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @PROBLEMS
 def test_the_start_is_the_minimum_and_the_only_one(scale: bool, problem: Problem) -> None:
     source, target, _ = clouds(scale, noise=0.5)
@@ -66,6 +67,7 @@ def test_the_start_is_the_minimum_and_the_only_one(scale: bool, problem: Problem
     torch.testing.assert_close(found.x, far.x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @PROBLEMS
 def test_gradients_agree_with_finite_differences(scale: bool, problem: Problem) -> None:
     """In problem i of the batch, data[i] is moved."""
@@ -92,6 +94,7 @@ def test_a_weight_of_zero_is_as_if_absent(scale: bool, problem: Problem) -> None
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @PROBLEMS
 def test_a_batch_is_a_loop(scale: bool, problem: Problem) -> None:
     source, target, _ = clouds(scale)

@@ -80,6 +80,7 @@ def test_poselib_with_its_lens_finds_its_pose() -> None:
         torch.testing.assert_close(pose[i, :3], torch.from_numpy(theirs.Rt), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     pixels, points3d = view()

@@ -75,6 +75,7 @@ def test_it_is_the_pose_that_poselib_refines_opencvs_to() -> None:
         torch.testing.assert_close(found.x[i], pose, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(3, 30, generator=generator, dtype=torch.float64) + 0.5
@@ -105,6 +106,7 @@ def test_the_other_way_round_it_is_the_inverse() -> None:
     torch.testing.assert_close(back.x, se3.inverse(there.x), rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop() -> None:
     a, b = matches()
     together = relative_pose(a, b, K, K_B)

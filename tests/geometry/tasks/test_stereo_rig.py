@@ -41,6 +41,7 @@ def test_exact_corners_give_the_rig_back() -> None:
     torch.testing.assert_close(found.x[1], target, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_it_agrees_with_opencv(noise: float) -> None:
     data, _ = views(V=4, noise=noise)
@@ -59,6 +60,7 @@ def test_it_agrees_with_opencv(noise: float) -> None:
     assert found.cost[0] <= theirs * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences() -> None:
     """In problem i of the batch, data[i] is moved."""
     generator = torch.Generator().manual_seed(1)
@@ -81,6 +83,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert errors_in_turn(solve, data, directions).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_as_if_absent() -> None:
     """Corners of one view in one camera, and the whole of another view in the other, whatever stands there."""
     data, _ = views(V=3)
@@ -97,6 +100,7 @@ def test_a_weight_of_zero_is_as_if_absent() -> None:
     torch.testing.assert_close(fewer.x[1], found.x[1][:, :2], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop_and_cameras_change_places() -> None:
     data, _ = views(B=2)
     together = stereo_rig(**data)

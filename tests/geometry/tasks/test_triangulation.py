@@ -63,6 +63,7 @@ def test_it_is_the_minimum_that_scipy_finds_from_opencvs_point() -> None:
         np.testing.assert_allclose(found.x[i].numpy(), theirs.x, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     pixels, pose, K = views()

@@ -80,6 +80,7 @@ def test_a_homography_is_opencvs() -> None:
     assert (depth.mean(1) > 0).all()
 
 
+@pytest.mark.slow
 def test_every_essential_matrix_is_one_and_none_is_missed() -> None:
     E, a, b = views(400)
     found = five_point(2 * a, 3 * b)
@@ -234,6 +235,7 @@ def noisy() -> list[tuple[Problem, Tensor, tuple[Tensor, ...], Callable[[Tensor]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", noisy(), ids=["line", "homography", "essential"])
 def test_ransac_finds_it_among_outliers_and_minimize_agrees(case: Any) -> None:
     problem, truth, data, solver, size, threshold = case

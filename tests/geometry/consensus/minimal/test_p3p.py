@@ -81,6 +81,7 @@ def test_every_root_is_a_pose_of_the_three_points(kind: str) -> None:
     assert (normalize(seen, dim=-1) - rays[:, None])[found].norm(dim=-1).max() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [of_poselib, of_opencv])
 @pytest.mark.parametrize("kind", ["cube", "wide", "symmetric", "flat", "close"])
 def test_no_root_of_another_solver_is_missed(kind: str, solver: Callable[..., list[Tensor]]) -> None:
@@ -211,6 +212,7 @@ def test_a_wrong_shape_is_a_mistake() -> None:
         p3p(good, torch.zeros(3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cube", "wide", "symmetric", "flat", "close", "far"])
 def test_the_compiled_one_is_the_same(kind: str) -> None:
     points3d, camera = triangles(kind, 400, seed=7)
