@@ -166,7 +166,7 @@ def apart(B: int, seed: int) -> Tensor:
 
 
 UNDETERMINED: dict[str, tuple[Family, float]] = {
-    "pose, with a start": (collinear("any"), 0.3),
+    "pose, with a start": (collinear("any"), 0.3009),
     "pose, sought": (collinear("any", start=False), 0.14),
     "pose, line along an axis": (collinear("along an axis"), 0.15),
     "pose, line along an axis, sought": (collinear("along an axis", start=False), 0.05),
