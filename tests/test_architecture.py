@@ -80,6 +80,7 @@ def test_public_names_are_those_that_tools_see_and_the_documentation_lists() -> 
     assert listed == imported
 
 
+@pytest.mark.slow
 def test_every_public_name_is_loaded_when_it_is_asked_for() -> None:
     asked = "import sys, geometry\nassert not any(m.startswith('geometry.') for m in sys.modules)\n"
     asked += "assert 'torch' not in sys.modules\nfrom geometry import *\n"

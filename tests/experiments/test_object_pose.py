@@ -21,6 +21,8 @@ from experiments.records.files import EXIT_SKIPPED
 from experiments.running.run import Run
 from tests.experiments.summaries import without_times
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 SMOKE = replace(PRESETS["smoke"], workers=0)
 
 
@@ -67,7 +69,6 @@ def equal(one: Path, other: Path) -> None:
 # ---- what a run leaves ----
 
 
-@pytest.mark.slow
 def test_a_run_leaves_its_results(data: Path, whole: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = whole
     logged = rows(folder)
@@ -116,13 +117,11 @@ def test_a_finished_run_is_not_repeated(data: Path, whole: tuple[Path, dict[str,
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-@pytest.mark.slow
 def test_the_seed_decides(data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     main(replace(SMOKE, data=data, out=tmp_path, seed=1, iterations=2, validations=1))
     assert rows(tmp_path / "object_pose" / "smoke-seed1")[0] != rows(whole[0])[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["heatmap", "pose", "monte_carlo", "linear_covariance"])
 def test_every_loss_is_a_preset(data: Path, tmp_path: Path, loss: str) -> None:
     preset = PRESETS[loss]
@@ -164,7 +163,6 @@ def test_without_data_a_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest
 # ---- kills ----
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("at", "workers"), [(1, 0), (3, 1), (5, 0)])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     data: Path,
@@ -184,7 +182,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     equal(whole[0], folder)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_is_evaluated_ends_the_same(
     data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +201,6 @@ def test_a_run_that_is_killed_while_it_is_evaluated_ends_the_same(
     equal(whole[0], tmp_path / "object_pose" / "smoke-seed0")
 
 
-@pytest.mark.slow
 def test_iterations_cannot_be_added_to_a_run(data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The learning rate falls over them."""
     main(replace(SMOKE, data=data, out=tmp_path, iterations=2, validations=1))
@@ -228,7 +224,6 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_scores
 
 
-@pytest.mark.slow
 def test_training_stops_early_stays_stopped_and_keeps_the_best(
     data: Path, tmp_path: Path, judged: Callable[..., None], interrupted: Callable[..., None]
 ) -> None:
@@ -266,7 +261,6 @@ def test_training_stops_early_stays_stopped_and_keeps_the_best(
         equal(folder, tmp_path / name / "object_pose" / "smoke-seed0")
 
 
-@pytest.mark.slow
 def test_a_validation_counts_poses_that_place_the_keypoints(data: Path) -> None:
     """Symmetries aside; a pose that is none counts as wrong."""
     config = replace(SMOKE, data=data, network=Network(64, 8, "resnet10", 8))

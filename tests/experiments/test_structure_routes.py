@@ -24,6 +24,8 @@ from experiments.structure_routes import (
 )
 from geometry import cauchy, project
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 SMOKE = PRESETS["smoke"]
 
 
@@ -42,7 +44,6 @@ def half_squares(tracks: Tracks, points: Tensor, poses: Tensor) -> float:
     return 0.5 * (s if tracks.kernel is None else tracks.kernel(s)).sum().item()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [None, cauchy(1.0)], ids=["squares", "cauchy"])
 @pytest.mark.parametrize("options", [{}, {"far": 25.0}, {"arc": 12.0, "share": 1.0}], ids=["around", "far", "arc"])
 def test_all_routes_reach_the_same_minimum(options: dict, kernel) -> None:
@@ -124,7 +125,6 @@ def test_time_to_the_minimum() -> None:
     assert time_to(trace, 0.5) == math.inf
 
 
-@pytest.mark.slow
 def test_a_run_says_what_came_out_and_resumes(tmp_path: Path, interrupted: Any) -> None:
     config = replace(SMOKE, rounds=3, adam_steps=3)
     summary = structure_routes.main(replace(config, out=tmp_path / "whole"))
@@ -159,7 +159,6 @@ def test_absent_tracks_are_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_ladybug_ends_where_bundle_does(real_data) -> None:
     tracks = read_file(real_data("bal") / "problem-49-7776-pre.txt")
     assert len(tracks.points2d) == 31812

@@ -47,6 +47,7 @@ def test_a_window_that_reaches_the_neighbours_spoils_a_view(real_data):
     assert calibrate(detect(real_data("opencv_chess_left"), window=11))[0] == pytest.approx(0.409, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_sony_chess_images_give_the_stored_corners(real_data):
     folder = real_data("sony_chess")
     stored = read_corners(folder / "corners_6x4_opencv.npz", corners=(6, 4), square=30.0, image_size=(640, 480))
@@ -154,6 +155,7 @@ def test_fisheye_chess_with_opencv(real_data):
 # --- images made here ---
 
 
+@pytest.mark.slow
 def test_corners_of_a_drawn_board(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), board_image())
     views = detect(tmp_path, corners=(6, 4), square=2.0)

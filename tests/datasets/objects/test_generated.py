@@ -18,6 +18,8 @@ from datasets.objects.meshes import solids
 from datasets.objects.pictures import SIZE, K, frame
 from datasets.objects.rendering import Light, render, render_depth
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 ROOT = Path(__file__).parents[3]
 COUNTS = {"train": 8, "test": 3}
 
@@ -47,7 +49,6 @@ def project(points, pose):
     return p[:, :2] / p[:, 2:]
 
 
-@pytest.mark.slow
 def test_it_is_a_bop_set_of_as_many_pictures_as_asked_for(folder, instances):
     assert sorted(read_models(folder)) == [1, 2, 3, 4]
     assert len(instances) == 4 * sum(COUNTS.values())
@@ -131,7 +132,6 @@ def test_a_stated_symmetry_is_not_to_be_seen(folder):
 OTHERS = [about(axis, angle) for axis in np.eye(3) for angle in (np.pi / 2, np.pi, -np.pi / 2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_what_is_not_stated_as_a_symmetry_is_seen(number):
     stated = {1: [], 2: [], 3: [6, 7, 8], 4: [7]}[number]
@@ -217,14 +217,12 @@ def test_views_cover_the_upper_hemisphere_and_rolls_of_45_degrees():
     assert 40 < np.abs(tilt).max() < 50
 
 
-@pytest.mark.slow
 def test_a_third_or_so_of_the_pictures_have_something_before_the_object():
     visible = np.array([f.mask_visible.sum() / f.mask.sum() for f in (frame(0, "test", 1, i) for i in range(60))])
     assert visible.min() >= 0.4
     assert 0.15 < (visible < 0.98).mean() < 0.55
 
 
-@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_with_two_processes_and_in_a_smaller_set(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(generated, "_CHUNK", 2)
     other = generate(tmp_path / "deep" / "set", seed=3, train=3, test=2, objects=(4, 1), processes=2)
@@ -279,7 +277,6 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_the_command_line_and_what_a_kill_leaves(tmp_path):
     """Nothing that looks like the set; and the next call makes it."""
     folder = tmp_path / "set"

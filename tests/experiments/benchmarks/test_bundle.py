@@ -121,6 +121,7 @@ def test_noise_leaves_the_cost_that_statistics_say() -> None:
     assert found == pytest.approx(expected, abs=4 * math.sqrt(expected))
 
 
+@pytest.mark.slow
 def test_limits_are_kept() -> None:
     pytest.importorskip("pyceres")
     solvers, _ = load_solvers()

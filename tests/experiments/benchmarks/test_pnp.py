@@ -13,6 +13,8 @@ from experiments.benchmarks.pnp import MODES, PRESETS, Config, main, measure_acc
 from experiments.benchmarks.pnp_solvers import DIFFERENTIABLE, Solver, load_solvers, make_problems, reprojection_cost
 from geometry import se3
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 SMOKE = PRESETS["smoke"]
 
 
@@ -25,7 +27,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads((folder / "table.json").read_text()), folder
 
 
-@pytest.mark.slow
 def test_ours_is_the_optimum_and_its_gradient_is_right(smoke: tuple[dict[str, Any], Path]) -> None:
     rows = {row["solver"]: row for row in smoke[0]["accuracy"]}
     for name in ("ours", "ours, no start"):

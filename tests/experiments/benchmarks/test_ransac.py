@@ -12,6 +12,8 @@ from experiments.benchmarks import ransac
 from experiments.benchmarks.ransac import BOUND, OURS, PRESETS, Config, main, make, peers, success
 from geometry import project, se3
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 SMOKE = PRESETS["smoke"]
 
 
@@ -26,7 +28,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return json.loads((folder / "table.json").read_text()), folder
 
 
-@pytest.mark.slow
 def test_every_solver_is_measured_and_written_whole(smoke: tuple[dict[str, Any], Path]) -> None:
     results, folder = smoke
     rows = {(row["solver"], row["share"]): row for row in results["rows"]}

@@ -97,6 +97,7 @@ def test_right_heatmaps_are_right_poses(scene: list[Instance], weighted: bool, v
         np.testing.assert_allclose(one.deviation, spread / scale, rtol=0.05 if views == 1 else 0.2)
 
 
+@pytest.mark.slow
 def test_an_estimate_does_not_depend_on_what_else_is_asked_for(scene: list[Instance]) -> None:
     made = estimator(views=3)
     for row, one in enumerate(made.estimate(scene)):
@@ -104,6 +105,7 @@ def test_an_estimate_does_not_depend_on_what_else_is_asked_for(scene: list[Insta
         np.testing.assert_allclose(alone.keypoints2d, one.keypoints2d, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_view_that_is_wrong_does_not_matter(scene: list[Instance]) -> None:
     made = estimator(views=3)
     oracle = Oracle(made, scene)

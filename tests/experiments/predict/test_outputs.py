@@ -20,6 +20,8 @@ from experiments.object_poses.crops import MARGIN
 from experiments.object_poses.estimator import Estimated, PoseEstimator, load_estimator
 from tests.experiments.predict.asking import boxes_of, call, entries, refused, told, write_boxes
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 
 def matrix(entry: dict[str, Any]) -> np.ndarray:
     pose = np.eye(4)
@@ -31,7 +33,6 @@ def has(picture: np.ndarray, color: str) -> bool:
     return int((np.abs(picture[..., ::-1].astype(int) - rgb(color).astype(int)) < 40).all(-1).sum()) > 50
 
 
-@pytest.mark.slow
 def test_a_data_set_s_csv_json_and_overlays_say_the_same(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +66,6 @@ def test_a_data_set_s_csv_json_and_overlays_say_the_same(
     assert {path.name for path in out.iterdir()} == {name, "poses.json", "overlays"}
 
 
-@pytest.mark.slow
 def test_only_the_benchmark_s_targets_are_asked_for(made: Path, data: Path, tmp_path: Path) -> None:
     targets = [{"scene_id": 3, "im_id": 1, "obj_id": 3, "inst_count": 1}]
     (data / "test_targets_bop19.json").write_text(json.dumps(targets))
@@ -77,7 +77,6 @@ def test_only_the_benchmark_s_targets_are_asked_for(made: Path, data: Path, tmp_
     assert len(entries(tmp_path / "b")) == 2
 
 
-@pytest.mark.slow
 def test_of_a_detector_s_boxes_the_best_are_taken_and_the_truth_s_are_not_looked_at(
     made: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +98,6 @@ def test_of_a_detector_s_boxes_the_best_are_taken_and_the_truth_s_are_not_looked
     assert len(told(tmp_path / "b")["pictures"]) == 4
 
 
-@pytest.mark.slow
 def test_truth_is_not_needed_where_there_are_boxes(
     made: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +114,6 @@ def test_truth_is_not_needed_where_there_are_boxes(
         assert one == other
 
 
-@pytest.mark.slow
 def test_a_folder_of_pictures_gets_the_poses_that_the_data_set_gets(made: Path, tmp_path: Path) -> None:
     truth = [some for some in read_split(made / "made_set", "test") if some.scene == 3]
     shots = tmp_path / "shots"
@@ -170,7 +167,6 @@ def project(points3d: np.ndarray, pose: np.ndarray, K: np.ndarray) -> np.ndarray
     return cv2.projectPoints(points3d, rotvec, pose[:3, 3], K, None)[0][:, 0]
 
 
-@pytest.mark.slow
 def test_the_pose_in_json_and_how_sure_it_is(made: Path, tmp_path: Path, oracle: Callable[..., None]) -> None:
     oracle(noise=1.0)
     out = tmp_path / "out"
@@ -202,7 +198,6 @@ def test_the_pose_in_json_and_how_sure_it_is(made: Path, tmp_path: Path, oracle:
         np.testing.assert_allclose(pose["t_deviation_mm"], wanted[3:], rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_pose_that_was_not_found_is_null_in_json_absent_from_the_csv_and_wrong(
     made: Path, tmp_path: Path, oracle: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +221,6 @@ def test_the_deviation_of_keypoints_is_in_pixels_of_the_picture(made: Path) -> N
     assert found.deviation.mean() * scale * found.estimate.score == pytest.approx(1, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_by_default_it_lies_beside_the_estimator(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made / "my_run-seed0", tmp_path / "run")
     assert call(run, made / "made_set", "--split", "test", "--no-overlays") == 0
@@ -247,7 +241,6 @@ def test_a_stranger_s_picture_gets_an_orderly_answer(made: Path, tmp_path: Path)
     assert cv2.imread(str(tmp_path / "out" / "overlays" / "000000_000000.png")).shape == (480, 640, 3)
 
 
-@pytest.mark.slow
 def test_without_a_box_the_object_is_searched_for_in_pictures_and_if_asked_in_data_sets(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +259,6 @@ def test_without_a_box_the_object_is_searched_for_in_pictures_and_if_asked_in_da
     assert "**ADD(-S)**" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_split_of_a_type_is_named_as_the_toolkit_wants_it(made: Path, data: Path, tmp_path: Path) -> None:
     (data / "test").rename(data / "test_all")
     asked = (made / "my_run-seed0", data, "--split", "test_all", "--no-overlays", "--out", tmp_path / "out")

@@ -14,8 +14,9 @@ from experiments import predict
 from experiments.object_poses.requests import read_boxes, read_camera
 from tests.experiments.predict.asking import call, entries, refused, told, write_boxes
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
 
-@pytest.mark.slow
+
 def test_pictures_that_cannot_be_read_are_reported_and_the_others_done(
     made: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,7 +47,6 @@ def test_a_picture_that_is_not_the_camera_s_or_has_no_pixel_in_the_box_is_report
     assert "lies outside the picture of 320x240" in told(tmp_path / "out")["unread"][0]["error"]
 
 
-@pytest.mark.slow
 def test_what_is_stopped_leaves_no_results_and_no_half_files(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +109,6 @@ SAYS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_what_cannot_be_is_said_in_a_sentence(
     what: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -166,7 +165,6 @@ def test_a_camera_s_file(tmp_path: Path) -> None:
         read_camera(path)
 
 
-@pytest.mark.slow
 def test_a_depth_picture_that_cannot_be_read_costs_the_scores_alone(
     made: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

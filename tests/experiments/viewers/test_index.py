@@ -18,6 +18,8 @@ import pytest
 
 from experiments.viewers.index import main, write_index
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -80,7 +82,6 @@ def broken_links(results: Path) -> list[str]:
     return inside + [link for link in outside if not (results / unquote(link)).is_file()]
 
 
-@pytest.mark.slow
 def test_the_table_sorts_by_mouse_and_keyboard(tmp_path: Path, visit: Callable[..., Any]) -> None:
     for seed, (seconds, loss) in enumerate([(9.5, 1e-5), (10.25, "nan"), (100, "inf"), (0.001, 3e-20)]):
         add_run(tmp_path, "pose_estimation", seed=seed, seconds=seconds, loss=loss)
@@ -226,7 +227,6 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path, visit: Callable[...
     assert f"{command} 4 --out results --name mine --resume" in told
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "{}", '{"converged": true}', "[" * 100_000, b"\xff\xfe", '{"figures": 3}'],

@@ -14,6 +14,8 @@ from experiments.viewers.page import page, write_page
 from tests.experiments.viewers.recordings import keypoints, sphere
 from tests.experiments.viewers.screen import differ, near, pixels, settle
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 DRAWN = "window.viewer && document.querySelector('#state').textContent"
 
 
@@ -59,7 +61,6 @@ def assert_shows(tab: Any, recording: Recording, number: int) -> None:
     np.testing.assert_allclose(drawn, points, atol=2.0**-16 * np.nanmax(np.abs(points)))
 
 
-@pytest.mark.slow
 def test_page_draws_points_truth_and_cameras(show: Callable[..., Any]) -> None:
     recording = sphere()
     tab = show(recording)
@@ -75,7 +76,6 @@ def test_page_draws_points_truth_and_cameras(show: Callable[..., Any]) -> None:
         image = without
 
 
-@pytest.mark.slow
 def test_slider_moves_the_points(show: Callable[..., Any]) -> None:
     recording = sphere()
     tab = show(recording)
@@ -100,7 +100,6 @@ def test_slider_moves_the_points(show: Callable[..., Any]) -> None:
     assert "Iteration 19" in tab.inner_text("#moment")
 
 
-@pytest.mark.slow
 def test_space_plays_to_the_end_and_loops(show: Callable[..., Any]) -> None:
     tab = show(sphere(count=20, frames=6))
     tab.select_option("#speed", "40")
@@ -116,7 +115,6 @@ def test_space_plays_to_the_end_and_loops(show: Callable[..., Any]) -> None:
     assert tab.locator("#play").get_attribute("aria-label") == "Play"
 
 
-@pytest.mark.slow
 def test_colours_and_their_bar(show: Callable[..., Any]) -> None:
     recording = sphere()
     tab = show(recording)
@@ -152,7 +150,6 @@ def test_only_colours_that_exist_are_offered(show: Callable[..., Any]) -> None:
     assert tab.locator("#side").is_hidden()
 
 
-@pytest.mark.slow
 def test_pointing_at_a_point_says_what_it_is(show: Callable[..., Any]) -> None:
     recording = sphere(count=8)
     tab = show(recording)
@@ -167,7 +164,6 @@ def test_pointing_at_a_point_says_what_it_is(show: Callable[..., Any]) -> None:
     assert f"seen in {recording.stages[0].views[5]} view" in words
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("truth", [False, True])
 @pytest.mark.parametrize("factor", [2.3, 2.7])
 def test_first_view_is_of_all_unless_a_camera_is_far(show: Callable[..., Any], factor: float, truth: bool) -> None:
@@ -196,7 +192,6 @@ def test_first_view_is_of_all_unless_a_camera_is_far(show: Callable[..., Any], f
     np.testing.assert_allclose(first, of_all if factor < 2.5 else of_points, atol=0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1100, 900])
 @pytest.mark.parametrize("recording", [sphere(views=16), keypoints()], ids=["ring", "one camera"])
 def test_all_of_the_first_view_is_on_the_canvas(show: Callable[..., Any], recording: Recording, width: int) -> None:
@@ -216,7 +211,6 @@ def _farther(world_to_camera: np.ndarray, factor: float) -> np.ndarray:
     return moved
 
 
-@pytest.mark.slow
 def test_curves_lead_to_frames(show: Callable[..., Any]) -> None:
     tab = show(sphere())
     assert tab.locator(".chart-head span:first-child").all_inner_texts() == ["loss", "fx"]
@@ -242,7 +236,6 @@ def test_curves_lead_to_frames(show: Callable[..., Any]) -> None:
     assert tab.get_by_label("Curve of loss").locator(".value").inner_text() == "0.002512"  # 10^-2.6
 
 
-@pytest.mark.slow
 def test_curves_of_any_numbers(show: Callable[..., Any]) -> None:
     steps = np.arange(3000.0)
     odd = {
@@ -264,7 +257,6 @@ def test_curves_of_any_numbers(show: Callable[..., Any]) -> None:
     assert tab.locator(".chart").count() == len(odd)
 
 
-@pytest.mark.slow
 def test_image_points(show: Callable[..., Any]) -> None:
     recording = keypoints()
     tab = show(recording)
@@ -279,7 +271,6 @@ def test_image_points(show: Callable[..., Any]) -> None:
     assert tab.locator("#canvas").is_visible()
 
 
-@pytest.mark.slow
 def test_image_points_alone_need_no_space(show: Callable[..., Any]) -> None:
     recording = keypoints()
     frames = tuple(replace(f, world_to_camera=None) for f in recording.frames)
@@ -290,7 +281,6 @@ def test_image_points_alone_need_no_space(show: Callable[..., Any]) -> None:
     assert tab.evaluate("viewer.step") == 0
 
 
-@pytest.mark.slow
 def test_stages_bring_their_own_scene(show: Callable[..., Any]) -> None:
     a, b = sphere(count=30, frames=4), sphere(count=50, frames=3, seed=1)
     far = np.array([3000.0, 0, 0])
@@ -347,7 +337,6 @@ def test_page_without_webgl_says_what_to_do(show: Callable[..., Any]) -> None:
     assert tab.get_by_label("Curve of loss").locator(".value").inner_text() == "1"
 
 
-@pytest.mark.slow
 def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     recording = sphere(count=10, frames=3)
     tab = show(recording)
@@ -365,7 +354,6 @@ def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     assert "nan" in tab.inner_text("#facts")
 
 
-@pytest.mark.slow
 def test_texts_are_texts(show: Callable[..., Any]) -> None:
     evil = "</script><b id=evil>x</b><script>throw 1</script>&amp;{{data}}\\u003c"
     recording = sphere(count=10, frames=3)
@@ -384,7 +372,6 @@ def test_texts_are_texts(show: Callable[..., Any]) -> None:
     assert tab.locator("#evil").count() == 0
 
 
-@pytest.mark.slow
 def test_narrow_window_stacks(show: Callable[..., Any]) -> None:
     tab = show(keypoints(), width=900)
     space, side = (tab.locator(part).bounding_box() for part in ("#space", "#side"))
@@ -393,7 +380,6 @@ def test_narrow_window_stacks(show: Callable[..., Any]) -> None:
     assert tab.evaluate("document.documentElement.scrollWidth") <= 900
 
 
-@pytest.mark.slow
 def test_large_recording_is_usable(show: Callable[..., Any], tmp_path: Path) -> None:
     recording = sphere(count=100_000, frames=30)
     tab = show(recording)

@@ -20,6 +20,8 @@ from experiments.viewers.server import _Payload, _server
 from experiments.viewers.source import Source
 from tests.experiments.viewers.recordings import sphere, written
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 EARLY = replace(sphere(), frames=sphere().frames[:3], summary={})
 
 
@@ -180,7 +182,6 @@ def _address() -> str:
         return probe.getsockname()[0]
 
 
-@pytest.mark.slow
 def test_a_browser_follows_the_run(run: Path, served: Callable[..., int], visit: Callable[..., Any]) -> None:
     page = visit(f"http://127.0.0.1:{served(run, True)}/")
     page.wait_for_function("document.querySelector('#moment').innerText.includes('of 3')")

@@ -15,6 +15,8 @@ import pytest
 
 from tests.experiments.viewers.recordings import sphere, written
 
+pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
+
 pytest.importorskip("open3d")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="screens are asked for as Linux has them")
 
@@ -97,7 +99,6 @@ def environment(display: str) -> dict[str, str]:
     return {**kept, "DISPLAY": display}
 
 
-@pytest.mark.slow
 def test_keys_step_and_a_run_is_followed(run: Path, screen: str) -> None:
     command = [sys.executable, "-c", SCRIPT, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(screen), check=False)
@@ -112,7 +113,6 @@ def test_keys_step_and_a_run_is_followed(run: Path, screen: str) -> None:
         assert (orange > 100) == (pale > 100) == (step < 19), step  # at the end the estimates cover the truth
 
 
-@pytest.mark.slow
 def test_the_command_opens_a_window_and_ends_with_ctrl_c(run: Path, screen: str) -> None:
     command = [sys.executable, "-m", "experiments.view", str(run)]
     with subprocess.Popen(

@@ -110,6 +110,7 @@ def test_more_unknowns_than_residuals(real_data: Callable[[str], Path]) -> None:
     assert found.cost < 1e-6
 
 
+@pytest.mark.slow
 def test_libmv(real_data: Callable[[str], Path]) -> None:
     found, start = solve_file(read_libmv(real_data("libmv_ba") / "problem_01.bin"))
     assert found.converged
@@ -279,6 +280,7 @@ def test_points_behind_a_camera_are_projected_by_the_formula() -> None:
 # --- lenses and kernels ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "lens", "free"),
     [("radtan", 0, ("f",)), ("radtan", 2, ("f", "k1", "k2")), ("radtan", 5, ("fx", "fy", "k1", "k2", "p1", "p2")),

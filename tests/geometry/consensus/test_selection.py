@@ -108,6 +108,7 @@ def test_expected_loss_leaves_failures_out() -> None:
         assert (t.grad[2] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_hard_choice_is_unbiased() -> None:
     """The loss of a drawn pair is a table without a derivative: against the enumerated expectation, 1,000 times."""
     weights = WEIGHTS[:1].clone().requires_grad_()

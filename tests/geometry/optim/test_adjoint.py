@@ -78,6 +78,7 @@ def test_gradient_on_a_manifold_with_a_kernel() -> None:
     assert gradient_errors(WAHBA, R, tuple(data)).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_unrolled_and_gauss_newton_gradients() -> None:
     """The unrolled one converges with the solver, Gauss-Newton is off by the curvature of the residual."""
     x0, *data = decay_data()

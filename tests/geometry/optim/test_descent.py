@@ -149,6 +149,7 @@ def test_rows_of_several_components_share_a_kernel() -> None:
     assert (minimize(flat, torch.zeros(1, 2, **DOUBLE), target).x - solution.x).norm() > 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(B=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_a_batch_is_a_loop(B: int, seed: int) -> None:

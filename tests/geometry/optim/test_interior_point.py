@@ -33,6 +33,7 @@ def optimal(found: ConstrainedSolution, *data: Tensor) -> Tensor:
     return left.abs().amax(-1) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "q", "near"), [(20, 5, 1), (20, 5, 3), (20, 10, 10), (6, 2, 3)])
 def test_constraints_that_pass_close_by_a_corner_are_told_from_those_that_make_it(n: int, q: int, near: int) -> None:
     """n - q rows push, and others miss the corner by 1e-5 to 1e-3.

@@ -105,6 +105,7 @@ def statuses_on_lines(seed: int, axis: int | None, N: int, **options: Any) -> Te
     return pnp(x, X, K, init=pose if start else None, **options).status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [None, 0, 2])
 @pytest.mark.parametrize(
     "options",
@@ -136,6 +137,7 @@ def test_eight_points_on_a_line_are_no_more_for_being_many(N: int) -> None:
     assert not pnp(project(X, pose, K), X, K, init=pose).converged.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("axis", [None, 0, 1, 2])
 def test_points_on_a_line_are_not_registered(axis: int | None, scale: bool) -> None:
@@ -155,6 +157,7 @@ def test_points_on_a_line_determine_no_homography() -> None:
     assert not homography(a, b + 0.5 * normal(300, 12, 2, g=g)).converged.any()
 
 
+@pytest.mark.slow
 def test_a_turn_alone_determines_no_translation() -> None:
     g = generator(9)
     pose = poses(20, g)

@@ -101,6 +101,7 @@ def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., 
     assert gradient_errors(value, data, directions).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_is_as_if_absent() -> None:
     pixels, points3d = view()
     weights = torch.ones(40, dtype=torch.float64)
@@ -113,6 +114,7 @@ def test_a_weight_of_zero_is_as_if_absent() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop() -> None:
     pixels, points3d = view()
     together = radial_pnp(pixels, points3d, CENTRE)
@@ -121,6 +123,7 @@ def test_a_batch_is_a_loop() -> None:
             torch.testing.assert_close(ours[0], theirs[i], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_pixels_twice_as_fine_double_the_focal_length_alone() -> None:
     pixels, points3d = view()
     one, two = radial_pnp(pixels, points3d, CENTRE), radial_pnp(2 * pixels, points3d, 2 * CENTRE)
