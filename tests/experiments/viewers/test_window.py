@@ -15,10 +15,12 @@ import pytest
 
 from tests.experiments.viewers.recordings import sphere, written
 
-pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
 
 pytest.importorskip("open3d")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="screens are asked for as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="screens are asked for as Linux has them"),
+]
 
 SCRIPT = """
 import json, sys
