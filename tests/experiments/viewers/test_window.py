@@ -15,7 +15,6 @@ import pytest
 
 from tests.experiments.viewers.recordings import sphere, written
 
-
 pytest.importorskip("open3d")
 pytestmark = [
     pytest.mark.slow,
