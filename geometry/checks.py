@@ -1,8 +1,44 @@
-"""Checks that every task makes of its arguments."""
+"""Checks that every solver makes of its arguments."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
-__all__ = ["batched"]
+__all__ = ["batched", "finite", "on_values"]
+
+
+class _Look(torch.autograd.Function):
+    """Looks at plain values, whatever wraps them: torch.func.vmap refuses to branch on its own."""
+
+    @staticmethod
+    def forward(look: Callable[[Tensor], None], value: Tensor) -> Tensor:
+        look(value)
+        return torch.empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, look: Callable[[Tensor], None], value: Tensor) -> tuple[Tensor, None]:
+        return _Look.apply(look, value), None
+
+
+def on_values(look: Callable[[Tensor], None], value: Tensor) -> None:
+    """Call `look` with the plain values of a tensor, of all instances at once under torch.func.vmap; it may raise."""
+    _Look.apply(look, value.detach())
+
+
+def finite(name: str, value: Tensor, where: str = "") -> None:
+    """Raise ValueError naming the argument unless all values are finite; `where` says which of them are meant."""
+
+    def look(value: Tensor) -> None:
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
+
+    on_values(look, value)
 
 
 def batched(least: int = 1, /, **arguments: tuple[Tensor | None, str]) -> tuple[Tensor, ...]:
@@ -38,7 +74,6 @@ def batched(least: int = 1, /, **arguments: tuple[Tensor | None, str]) -> tuple[
             raise ValueError(
                 f"{name} must have a floating-point dtype, all the same ({first.dtype}), got {value.dtype}"
             )
-        if not value.isfinite().all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        finite(name, value)
         found.append(value[None] if single else value)
     return tuple(value.expand(sizes.get("B", 1), *value.shape[1:]) for value in found)

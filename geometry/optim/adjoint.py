@@ -1,21 +1,13 @@
-"""Gradients of an argmin by the implicit function theorem.
+"""Minima as differentiable functions of the data: `argmin`, by the implicit gradient of `geometry.optim.transforms`."""
 
-At a minimum x* the gradient of the cost with respect to a tangent step delta at x* vanishes, so
-
-    H u = dL/d delta,    dL/d data = - d/d data < u , grad_delta cost(retract(x*, delta), data) >   at delta = 0
-
-(Krantz and Parks 2002; BPnP, arXiv 1909.06043, eqs. 8 to 10, with the gradient of the cost that is minimised).
-Only stationarity enters, so x may be a tensor or a tuple of tensors on any manifold.
-"""
-
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.func import vmap
+from torch.func import grad, vmap
 
-from geometry.optim.descent import levenberg_marquardt, minimize
+from geometry.optim.descent import levenberg_marquardt, minimize, search
 from geometry.optim.linear import ADJOINT, solve_spd
 from geometry.optim.problem import (
     Problem,
@@ -28,46 +20,48 @@ from geometry.optim.problem import (
     zero_step,
 )
 from geometry.optim.solution import Solution, State
+from geometry.optim.transforms import Find, implicit
 
 __all__ = ["Gradient", "argmin", "attach_gradient"]
 
 Gradient = Literal["exact", "gauss_newton", "unrolled"]
 
 
-class _TangentAtOptimum(torch.autograd.Function):
-    """delta = 0 (B,P), whose gradient with respect to the data is the implicit one."""
+@dataclass(frozen=True)
+class _Minimum:
+    """`Equation` of a minimum of `problem`: the gradient of the cost by a tangent step vanishes.
 
-    @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, hessian: Tensor, ok: Tensor, least: float, parts: int, *x_and_data: Tensor
-    ) -> Tensor:
-        ctx.problem, ctx.least, ctx.parts = problem, least, parts
-        ctx.save_for_backward(hessian, ok, *x_and_data)
-        return hessian.new_zeros(hessian.shape[:2])
+    find: of tensors of which the data are all but the `first`. exact: the Hessian, or J^T J in its place. least: the
+    part of the margin of `geometry.optim.linear` below which there is no gradient.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hessian, ok, *rest = ctx.saved_tensors
-        x: State = tuple(rest[: ctx.parts]) if ctx.parts > 1 else rest[0]
-        wanted = ctx.needs_input_grad[5 + ctx.parts :]
-        u, definite = solve_spd(hessian, grad, ctx.least)
-        ok = ok & definite
-        problem: Problem = ctx.problem
-        with torch.enable_grad():
-            data = [d.detach().requires_grad_(want) for d, want in zip(rest[ctx.parts :], wanted, strict=True)]
-            step = zero_step(problem, x).requires_grad_()
-            cost = problem.costs(vmap(problem.retract)(x, step), *data)
-            (gradient,) = torch.autograd.grad(cost.sum(), step, create_graph=True)
-            inputs = [d for d in data if d.requires_grad]
-            raw = torch.autograd.grad((u * gradient).sum(), inputs, allow_unused=True) if inputs else ()
-        found = iter(raw)
-        out: list[Tensor | None] = []
-        for d, want in zip(data, wanted, strict=True):
-            g = next(found) if want else None
-            # a failed problem contributes exactly nothing, also where its derivatives are not finite
-            out.append(None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g)))
-        return (*[None] * (5 + ctx.parts), *out)
+    problem: Problem
+    find: Find
+    first: int
+    exact: bool
+    least: float = ADJOINT
+    shared = False
+
+    def step(self, x: State) -> Tensor:
+        return zero_step(self.problem, x)
+
+    def retract(self, x: State, step: Tensor) -> State:
+        return vmap(self.problem.retract)(x, step)
+
+    def slope(self, x: State, *tensors: Tensor) -> Tensor:
+        data = tensors[self.first :]
+        if self.problem.linearize is not None:
+            return self.problem.linearize(x, *data).gradient
+
+        def single(x: State, step: Tensor, *data: Tensor) -> Tensor:
+            return grad(lambda step: self.problem.cost(self.problem.retract(x, step), *data))(step)
+
+        return vmap(single)(x, self.step(x), *data)
+
+    def solve(self, x: State, tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
+        data = tensors[self.first :]
+        H = exact_hessian(self.problem, x, data) if self.exact else linearize(self.problem, x, data).gauss_newton
+        return solve_spd(H, b, self.least * singular_below(self.problem, x, data))
 
 
 def attach_gradient(
@@ -87,21 +81,23 @@ def attach_gradient(
         raise ValueError(f'gradient must be "exact" or "gauss_newton" here, got {gradient!r}')
     data = batch_data(x, data)
     x = map_state(lambda a: a.detach(), x)
-    if not (torch.is_grad_enabled() and any(d.requires_grad for d in data)):
-        return x
-    if len(data[0]) == 0:  # vmap cannot map over nothing; x still belongs to the graph
-        return map_state(lambda a: a + sum(d.sum() for d in data if d.requires_grad), x)
-    with torch.no_grad():
-        plain = tuple(d.detach() for d in data)
-        H = exact_hessian(problem, x, plain) if gradient == "exact" else linearize(problem, x, plain).gauss_newton
-        least = singular_below(problem, x, plain)
-    if ok is None:
-        ok = torch.ones(len(H), dtype=torch.bool, device=H.device)
-    else:
-        least *= ADJOINT
-    parts = (x,) if isinstance(x, Tensor) else x
-    delta = _TangentAtOptimum.apply(problem, H, ok, least, len(parts), *parts, *data)
-    return vmap(problem.retract)(x, delta)
+    if len(data[0]) == 0:
+        return _of_nothing(x, data)
+    parts = (x,) if isinstance(x, Tensor) else tuple(x)
+    trusted = torch.ones(len(data[0]), dtype=torch.bool, device=data[0].device) if ok is None else ok
+
+    def given(*tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+        found = [a.clone() for a in tensors[1 : 1 + len(parts)]]
+        return found[0] if isinstance(x, Tensor) else tuple(found), (tensors[0].clone(),)
+
+    least = 1.0 if ok is None else ADJOINT
+    equation = _Minimum(problem, given, 1 + len(parts), gradient == "exact", least)
+    return implicit(equation, trusted, *parts, *data)[0]
+
+
+def _of_nothing(x: State, data: tuple[Tensor, ...]) -> State:
+    """The x of an empty batch, which belongs to the graph of its data: vmap cannot map over nothing."""
+    return map_state(lambda a: a + sum(d.sum() for d in data if d.requires_grad), x)
 
 
 def argmin(
@@ -129,21 +125,38 @@ def argmin(
         if throw:
             found.raise_if_failed()
         return found
+    if gradient == "unrolled":
+        return _unrolled(problem, x0, data, max_steps, polish, throw)
+    search_, tensors = search(problem, x0, data, max_steps, polish)
+    if len(tensors[-1]) == 0:
+        solution = minimize(problem, x0, *data)
+        return replace(solution, x=_of_nothing(solution.x, tensors))
+    equation = _Minimum(problem, search_.find, search_.first, gradient == "exact")
+    x, (_, cost, status, steps) = implicit(equation, *tensors)
+    solution = Solution(x, cost, status, steps)
+    if throw:
+        solution.raise_if_failed()
+    return solution
+
+
+def _unrolled(
+    problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int, throw: bool
+) -> Solution:
+    """`argmin` by autograd through the steps."""
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
-    if gradient == "unrolled" and len(solution.cost) > 0:
-        # cut failed problems off the data: their steps may have derivatives that are not finite
-        batched = stop_gradient_where(~solution.converged, batch_data(x0, data))
-        assert isinstance(batched, tuple)
-        x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
-        # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
-        lin = linearize(problem, x, batched)
-        step, _ = solve_spd(lin.gauss_newton, -lin.gradient, ADJOINT * singular_below(problem, x, batched))
-        x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
-        x = stop_gradient_where(~solution.converged, x)
-    else:
-        how: Literal["exact", "gauss_newton"] = "exact" if gradient == "unrolled" else gradient
-        x = attach_gradient(problem, solution.x, *data, ok=solution.converged, gradient=how)
-    return Solution(x, solution.cost, solution.status, solution.steps)
+    batched = batch_data(solution.x, data)
+    if len(solution.cost) == 0:
+        return replace(solution, x=_of_nothing(solution.x, batched))
+    x0 = x0(*(d.detach() for d in batched)) if callable(x0) else x0
+    # cut failed problems off the data: their steps may have derivatives that are not finite
+    batched = stop_gradient_where(~solution.converged, batched)
+    x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)
+    # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
+    lin = linearize(problem, x, batched)
+    step, _ = solve_spd(lin.gauss_newton, -lin.gradient, ADJOINT * singular_below(problem, x, batched))
+    x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
+    x = stop_gradient_where(~solution.converged, x)
+    return replace(solution, x=x)
 
 
 def stop_gradient_where(condition: Tensor, x: State) -> State:

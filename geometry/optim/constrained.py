@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.func import jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from geometry.optim.descent import minimize
 from geometry.optim.linear import ADJOINT, margin, solve_spd
 from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
 from geometry.optim.solution import ConstrainedSolution, State, Status
+from geometry.optim.transforms import implicit, opaque
 
 __all__ = ["Constrained"]
 
@@ -46,9 +46,8 @@ class Constrained:
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
         """What `geometry.minimize` returns for this problem."""
-        data = self._checked(x0, data)
-        with torch.no_grad():
-            return self._solve(x0.detach(), data, max_steps, polish)[0]
+        tensors = self._checked(x0, data)
+        return _solution(*opaque(_Optimum(self, True, max_steps, polish).find, *tensors))
 
     def argmin(
         self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
@@ -56,19 +55,10 @@ class Constrained:
         """What `geometry.argmin` returns for this problem."""
         if gradient not in ("exact", "gauss_newton"):
             raise ValueError(f'gradient under constraints must be "exact" or "gauss_newton", got {gradient!r}')
-        data = self._checked(x0, data)
-        plain = tuple(d.detach() for d in data)
-        with torch.no_grad():
-            found, surface = self._solve(x0.detach(), plain, max_steps, polish)
-        if not (torch.is_grad_enabled() and any(d.requires_grad for d in data)) or len(x0) == 0:
-            return found
-        with torch.no_grad():
-            if gradient == "exact":
-                H = exact_hessian(self.problem, found.x, plain)
-            else:
-                H = linearize(self.problem, found.x, plain).gauss_newton
-        x, w = _AtOptimum.apply(self, surface, H, found.converged, found.x, found.equality, *data)
-        return ConstrainedSolution(x, found.cost, found.status, found.steps, found.inequality, w)
+        if len(x0) == 0:
+            return self.minimize(x0, *data)
+        tensors = self._checked(x0, data)
+        return _solution(*implicit(_Optimum(self, gradient == "exact", max_steps, polish), *tensors))
 
     def _checked(self, x0: State, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         dof = self.problem.dof
@@ -77,16 +67,15 @@ class Constrained:
         if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")
-        return batch_data(x0, data)
+        return x0.detach(), *batch_data(x0, data)
 
-    def _solve(
-        self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int
-    ) -> "tuple[ConstrainedSolution, _Surface]":
+    def solve(self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int) -> ConstrainedSolution:
+        """The solution, of tensors that are not tracked."""
         problem, equality = self.problem, self.equality
         if len(x0) == 0:
             found = minimize(problem, x0, *data)
             empty = x0.new_zeros(0, 0)
-            return ConstrainedSolution(x0, found.cost, found.status, found.steps, empty, empty), _Surface(x0, x0, x0)
+            return ConstrainedSolution(x0, found.cost, found.status, found.steps, empty, empty)
         c, C = vmap(equality)(x0, *data), vmap(jacrev(equality))(x0, *data)
         if c.ndim != 2 or not c.shape[1] < problem.dof:
             wanted = f"(q,) with q below the number of unknowns {problem.dof}"
@@ -120,7 +109,7 @@ class Constrained:
         status = torch.where(met, status, Status.INFEASIBLE).to(torch.int8)
         gradient = linearize(problem, x, data).gradient
         w = -(gradient[:, None] @ surface.inverse)[:, 0]
-        return ConstrainedSolution(x, found.cost, status, found.steps, c.new_zeros(len(c), 0), w), surface
+        return ConstrainedSolution(x, found.cost, status, found.steps, c.new_zeros(len(c), 0), w)
 
 
 class _Surface(NamedTuple):
@@ -143,42 +132,58 @@ def _surface(C: Tensor) -> _Surface:
     return _Surface(inverse, Vh[:, q:].mT, seen.all(-1))
 
 
-class _AtOptimum(torch.autograd.Function):
-    """x (B,P) and the multipliers w (B,q), with the gradients of the optimum in the data."""
+def _solution(state: State, others: tuple[Tensor, ...]) -> ConstrainedSolution:
+    x, w = state
+    _, cost, status, steps = others
+    return ConstrainedSolution(x, cost, status, steps, w.new_zeros(len(w), 0), w)
 
-    @staticmethod
-    def forward(
-        ctx: Any, program: Constrained, surface: _Surface, H: Tensor, ok: Tensor, x: Tensor, w: Tensor, *data: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.program, ctx.surface = program, surface
-        ctx.save_for_backward(H, ok, x, w, *data)
-        return x.clone(), w.clone()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_x: Tensor, grad_w: Tensor) -> tuple[Tensor | None, ...]:
-        H, ok, x, w, *rest = ctx.saved_tensors
-        inverse, null, _ = ctx.surface
-        program: Constrained = ctx.program
-        across = (inverse @ grad_w[..., None])[..., 0]
-        right = ((grad_x - (across[:, None] @ H)[:, 0])[:, None] @ null)[:, 0]
-        along, definite = solve_spd(null.mT @ H @ null, right, ADJOINT * singular_below(program.problem, x, rest))
+@dataclass(frozen=True)
+class _Optimum:
+    """`Equation` of x (B,P) and the multipliers w (B,q): the gradient of cost + w . c, and c, vanish."""
+
+    program: Constrained
+    exact: bool
+    max_steps: int
+    polish: int
+    first = 1
+    shared = False
+
+    def find(self, x0: Tensor, *data: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+        found = self.program.solve(x0, data, self.max_steps, self.polish)
+        return (found.x, found.equality), (found.converged, found.cost, found.status, found.steps)
+
+    def step(self, state: State) -> Tensor:
+        return torch.zeros_like(torch.cat(state, -1))
+
+    def retract(self, state: State, step: Tensor) -> State:
+        x, w = state
+        along, across = step.split([x.shape[1], w.shape[1]], -1)
+        return x + along, w + across
+
+    def slope(self, state: State, _: Tensor, *data: Tensor) -> Tensor:
+        def single(x: Tensor, w: Tensor, *data: Tensor) -> Tensor:
+            def lagrangian(x: Tensor) -> tuple[Tensor, Tensor]:
+                c = self.program.equality(x, *data)
+                return self.program.problem.cost(x, *data) + (w * c).sum(), c
+
+            return torch.cat(grad(lagrangian, has_aux=True)(x))
+
+        return vmap(single)(*state, *data)
+
+    def solve(self, state: State, tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
+        (x, w), data, problem = state, tensors[1:], self.program.problem
+        bx, bw = b.split([x.shape[1], w.shape[1]], -1)
+        C = vmap(jacrev(self.program.equality))(x, *data)
+        H = exact_hessian(problem, x, data) if self.exact else linearize(problem, x, data).gauss_newton
+        base = _surface(C.detach())
+        # the same right inverse and complement as functions of C: a decomposition has no derivative where q < P
+        eye = torch.eye(w.shape[1], dtype=C.dtype, device=C.device)
+        inverse = base.inverse @ torch.linalg.inv(torch.where(base.independent[:, None, None], C @ base.inverse, eye))
+        null = base.null - inverse @ (C @ base.null)
+        across = (inverse @ bw[..., None])[..., 0]
+        right = ((bx - (across[:, None] @ H)[:, 0])[:, None] @ null)[:, 0]
+        along, definite = solve_spd(null.mT @ H @ null, right, ADJOINT * singular_below(problem, x, data))
         u = across + (null @ along[..., None])[..., 0]
-        v = ((grad_x - (u[:, None] @ H)[:, 0])[:, None] @ inverse)[:, 0]
-        ok = ok & definite
-        wanted = ctx.needs_input_grad[6:]
-        with torch.enable_grad():
-            data = [d.detach().requires_grad_(want) for d, want in zip(rest, wanted, strict=True)]
-            at = x.detach().requires_grad_()
-            c = vmap(program.equality)(at, *data)
-            lagrangian = program.problem.costs(at, *data).sum() + (w * c).sum()
-            (slope,) = torch.autograd.grad(lagrangian, at, create_graph=True)
-            inputs = [d for d in data if d.requires_grad]
-            raw = torch.autograd.grad((u * slope).sum() + (v * c).sum(), inputs, allow_unused=True)
-        found = iter(raw)
-        out: list[Tensor | None] = []
-        for d, want in zip(data, wanted, strict=True):
-            g = next(found) if want else None
-            # a failed problem contributes exactly nothing, also where its derivatives are not finite
-            out.append(None if g is None else torch.where(ok.view(-1, *[1] * (d.ndim - 1)), -g, torch.zeros_like(g)))
-        return (*[None] * 6, *out)
+        v = ((bx - (u[:, None] @ H)[:, 0])[:, None] @ inverse)[:, 0]
+        return torch.cat([u, v], -1), definite & base.independent

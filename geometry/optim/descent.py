@@ -4,6 +4,8 @@ B problems converge or fail independently, and nothing is moved to the host but 
 per step.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from geometry.optim.problem import (
     zero_step,
 )
 from geometry.optim.solution import Solution, State, Status
+from geometry.optim.transforms import opaque
 
 __all__ = ["minimize"]
 
@@ -136,9 +139,42 @@ def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -
     return best_x, best.cost, stationary & definite, definite
 
 
+@dataclass(frozen=True)
+class Search:
+    """A local minimum as a function of tensors: the `first` of them are the start, unless `start` makes it."""
+
+    problem: Problem
+    start: Callable[..., State] | None
+    first: int
+    single: bool
+    max_steps: int
+    polish: int
+
+    def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+        """x, and whether it converged (B,), cost (B,), status (B,) and steps (B,)."""
+        given, data = tensors[: self.first], tensors[self.first :]
+        x0 = (given[0] if self.single else given) if self.start is None else self.start(*data)
+        found = _least_squares(self.problem, x0, data, self.max_steps, self.polish)
+        return found.x, (found.converged, found.cost, found.status, found.steps)
+
+
+def search(
+    problem: Problem, x0: State | Callable[..., State], data: tuple[Tensor, ...], max_steps: int, polish: int
+) -> tuple[Search, tuple[Tensor, ...]]:
+    """The search for a minimum, and the tensors (B,…) that it is a function of."""
+    if callable(x0):
+        size = max(len(d) for d in data)
+        return Search(problem, x0, 0, True, max_steps, polish), batch_data(
+            data[0].expand(size, *data[0].shape[1:]), data
+        )
+    parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
+    one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish)
+    return one, (*(a.detach() for a in parts), *batch_data(x0, data))
+
+
 def minimize(
     problem: Problem | Program,
-    x0: State,
+    x0: State | Callable[..., State],
     *data: Any,
     max_steps: int = 50,
     polish: int = 2,
@@ -146,14 +182,17 @@ def minimize(
 ) -> Solution:
     """Find a local minimum of B problems at once, without an autograd graph.
 
-    x0: a tensor (B,…) or a tuple of them; data: tensors with leading size B, or 1 where shared. Levenberg-Marquardt
-    (`levenberg_marquardt`), then `polish` exact Newton steps on the gradient. Each problem gets a `Status`; a
-    failed one keeps the best x found and leaves the others untouched. Raises ValueError for data that does not fit
+    x0: a tensor (B,…) or a tuple of them, or a function of the data (B,…) that makes such a start; data: tensors with
+    leading size B, or 1 where shared. Levenberg-Marquardt (`levenberg_marquardt`), then `polish` exact Newton steps on
+    the gradient. Each problem gets a `Status`; a failed one keeps the best x found and leaves the others untouched.
+    Under torch.func.vmap the problems of all instances are one batch. Raises ValueError for data that does not fit
     the batch and, with throw=True, SolverError if any problem failed. A `Program` (`geometry.optim.quadratic`,
     `geometry.optim.constrained`) is solved by its own method, to which max_steps and polish go.
     """
     if isinstance(problem, Problem):
-        solution = _least_squares(problem, x0, batch_data(x0, data), max_steps, polish)
+        one, tensors = search(problem, x0, data, max_steps, polish)
+        x, (_, *others) = opaque(one.find, *tensors)
+        solution = Solution(x, *others)
     else:
         solution = problem.minimize(x0, *data, max_steps=max_steps, polish=polish)
     if throw:
@@ -163,7 +202,6 @@ def minimize(
 
 def _least_squares(problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int) -> Solution:
     with torch.no_grad():
-        x0 = map_state(lambda a: a.detach(), x0)
         if len(zero_step(problem, x0)) == 0:
             empty = zero_step(problem, x0).sum(-1)
             return Solution(x0, empty, empty.to(torch.int8), empty.int())

@@ -71,11 +71,13 @@ class Equations:
             size_C = size_C * change[..., None, :]
             change = 1 / _one_where_zero(size_C.amax(-1))
             Dc, size_C = change * Dc, change[..., None] * size_C
+        Dx, Dc, size_Q = Dx.detach(), Dc.detach(), size_Q.detach()  # no solution depends on them
         p, d, curvature = Dx * p, Dc * d, size_Q.amax((-2, -1))
         cost = _one_where_zero(curvature)
         curvature = curvature / cost  # zero where p says nothing about the size of x, else one
-        X = _one_where_zero(torch.maximum(_size(d), curvature * _size(p) / cost))[:, None]
-        Z = _one_where_zero(torch.maximum(_size(p), curvature * _size(d) * cost))[:, None]
+        size_p, size_d = _size(p).detach(), _size(d).detach()
+        X = _one_where_zero(torch.maximum(size_d, curvature * size_p / cost))[:, None]
+        Z = _one_where_zero(torch.maximum(size_p, curvature * size_d * cost))[:, None]
         Q = Dx[..., :, None] * Q * Dx[..., None, :]
         C = Dc[..., :, None] * C * Dx[..., None, :]
         return Equations(Q, p / Z, C, d / X, m, X / Z, X * Dx, Z * Dc, X * Z)
@@ -93,7 +95,7 @@ class Equations:
     def matrix(self, weight: Tensor) -> Tensor:
         """kappa Q + C^T diag(weight) C (B,n,n)."""
         root = weight.sqrt()[..., None] * self.C
-        return (root.mT @ root).addcmul_(self.kappa[..., None], self.Q)  # half the time of baddbmm
+        return (root.mT @ root).add_(self.kappa[..., None] * self.Q)  # two thirds of the time of baddbmm
 
     def factor(self, weight: Tensor, rho: float) -> Tensor:
         """Cholesky factor of `matrix` with the proximal term rho of x; NaN where it is not positive definite."""

@@ -15,16 +15,24 @@ Backward: the adjoint of the same equations (Amos and Kolter 2017, OptNet, arXiv
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from geometry.optim.adjoint import argmin
-from geometry.optim.interior_point import Coefficients, Equations, active_set, interior_point, transposed, violation
+from geometry.optim.interior_point import (
+    Coefficients,
+    Equations,
+    active_set,
+    interior_point,
+    times,
+    transposed,
+    violation,
+)
 from geometry.optim.linear import solve_spd
 from geometry.optim.solution import ConstrainedSolution, State, Status
+from geometry.optim.transforms import implicit, opaque
 
 __all__ = ["QuadraticProgram", "quadratic_program"]
 
@@ -70,8 +78,9 @@ class QuadraticProgram:
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
         """What `geometry.minimize` returns for this problem."""
-        with torch.no_grad():
-            return _solve(_checked(x0, *data), max_steps, polish)[0]
+        program = _checked(x0, *data)
+        optimum = _Optimum(program.m, max_steps, polish)
+        return _solution(program.m, *opaque(optimum.find, *program[:4], shared=True))
 
     def argmin(
         self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
@@ -80,14 +89,8 @@ class QuadraticProgram:
         if gradient != "exact":
             raise ValueError(f'gradient of a quadratic program must be "exact", got {gradient!r}')
         program = _checked(x0, *data)
-        with torch.no_grad():
-            found, optimum = _solve(program, max_steps, polish)
-        inputs = program[:4]
-        if not (torch.is_grad_enabled() and any(a.requires_grad for a in inputs)):
-            return found
-        w = torch.cat([found.inequality, found.equality], -1)
-        x, w = _AtOptimum.apply(optimum, found.x, w, *inputs)
-        return ConstrainedSolution(x, found.cost, found.status, found.steps, w[:, : program.m], w[:, program.m :])
+        optimum = _Optimum(program.m, max_steps, polish)
+        return _solution(program.m, *implicit(optimum, *program[:4]))
 
 
 def _checked(x0: State, Q: Tensor, p: Tensor, *constraints: Tensor | None) -> Coefficients:
@@ -125,75 +128,70 @@ def _checked(x0: State, Q: Tensor, p: Tensor, *constraints: Tensor | None) -> Co
     return Coefficients(0.5 * (Q + Q.mT), p.expand(B, n), stacked(G, A), stacked(h, b).expand(B, m + q), m)
 
 
-class _Optimum(NamedTuple):
-    """What the adjoint needs: the equations, the rows that hold there (B,m+q), and who converged (B,)."""
-
-    equations: Equations
-    active: Tensor
-    ok: Tensor
+def _solution(m: int, state: State, others: tuple[Tensor, ...]) -> ConstrainedSolution:
+    x, w, _ = state
+    _, cost, status, steps = others
+    return ConstrainedSolution(x, cost, status, steps, w[:, :m], w[:, m:])
 
 
-def _solve(program: Coefficients, max_steps: int, polish: int) -> tuple[ConstrainedSolution, _Optimum]:
-    equations = Equations.of(program)
-    eps = torch.finfo(program.p.dtype).eps
-    total = equations.Q.sum((-2, -1)) + equations.C.sum((-2, -1)) + equations.p.sum(-1) + equations.d.sum(-1)
-    finite = torch.isfinite(total)
-    x, w, steps, infeasible, unbounded = interior_point(equations, max_steps)
-    infeasible = infeasible | ~finite
-    x, w, active = active_set(equations, x, w, infeasible | unbounded, polish)
-    M = equations.matrix(active)
-    M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen
-    _, unique = solve_spd(M, torch.zeros_like(x))
-    optimal = violation(equations, x, w) <= eps**0.7
-    status = torch.where(unique & optimal, Status.CONVERGED, torch.where(unique, Status.STALLED, Status.SINGULAR))
-    status = torch.where(unbounded, Status.UNBOUNDED, status)
-    status = torch.where(infeasible, Status.INFEASIBLE, status).to(torch.int8)
-    x, w = equations.unit_x * x, equations.unit_w * w
-    x = torch.where(finite[:, None], x, torch.nan)
-    cost = (x * (0.5 * transposed(program.Q, x) + program.p)).sum(-1)
-    m = program.m
-    found = ConstrainedSolution(x, cost, status, steps, w[:, :m], w[:, m:])
-    return found, _Optimum(equations, active, found.converged)
+@dataclass(frozen=True)
+class _Optimum:
+    """`Equation` of a program of m inequalities: x (B,n), w (B,m+q), and the rows that hold as equations, 1 or 0.
 
+    There Q x + p + C^T w and C x - d vanish, and w on all other rows.
+    """
 
-# ---- the adjoint ----
+    m: int
+    max_steps: int
+    polish: int
+    first = 0
+    shared = True
 
+    def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+        Q, p, C, d = tensors
+        program = Coefficients(Q, p, C, d, self.m)
+        equations = Equations.of(program)
+        eps = torch.finfo(p.dtype).eps
+        total = equations.Q.sum((-2, -1)) + equations.C.sum((-2, -1)) + equations.p.sum(-1) + equations.d.sum(-1)
+        finite = torch.isfinite(total)
+        x, w, steps, infeasible, unbounded = interior_point(equations, self.max_steps)
+        infeasible = infeasible | ~finite
+        x, w, active = active_set(equations, x, w, infeasible | unbounded, self.polish)
+        M = equations.matrix(active)
+        M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen
+        _, unique = solve_spd(M, torch.zeros_like(x))
+        optimal = violation(equations, x, w) <= eps**0.7
+        status = torch.where(unique & optimal, Status.CONVERGED, torch.where(unique, Status.STALLED, Status.SINGULAR))
+        status = torch.where(unbounded, Status.UNBOUNDED, status)
+        status = torch.where(infeasible, Status.INFEASIBLE, status).to(torch.int8)
+        x, w = equations.unit_x * x, equations.unit_w * w
+        x = torch.where(finite[:, None], x, torch.nan)
+        cost = (x * (0.5 * transposed(Q, x) + p)).sum(-1)
+        return (x, w, active), (status == Status.CONVERGED, cost, status, steps)
 
-class _AtOptimum(torch.autograd.Function):
-    """x (B,n) and w (B,m+q), with the gradients of the optimum in Q, p, C and d."""
+    def step(self, state: State) -> Tensor:
+        return torch.zeros_like(torch.cat(state[:2], -1))
 
-    @staticmethod
-    def forward(
-        ctx: Any, optimum: _Optimum, x: Tensor, w: Tensor, Q: Tensor, p: Tensor, C: Tensor, d: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.optimum, ctx.shared = optimum, (len(Q) == 1, len(C) == 1)
-        x, w = x.clone(), w.clone()
-        ctx.save_for_backward(x, w)
-        return x, w
+    def retract(self, state: State, step: Tensor) -> State:
+        x, w, active = state
+        along, across = step.split([x.shape[1], w.shape[1]], -1)
+        return x + along, w + across, active.clone()  # no transform takes a result that no operation made
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_x: Tensor, grad_w: Tensor) -> tuple[Tensor | None, ...]:
-        equations, active, ok = ctx.optimum
-        factor = equations.factor(active / equations.proximity, equations.proximity)
-        rx, rw = equations.unit_x * grad_x, active * equations.unit_w * grad_w
-        u, v = equations.refined(factor, active, rx, rw, rounds=6)
+    def slope(self, state: State, Q: Tensor, p: Tensor, C: Tensor, d: Tensor) -> Tensor:
+        x, w, active = state
+        # a failed problem, whose x may be NaN, has a step of zero, which must not meet it
+        x, w = x.nan_to_num(), active * w.nan_to_num()
+        return torch.cat([times(Q, x) + p + transposed(C, w), active * (times(C, x) - d)], -1)
+
+    def solve(self, state: State, tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
+        x, _, active = state
+        Q, p, C, d = tensors
+        equations = Equations.of(Coefficients(Q, p, C, d, self.m))
+        with torch.no_grad():
+            factor = equations.factor(active / equations.proximity, equations.proximity).detach()
+        bx, bw = b.split([x.shape[1], active.shape[1]], -1)
+        u, v = equations.refined(factor, active, equations.unit_x * bx, active * equations.unit_w * bw, rounds=6)
         u, v = equations.unit_x * u / equations.unit_cost, equations.unit_w * v / equations.unit_cost
-        # a failed problem contributes exactly nothing, whatever its numbers are
-        x, w, u, v = (torch.where(ok[:, None], a, 0.0) for a in (*ctx.saved_tensors, u, v))
-        shared_Q, shared_C = ctx.shared
-        _, _, _, need_Q, need_p, need_C, need_d = ctx.needs_input_grad
-        return (
-            None,
-            None,
-            None,
-            _outer(torch.stack([u, x], -1), torch.stack([x, u], -1), shared_Q).mul_(-0.5) if need_Q else None,
-            -u if need_p else None,
-            _outer(torch.stack([w, v], -1), torch.stack([u, x], -1), shared_C).neg_() if need_C else None,
-            v if need_d else None,
-        )
-
-
-def _outer(a: Tensor, b: Tensor, shared: bool) -> Tensor:
-    """a b^T (B,i,j) of a (B,i,k) and b (B,j,k); their sum (1,i,j) where the matrix is shared by the batch."""
-    return torch.einsum("bik,bjk->ij", a, b)[None] if shared else a @ b.mT
+        found = torch.cat([u, v], -1)
+        good = torch.isfinite(found).all(-1)
+        return torch.where(good[:, None], found, 0.0), good

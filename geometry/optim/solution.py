@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from geometry.checks import on_values
+
 __all__ = ["ConstrainedSolution", "Solution", "SolverError", "State", "Status"]
 
 State = Any
@@ -62,10 +64,15 @@ class Solution:
 
     def raise_if_failed(self) -> None:
         """Raise SolverError naming the failed problems of the batch and why they failed."""
-        failed = (~self.converged).nonzero().flatten().tolist()
-        if failed:
-            lines = [f"problem {i}: {Status(int(self.status[i])).message}" for i in failed[:5]]
-            raise SolverError(f"{len(failed)} of {len(self.status)} problems failed: " + "; ".join(lines))
+
+        def look(status: Tensor) -> None:
+            every = status.flatten().tolist()
+            failed = [i for i, one in enumerate(every) if one != Status.CONVERGED]
+            if failed:
+                lines = [f"problem {i}: {Status(every[i]).message}" for i in failed[:5]]
+                raise SolverError(f"{len(failed)} of {len(every)} problems failed: " + "; ".join(lines))
+
+        on_values(look, self.status)
 
 
 @dataclass(frozen=True)

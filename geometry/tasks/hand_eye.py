@@ -39,8 +39,7 @@ def hand_eye(gripper: Tensor, camera: Tensor, weights: Tensor | None = None) -> 
     gripper, camera, weights = batched(
         2, gripper=(gripper, "N,4,4"), camera=(camera, "N,4,4"), weights=(weights, "N,2")
     )
-    start = linear(gripper.detach(), camera.detach(), weights.detach())
-    return argmin(hand_eye_problem, start, gripper, camera, weights)
+    return argmin(hand_eye_problem, linear, gripper, camera, weights)
 
 
 def motions(gripper_to_base: Tensor, target_to_camera: Tensor) -> tuple[Tensor, Tensor]:

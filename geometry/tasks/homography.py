@@ -22,8 +22,7 @@ def homography(points_a: Tensor, points_b: Tensor, weights: Tensor | None = None
     points_a, points_b, weights = batched(
         4, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), weights=(weights, "N")
     )
-    start = direct_linear(points_a.detach(), points_b.detach(), weights.detach())
-    return argmin(homography_problem, start, points_a, points_b, weights)
+    return argmin(homography_problem, direct_linear, points_a, points_b, weights)
 
 
 def direct_linear(points_a: Tensor, points_b: Tensor, weights: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Registration of corresponding point clouds: the rigid motion or similarity of the least point-to-point error."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def point_registration(
     verifies and differentiates.
     """
     source, target, weights = batched(3, source=(source, "N,3"), target=(target, "N,3"), weights=(weights, "N"))
-    start = closed_form(source.detach(), target.detach(), weights.detach(), scale)
+    start = partial(closed_form, scale=scale)
     return argmin(similarity_problem if scale else rigid_problem, start, source, target, weights)
 
 

@@ -60,8 +60,7 @@ def radial_pnp(points2d: Tensor, points3d: Tensor, principal_point: Tensor, weig
         5, points2d=(points2d, "N,2"), points3d=(points3d, "N,3"), principal_point=(principal_point, "2"),
         weights=(weights, "N"),
     )  # fmt: skip
-    x = start(*(d.detach() for d in (points2d, points3d, principal_point, weights)))
-    return argmin(radial_pnp_problem, x, points2d, points3d, principal_point, weights, max_steps=100)
+    return argmin(radial_pnp_problem, start, points2d, points3d, principal_point, weights, max_steps=100)
 
 
 def start(points2d: Tensor, points3d: Tensor, principal_point: Tensor, weights: Tensor) -> State:

@@ -27,7 +27,8 @@ def residual(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b:
     F = fundamental(pose, K_a, K_b)
     a, b = homogeneous(points_a), homogeneous(points_b)
     line_b, line_a = a @ F.mT, b @ F
-    return weights * (b * line_b).sum(-1) / torch.cat([line_b[:, :2], line_a[:, :2]], -1).norm(dim=-1)
+    size = torch.cat([line_b[:, :2], line_a[:, :2]], -1).square().sum(-1)
+    return weights * (b * line_b).sum(-1) * size.rsqrt()
 
 
 def homogeneous(points: Tensor) -> Tensor:
@@ -38,9 +39,9 @@ def retract(pose: Tensor, step: Tensor) -> Tensor:
     """A pose (4,4) with |t| = 1, moved by step (5,): R <- exp(omega) R, and t along the sphere."""
     t = pose[:3, 3]
     first = torch.linalg.cross(t, torch.zeros_like(t).scatter(0, t.abs().argmin()[None], 1.0))
-    first = first / first.norm()
+    first = first * first.square().sum().rsqrt()
     moved = t + step[3] * first + step[4] * torch.linalg.cross(t, first)
-    return make(exp(step[:3]) @ pose[:3, :3], moved / moved.norm())
+    return make(exp(step[:3]) @ pose[:3, :3], moved * moved.square().sum().rsqrt())
 
 
 relative_pose_problem = Problem(residual, dof=5, retract=retract, alike=(5,))
@@ -65,7 +66,7 @@ def relative_pose(
         weights=(weights, "N"),
     )  # fmt: skip
     data = points_a, points_b, K_a, K_b, weights
-    found = argmin(relative_pose_problem, sampled(*(d.detach() for d in data)), *data)
+    found = argmin(relative_pose_problem, sampled, *data)
     return replace(found, x=before_both(found.x, *(d.detach() for d in data)))
 
 

@@ -75,9 +75,7 @@ def stereo_rig(
     )  # fmt: skip
     V = data[0].shape[2]
     problem = replace(stereo_rig_problem, dof=6 + 6 * V, alike=_UNITS * (1 + V))
-    with torch.no_grad():
-        start = best_of_views(*data)
-    return argmin(problem, start, *data)
+    return argmin(problem, best_of_views, *data)
 
 
 def best_of_views(points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor) -> Rig:

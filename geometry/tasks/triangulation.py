@@ -42,8 +42,7 @@ def triangulation(points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights:
         2, points2d=(points2d, "N,2"), world_to_camera=(world_to_camera, "N,4,4"), K=(K, "N,3,3"),
         weights=(weights, "N"),
     )  # fmt: skip
-    start = linear(points2d.detach(), world_to_camera.detach(), K.detach(), weights.detach())
-    return argmin(triangulation_problem, start, points2d, world_to_camera, K, weights)
+    return argmin(triangulation_problem, linear, points2d, world_to_camera, K, weights)
 
 
 def linear(points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights: Tensor) -> Tensor:

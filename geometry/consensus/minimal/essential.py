@@ -147,8 +147,8 @@ def _retract(E: Tensor, step: Tensor) -> Tensor:
     epipole = crossed.gather(0, longest.expand(1, 3)).squeeze(0)
     axis = torch.zeros_like(epipole).scatter(0, epipole.abs().argmin()[None], 1.0)
     first = torch.linalg.cross(epipole, axis)
-    first = first / first.norm()
-    second = torch.linalg.cross(epipole / epipole.norm(), first)
+    first = first * first.square().sum().rsqrt()
+    second = torch.linalg.cross(epipole * epipole.square().sum().rsqrt(), first)
     return se3.exp(step[:3]) @ E @ se3.exp(step[3] * first + step[4] * second).mT
 
 

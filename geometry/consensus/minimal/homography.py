@@ -74,14 +74,14 @@ def residual(H: Tensor, points_a: Tensor, points_b: Tensor, weights: Tensor | No
 
 def retract(H: Tensor, step: Tensor) -> Tensor:
     """H (3,3) of norm one, moved by step (8,) along the sphere."""
-    h = H.flatten() / H.norm()
+    h = H.flatten() * H.square().sum().rsqrt()
     # the reflection that takes the last axis to h takes the others to its complement
     last = torch.zeros_like(h)
     last[-1] = 1
     v = h + torch.where(h[-1] < 0, -last, last)
     moved = torch.cat([step, step.new_zeros(1)])
     h = h + moved - 2 * v * (v @ moved) / (v @ v)
-    return (h / h.norm()).unflatten(0, (3, 3))
+    return (h * h.square().sum().rsqrt()).unflatten(0, (3, 3))
 
 
 homography_problem = Problem(residual, dof=8, retract=retract)

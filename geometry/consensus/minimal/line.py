@@ -30,7 +30,7 @@ def _residual(x: Tensor, points: Tensor) -> Tensor:
 
 def _retract(x: Tensor, step: Tensor) -> Tensor:
     normal = x[:2] + step[0] * torch.stack([-x[1], x[0]])
-    return torch.cat([normal / normal.norm(), (x[2] + step[1])[None]])
+    return torch.cat([normal * normal.square().sum().rsqrt(), (x[2] + step[1])[None]])
 
 
 line_problem = Problem(_residual, dof=2, retract=_retract)

@@ -159,14 +159,6 @@ def test_the_value_is_unchanged_and_x0_gets_no_gradient() -> None:
     assert torch.autograd.grad(flat(solution.x).sum(), x0[0], allow_unused=True)[0] is None
 
 
-def test_a_second_derivative_is_refused_not_wrong() -> None:
-    x0, time, value = decay_data()
-    value.requires_grad_()
-    (first,) = torch.autograd.grad(flat(argmin(DECAY, x0, time, value).x).square().sum(), value, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_no_graph_where_none_is_wanted() -> None:
     x0, time, value = decay_data()
     assert not flat(argmin(DECAY, x0, time, value).x).requires_grad

@@ -101,11 +101,3 @@ def test_repeated_constraints_share_their_gradient() -> None:
     for a, b in zip(one, two, strict=True):
         assert a.grad is not None
         close(a.grad, b.grad, 1e-9)
-
-
-def test_a_second_derivative_is_refused_not_wrong() -> None:
-    (Q, p, *rest), _ = random_programs(2, 4, 5, 1)
-    p.requires_grad_()
-    (first,) = torch.autograd.grad(quadratic_program(Q, p, *rest).x.square().sum(), p, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()

@@ -1,0 +1,254 @@
+"""One implicit gradient: solvers as functions that every transform of torch takes.
+
+What a solver finds satisfies an equation, slope(x, data) = 0, in a tangent space at x. Differentiated, with the
+Jacobian H of slope by a step of x (Krantz and Parks 2002; BPnP, arXiv 1909.06043, eqs. 8 to 10),
+
+    H u = dL/d step ,    dL/d data = - (d slope / d data)^T u        (vector-Jacobian product)
+    H step = - (d slope / d data) ddata                              (Jacobian-vector product)
+
+for symmetric H. Nothing else is asked of the solver: how it found x does not matter. Both products are ordinary
+operations of x and data, so that they can be differentiated again wherever `solve` can.
+
+Why a function of torch's own and not the operations of a solver: solvers branch on their values, which no transform
+can follow. Here they run on plain tensors, whatever wraps those of the caller: torch.autograd and its forward mode,
+torch.func's grad, jacrev, jacfwd, jvp, hessian and vmap, which joins its dimension with the batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
+from torch.func import vjp
+
+from geometry.optim.solution import State
+
+__all__ = ["Equation", "Find", "implicit", "opaque"]
+
+Find = Callable[..., tuple[State, tuple[Tensor, ...]]]
+"""find(*tensors): x, and what else was found, beginning with whether x is to be trusted (B,) bool."""
+
+
+class Equation(Protocol):
+    """How x is found from tensors, and what it satisfies, for B problems at once; dimension 0 of every tensor is B.
+
+    first: the number of the first tensor that x is differentiable in; those before, as a start, get no gradient.
+    shared: whether a tensor may have the leading size 1 for all B; its slope must then vanish where a problem failed.
+    """
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    def find(self, *tensors: Any) -> tuple[State, tuple[Tensor, ...]]:
+        """As `Find` says."""
+        ...
+
+    def step(self, x: State, /) -> Tensor:
+        """A tangent step of zeros (B,P) at x."""
+        ...
+
+    def retract(self, x: State, step: Tensor, /) -> State:
+        """x moved by a step; differentiable."""
+        ...
+
+    def slope(self, x: State, /, *tensors: Any) -> Tensor:
+        """What vanishes at x (B,P); differentiable in the tensors."""
+        ...
+
+    def solve(self, x: State, tensors: tuple[Tensor, ...], b: Tensor, /) -> tuple[Tensor, Tensor]:
+        """u (B,P) with H u = b, and where H is definite enough to say (B,); u is zero elsewhere."""
+        ...
+
+
+def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+    """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
+    parts = _Parts(equation.find, equation.shared)
+    found = _Implicit.apply(equation, parts, *tensors)
+    return parts.joined(found[: parts.count]), found[parts.count :]
+
+
+def opaque(find: Find, *tensors: Tensor, shared: bool = False) -> tuple[State, tuple[Tensor, ...]]:
+    """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
+    parts = _Parts(find, shared)
+    found = _Opaque.apply(parts, *(t.detach() for t in tensors))
+    return parts.joined(found[: parts.count]), found[parts.count :]
+
+
+class _Parts:
+    """A search, and of how many tensors its x consists, which is known once it has been found."""
+
+    def __init__(self, find: Find, shared: bool) -> None:
+        self.search, self.shared, self.count, self.single = find, shared, 0, True
+
+    def find(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, others = self.search(*tensors)
+        self.single = isinstance(x, Tensor)
+        parts = (x,) if isinstance(x, Tensor) else tuple(x)
+        self.count = len(parts)
+        return (*parts, *others)
+
+    def joined(self, parts: Sequence[Tensor]) -> State:
+        return parts[0] if self.single else tuple(parts)
+
+    def split(self, saved: Sequence[Tensor]) -> tuple[State, Tensor, tuple[Tensor, ...]]:
+        """x, whether it is to be trusted, and the tensors, of what was saved."""
+        return self.joined(saved[: self.count]), saved[self.count], tuple(saved[self.count + 1 :])
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Forward mode within forward mode.
+
+    Torch turns it off while it asks a function for its derivative, which would silently drop the outer one of two
+    nested ones. And torch.func opens torch's one level of dual numbers by itself, unless it is told that it is open.
+    """
+    opened = forward_ad._current_level >= 0 and eager_transforms.JVP_NESTING == 0
+    eager_transforms.JVP_NESTING += opened
+    try:
+        with forward_ad._set_fwd_grad_enabled(True):
+            yield
+    finally:
+        eager_transforms.JVP_NESTING -= opened
+
+
+def _primals(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors without the tangents that they carry."""
+    return [forward_ad.unpack_dual(t).primal for t in tensors]
+
+
+def _mask(good: Tensor, values: Tensor) -> Tensor:
+    """A failed problem contributes exactly nothing, also where its derivatives are not finite."""
+    if len(values) != len(good):  # shared by all
+        return values
+    return torch.where(good.view(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values))
+
+
+def _transpose(f: Callable[..., Any], *at: State) -> Callable[..., Any]:
+    """The transposed derivative of f, a function of covectors."""
+    return vjp(f, *at)[1]
+
+
+def _partial(f: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Tensor]:
+    """f as a function of some of its tensors."""
+
+    def of_some(*some: Tensor) -> Tensor:
+        every = list(tensors)
+        for i, t in zip(wanted, some, strict=True):
+            every[i] = t
+        return f(*every)
+
+    return of_some
+
+
+def _pull(
+    equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...], covectors: State, wanted: list[int]
+) -> list[Tensor]:
+    """The vector-Jacobian product, by those tensors that are wanted."""
+    (tangent,) = _transpose(lambda step: equation.retract(x, step), equation.step(x))(covectors)
+    u, definite = equation.solve(x, tensors, tangent)
+    slope = _partial(lambda *every: equation.slope(x, *every), tensors, wanted)
+    pull = _transpose(slope, *(tensors[i] for i in wanted))
+    return [_mask(good & definite, g) for g in pull(-u)]
+
+
+def _push(
+    equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...], tangents: dict[int, Tensor]
+) -> State:
+    """The Jacobian-vector product, along the tangents of some of the tensors."""
+    slope = _partial(lambda *every: equation.slope(x, *every), tensors, list(tangents))
+    pull = _transpose(slope, *(tensors[i] for i in tangents))
+    # the transpose of the transpose: torch.func.jvp cannot stand in the forward mode of torch.autograd
+    (change,) = _transpose(pull, equation.step(x))(tuple(tangents.values()))
+    step, definite = equation.solve(x, tensors, -change)
+    turn = _transpose(lambda step: equation.retract(x, step), equation.step(x))
+    zeros = torch.zeros_like(x) if isinstance(x, Tensor) else tuple(torch.zeros_like(part) for part in x)
+    (moved,) = _transpose(turn, zeros)((step,))
+    parts = (moved,) if isinstance(moved, Tensor) else moved
+    masked = [_mask(good & definite, part) for part in parts]
+    return masked[0] if isinstance(x, Tensor) else tuple(masked)
+
+
+def _folded(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], shared: bool) -> list[Tensor]:
+    """The tensors with the dimension that vmap adds joined with the batch."""
+    own = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
+    batch = max(len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True))
+    folded = []
+    for t, dim in zip(own, in_dims, strict=True):
+        if not (shared and dim is None and len(t) == 1):
+            t = t.expand(info.batch_size, *t.shape) if dim is None else t
+            t = t.expand(-1, batch, *t.shape[2:]).flatten(0, 1)
+        folded.append(t)
+    return folded
+
+
+def _unfolded(info: Any, found: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return tuple(o.unflatten(0, (info.batch_size, -1)) for o in found), (0,) * len(found)
+
+
+class _Opaque(torch.autograd.Function):
+    """A function of tensors that no transform looks into; its results are constants to all of them."""
+
+    @staticmethod
+    def forward(parts: _Parts, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad(), _forward_mode():
+            return parts.find(*_primals(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], parts: _Parts, *tensors: Tensor) -> Any:
+        return _unfolded(info, _Opaque.apply(parts, *_folded(info, in_dims[1:], tensors, parts.shared)))
+
+
+class _Implicit(torch.autograd.Function):
+    """x and what else was found, of an equation and its tensors."""
+
+    @staticmethod
+    def forward(equation: Equation, parts: _Parts, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad(), _forward_mode():
+            return parts.find(*_primals(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.equation, ctx.parts, *tensors = inputs
+        count = ctx.parts.count
+        ctx.others = len(output) - count
+        saved = (*output[: count + 1], *tensors)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.mark_non_differentiable(*output[count:])
+
+    @staticmethod
+    def backward(ctx: Any, *covectors: Tensor) -> tuple[Tensor | None, ...]:
+        parts: _Parts = ctx.parts
+        x, good, tensors = parts.split(ctx.saved_tensors)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed and i >= ctx.equation.first]
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        if wanted:
+            with _forward_mode():
+                found = _pull(ctx.equation, x, good, tensors, parts.joined(covectors[: parts.count]), wanted)
+            for i, g in zip(wanted, found, strict=True):
+                gradients[i] = g
+        return None, None, *gradients
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, __: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        # what is saved still carries the tangents that are asked about
+        x, good, tensors = ctx.parts.split(_primals(ctx.saved_tensors))
+        known = {i: t for i, t in enumerate(tangents) if t is not None and i >= ctx.equation.first}
+        with _forward_mode():
+            moved = _push(ctx.equation, x, good, tensors, known)
+        return (*((moved,) if isinstance(moved, Tensor) else moved), *(None,) * ctx.others)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], equation: Equation, parts: _Parts, *tensors: Tensor) -> Any:
+        folded = _folded(info, in_dims[2:], tensors, parts.shared)
+        return _unfolded(info, _Implicit.apply(equation, parts, *folded))

@@ -1,0 +1,228 @@
+"""Every solver under every transform of torch: the same derivatives, or a refusal, but never a silent zero."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+from geometry import Problem, argmin, project, quadratic_program, se3
+from geometry.optim import Constrained
+from geometry.tasks.hand_eye import hand_eye
+from geometry.tasks.homography import homography
+from geometry.tasks.point_registration import point_registration
+from geometry.tasks.radial_pnp import radial_pnp
+from geometry.tasks.relative_pose import relative_pose
+from geometry.tasks.stereo_rig import stereo_rig
+from geometry.tasks.triangulation import triangulation
+from tests.numbers import DOUBLE, central_difference, close, generator
+
+K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], **DOUBLE)
+
+
+class Case(NamedTuple):
+    """A solver as a function of one tensor, and where it is asked."""
+
+    solver: Callable[[Tensor], Tensor]
+    at: Tensor
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), **DOUBLE)
+
+
+def views(*turns: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (9,3), poses (V,4,4), and noisy pixels (V,9,2)."""
+    points = 2 * torch.rand(9, 3, generator=generator(1), **DOUBLE) - 1
+    away = torch.tensor([0.0, 0, 0, 0, 0, 6], **DOUBLE)
+    poses = se3.from_rotvec_t(
+        torch.stack([away + turn * torch.tensor([0.1, 0.3, -0.1, 1, 0.2, 0.1]) for turn in turns])
+    )
+    return points, poses, project(points, poses, K) + normal(len(turns), 9, 2, seed=2)
+
+
+def a_curve() -> Case:
+    def residual(x: tuple[Tensor, Tensor], data: Tensor) -> Tensor:
+        return x[0][0] * torch.exp(-x[1] * data[0]) + x[0][1] - data[1]
+
+    problem = Problem(residual, dof=3, retract=lambda x, step: (x[0] + step[:2], x[1] * torch.exp(step[2])))
+    time = torch.linspace(0, 4, 8, **DOUBLE).expand(2, 8)
+    data = torch.stack([time, 2 * torch.exp(-0.7 * time) + 0.2 * normal(2, 8)], 1)
+
+    def solver(data: Tensor) -> Tensor:
+        ones = data.new_ones(len(data), 2)
+        a, rate = argmin(problem, (ones, ones[:, 0]), data, throw=True).x
+        return torch.cat([a, rate[:, None]], 1)
+
+    return Case(solver, data)
+
+
+def a_homography() -> Case:
+    a = normal(2, 6, 2)
+    return Case(lambda a: homography(a, a + 0.2 * a.square()).x, a)
+
+
+def a_registration() -> Case:
+    source = normal(2, 5, 3)
+    target = source @ se3.exp(normal(2, 3, seed=1)).mT + 0.1 * normal(2, 5, 3, seed=2)
+    return Case(lambda source: point_registration(source, target).x, source)
+
+
+def a_relative_pose() -> Case:
+    _, _, pixels = views(0, 1)
+    return Case(lambda a: relative_pose(a, pixels[1], K, K).x, pixels[0])
+
+
+def a_triangulation() -> Case:
+    _, poses, pixels = views(0, 1, 2)
+    return Case(lambda x: triangulation(x, poses, K.expand(3, 3, 3)).x, pixels[:, 0])
+
+
+def a_radial_pnp() -> Case:
+    points, _, pixels = views(1)
+
+    def solver(pixels: Tensor) -> Tensor:
+        pose, f, distortion = radial_pnp(pixels, points, K[:2, 2]).x
+        return torch.cat([pose.flatten(1), f[:, None] / 800, distortion], 1)
+
+    return Case(solver, pixels[0])
+
+
+def a_hand_eye() -> Case:
+    gripper, X = se3.from_rotvec_t(normal(4, 6)), se3.from_rotvec_t(normal(6, seed=1))
+    camera = se3.retract(se3.inverse(X) @ gripper @ X, 0.05 * normal(4, 6, seed=2))
+    return Case(lambda step: hand_eye(gripper, se3.retract(camera, step)).x, torch.zeros(4, 6, **DOUBLE))
+
+
+def a_stereo_rig() -> Case:
+    points, poses, left = views(0, 1)
+    rig = se3.from_rotvec_t(torch.tensor([0.02, -0.03, 0.01, -0.5, 0.02, 0.01], **DOUBLE))
+    right = project(points, rig @ poses, K) + normal(2, 9, 2, seed=3)
+    lenses = K.expand(2, 3, 3)
+    return Case(lambda left: stereo_rig(torch.stack([left, right])[None], points, lenses).x[0], left)
+
+
+def a_program(which: int, outcome: str) -> Callable[[], Case]:
+    def case() -> Case:
+        Q = normal(1, 4, 4)
+        data = [Q @ Q.mT + torch.eye(4, **DOUBLE), normal(2, 4), normal(2, 6, 4), normal(2, 6).abs(), normal(1, 1, 4)]
+        data.append(0.1 * normal(2, 1))
+
+        def solver(d: Tensor) -> Tensor:
+            return getattr(quadratic_program(*data[:which], d, *data[which + 1 :]), outcome)
+
+        return Case(solver, data[which])
+
+    return case
+
+
+def a_constrained_problem() -> Case:
+    problem = Problem(lambda x, y, A, b: x - y + 0.1 * x * x, dof=4)
+    under = Constrained(problem, equality=lambda x, y, A, b: A @ x - b)
+    y, b = normal(2, 4), normal(2, 2, seed=1)
+
+    def solver(A: Tensor) -> Tensor:
+        found = argmin(under, A.new_zeros(2, 4), y, A, b)
+        return torch.cat([found.x, found.equality], 1)  # type: ignore[attr-defined]
+
+    return Case(solver, normal(2, 2, 4, seed=2))
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "argmin": a_curve,
+    "constrained": a_constrained_problem,
+    "program in Q": a_program(0, "x"),
+    "program in G": a_program(2, "x"),
+    "multipliers in h": a_program(3, "inequality"),
+    "homography": a_homography,
+    "point_registration": a_registration,
+    "relative_pose": a_relative_pose,
+    "triangulation": a_triangulation,
+    "radial_pnp": a_radial_pnp,
+    "hand_eye": a_hand_eye,
+    "stereo_rig": a_stereo_rig,
+}
+every_solver = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def reference(name: str) -> tuple[Case, Tensor]:
+    """The case, and d solver / d at by torch.autograd, a row a number of the result."""
+    whole = CASES[name]()
+
+    def solver(at: Tensor) -> Tensor:
+        """Five sums of what is found, with weights of either sign: a row of a Jacobian costs a pass."""
+        found = whole.solver(at).flatten()
+        return torch.arange(5.0 * len(found), **DOUBLE).cos().view(5, -1) @ found
+
+    case = Case(solver, whole.at)
+    at = case.at.clone().requires_grad_()
+    found = case.solver(at)
+    rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in found.flatten()]
+    jacobian = torch.stack(rows).view(*found.shape, *at.shape)
+    assert jacobian.abs().amax() > 1e-4
+    return case, jacobian
+
+
+def assert_same(found: Tensor, jacobian: Tensor) -> None:
+    close(found, jacobian, 1e-9 * float(jacobian.abs().amax()))
+
+
+@every_solver
+def test_reverse_mode_is_that_of_differences(name: str) -> None:
+    case, jacobian = reference(name)
+    direction = normal(*case.at.shape, seed=9) * case.at.abs().amax().clamp_min(1)
+    numeric = central_difference(lambda h: case.solver(case.at + h * direction), 1e-4)
+    along = (jacobian * direction).flatten(-case.at.ndim).sum(-1)
+    close(along, numeric, 1e-6 * float(numeric.abs().amax()))
+
+
+@every_solver
+def test_forward_and_reverse_mode_of_torch_func(name: str) -> None:
+    case, jacobian = reference(name)
+    assert_same(jacrev(case.solver)(case.at), jacobian)
+    assert_same(jacfwd(case.solver)(case.at), jacobian)
+
+
+@every_solver
+def test_dual_numbers(name: str) -> None:
+    case, jacobian = reference(name)
+    direction = normal(*case.at.shape, seed=9)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(case.solver(forward_ad.make_dual(case.at, direction))).tangent
+    assert_same(tangent, (jacobian * direction).flatten(-case.at.ndim).sum(-1))
+
+
+@every_solver
+def test_vmap_of_values_and_of_derivatives(name: str) -> None:
+    case, jacobian = reference(name)
+    other = case.at + 1e-3 * normal(*case.at.shape, seed=8)
+    pair = torch.stack([other, case.at])
+    values = vmap(case.solver)(pair)
+    close(values[0], case.solver(other), 1e-12 * float(values.abs().amax()))
+    for transform in (jacrev, jacfwd):
+        assert_same(vmap(transform(case.solver))(pair)[1], jacobian)
+
+
+@pytest.mark.slow
+@every_solver
+def test_second_derivatives_in_all_four_ways(name: str) -> None:
+    case, _ = reference(name)
+    direction = normal(*case.at.shape, seed=9) * case.at.abs().amax().clamp_min(1)
+
+    def loss(at: Tensor) -> Tensor:
+        return case.solver(at).sin().sum()
+
+    wanted = central_difference(lambda h: grad(loss)(case.at + h * direction), 1e-4)
+    size = 1e-5 * float(wanted.abs().amax())
+    close(jvp(grad(loss), (case.at,), (direction,))[1], wanted, size)
+    close(grad(lambda at: jvp(loss, (at,), (direction,))[1])(case.at), wanted, size)
+    twice = jvp(lambda at: jvp(loss, (at,), (direction,))[1], (case.at,), (direction,))[1]
+    close(twice, (wanted * direction).sum(), size * float(direction.abs().sum()))
+    at = case.at.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(at), at, create_graph=True)
+    close(torch.autograd.grad((first * direction).sum(), at)[0], wanted, size)
