@@ -6,7 +6,7 @@ from torch import Tensor
 
 from geometry import quadratic_program
 from tests.geometry.optim.programs import NAMES, random_programs, times
-from tests.numbers import DOUBLE, STENCIL, close, slope
+from tests.numbers import DOUBLE, STENCIL, close, generator, slope
 
 
 @pytest.mark.slow
@@ -81,14 +81,17 @@ def test_a_degenerate_constraint_counts_as_absent() -> None:
     close(v.grad, torch.tensor([[1.0, 0, 1]], **DOUBLE), 1e-14)
 
 
-def test_many_degenerate_constraints() -> None:
-    """Twenty planes through the free minimum of ten unknowns, none of which pushes."""
-    g = torch.Generator().manual_seed(2)
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_many_degenerate_constraints(seed: int) -> None:
+    """Twenty planes through the free minimum of ten unknowns, none of which pushes.
+
+    Their multipliers are determined in sums alone, which may cancel: each is as good as what ends the solver, eps^0.7.
+    """
+    g = generator(seed)
     G, x = torch.randn(200, 20, 10, generator=g, **DOUBLE), torch.randn(200, 10, generator=g, **DOUBLE)
     found = quadratic_program(torch.eye(10, **DOUBLE)[None], -x, G, times(G, x), throw=True)
     close(found.x, x, 1e-12)
-    assert found.inequality.min() > -1e-12
-    # the multipliers of dependent constraints may cancel
+    assert found.inequality.min() > -1e-10
     close(times(G.mT, found.inequality), torch.zeros(200, 10, **DOUBLE), 1e-12)
 
 
