@@ -1,20 +1,22 @@
 """Checks that every solver makes of its arguments."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["batched", "finite", "on_values"]
+__all__ = ["batched", "finite", "plainly"]
+
+T = TypeVar("T")
 
 
-class _Look(torch.autograd.Function):
-    """Looks at plain values, whatever wraps them: torch.func.vmap refuses to branch on its own."""
+class _Plainly(torch.autograd.Function):
+    """Runs on plain values, whatever wraps them: torch.func.vmap refuses to branch on its own."""
 
     @staticmethod
-    def forward(look: Callable[[Tensor], None], value: Tensor) -> Tensor:
-        look(value)
+    def forward(run: Callable[..., None], batched: bool, *values: Tensor) -> Tensor:
+        run(*values)
         return torch.empty(0)
 
     @staticmethod
@@ -22,13 +24,21 @@ class _Look(torch.autograd.Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, look: Callable[[Tensor], None], value: Tensor) -> tuple[Tensor, None]:
-        return _Look.apply(look, value), None
+    def vmap(info: Any, in_dims: Any, run: Callable[..., None], batched: bool, *values: Tensor) -> tuple[Tensor, None]:
+        if not batched:
+            raise NotImplementedError("this is one problem and knows no batch: call it in a loop, not torch.func.vmap")
+        return _Plainly.apply(run, batched, *values), None
 
 
-def on_values(look: Callable[[Tensor], None], value: Tensor) -> None:
-    """Call `look` with the plain values of a tensor, of all instances at once under torch.func.vmap; it may raise."""
-    _Look.apply(look, value.detach())
+def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
+    """What `run` returns of the plain values of tensors, whatever transform wraps them; it may branch, and raise.
+
+    batched: under torch.func.vmap `run` is given the values of all instances at once; else NotImplementedError is
+    raised. What it returns belongs to no graph.
+    """
+    found: list[T] = []
+    _Plainly.apply(lambda *plain: found.append(run(*plain)), batched, *(value.detach() for value in values))
+    return found[0]
 
 
 def finite(name: str, value: Tensor, where: str = "") -> None:
@@ -38,7 +48,7 @@ def finite(name: str, value: Tensor, where: str = "") -> None:
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
 
-    on_values(look, value)
+    plainly(look, value)
 
 
 def batched(least: int = 1, /, **arguments: tuple[Tensor | None, str]) -> tuple[Tensor, ...]:

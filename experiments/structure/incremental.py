@@ -13,9 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.structure.points import Points
 from experiments.structure.tracks import as_table
 from geometry import align_similarity, cauchy, geman_mcclure, pnp, pnp_problem, ransac, se3, unproject
-from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
+from geometry.camera import Model, in_front, project_camera_frame
+from geometry.optim import descend
 
 __all__ = ["Incremental", "Refine", "compare", "reconstruct"]
 
@@ -199,51 +201,37 @@ def _improve(scene: _Scene, state: Incremental, refine: Refine) -> Incremental:
 def _triangulate(scene: _Scene, state: Incremental) -> Incremental:
     """The points anew, all that two registered cameras agree on, and `found` and `inlier` with them.
 
-    The best (MSAC score) of the old point and 16 pairs of rays, then Gauss-Newton on the observations that agree.
+    The best (MSAC score) of the old point and 16 pairs of rays, and the minimum next to it.
     """
     pose, N = state.world_to_camera, len(state.points3d)
     rows = (scene.usable & state.registered[scene.camera]).nonzero().flatten()
     rows = rows[scene.point[rows].argsort(stable=True)]
     camera, point, x, model = scene.camera[rows], scene.point[rows], scene.points2d[rows], scene.model
-    R, t, K, distortion = pose[camera, :3, :3], pose[camera, :3, 3:], scene.K[camera], scene.distortion[camera]
+    R, t, bound = pose[camera, :3, :3], pose[camera, :3, 3:], scene.threshold**2
     rays, eye = R.mT @ scene.rays[rows, :, None], torch.eye(3).to(x)
     across = eye - rays @ rays.mT
     to_ray = across @ -(R.mT @ t)  # across @ (X - centre) = 0 on the ray
 
-    def sums(values: Tensor) -> Tensor:
-        return values.new_zeros(N, *values.shape[1:]).index_add_(0, point, values)
+    def msac(s: Tensor) -> tuple[Tensor, Tensor]:
+        return s.clamp(max=bound), (s < bound).to(s)
 
-    def squares(points3d: Tensor) -> Tensor:
-        """Squared error of each observation, infinite behind the camera. (N,3) -> (m,)"""
-        p = (R @ points3d[point, :, None] + t).mT
-        s = (project_camera_frame(p, K, distortion, model=model).squeeze(1) - x).square().sum(-1)
-        return torch.where(in_front(p, model=model).squeeze(1) & s.isfinite(), s, torch.inf)
-
-    def better(points3d: Tensor, trial: Tensor) -> Tensor:
-        """Of two choices the one with the lower MSAC score, point by point."""
-        score, trial_score = (sums(squares(choice).clamp(max=scene.threshold**2)) for choice in (points3d, trial))
-        return torch.where((trial_score < score)[:, None], trial, points3d)
-
-    count, points3d = torch.bincount(point, minlength=N), state.points3d
+    lenses = scene.K[camera], scene.distortion[camera], model
+    seen = Points(x, point, pose[camera], *lenses, N, msac)
+    count, best = torch.bincount(point, minlength=N), seen.at(state.points3d)
     first = (count.cumsum(0) - count).clamp(max=len(rows) - 1)
     for _ in range(16):
         a, b = torch.rand(2, N, dtype=x.dtype, device=x.device, generator=scene.generator)
         one, step = (a * count).long(), 1 + (b * (count - 1).clamp(min=0)).long()
         one, other = first + one, first + (one + step) % count.clamp(min=1)
-        trial = torch.linalg.solve_ex(across[one] + across[other] + 1e-12 * eye, to_ray[one] + to_ray[other]).result
-        points3d = better(points3d, trial.squeeze(-1))
-    agree = squares(points3d) < scene.threshold**2
-    for _ in range(3):
-        pixels, J = projection_jacobian((R @ points3d[point, :, None] + t).mT, K, distortion, model)
-        J, r = (torch.where(agree[:, None, None], d, 0) for d in (J.squeeze(1) @ R, pixels.mT - x[..., None]))
-        H = sums(J.mT @ J)
-        damping = 1e-9 * H.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] + 1e-300
-        points3d = better(points3d, points3d - torch.linalg.solve_ex(H + damping * eye, sums(J.mT @ r)).result[..., 0])
-    agree = squares(points3d) < scene.threshold**2
-    middle = torch.nn.functional.normalize(sums(rays[..., 0] * agree[:, None]), dim=-1)
+        found = torch.linalg.solve_ex(across[one] + across[other] + 1e-12 * eye, to_ray[one] + to_ray[other]).result
+        there = seen.at(found.squeeze(-1))
+        best = seen.choose(there.cost < best.cost, there, best)
+    points3d = descend(seen, best, 1e-3, 3).at.points3d
+    agree = seen.squares(points3d) < bound
+    middle = torch.nn.functional.normalize(seen.sums(rays[..., 0] * agree[:, None]), dim=-1)
     off = (rays[..., 0] * middle[point]).sum(-1).clamp(-1, 1).acos() * agree
     spread = off.new_zeros(N).scatter_reduce(0, point, off, "amax")  # at least half the largest angle of two rays
-    found = (sums(agree.long()) >= 2) & (spread >= math.radians(scene.parallax) / 2)
+    found = (seen.sums(agree.long()) >= 2) & (spread >= math.radians(scene.parallax) / 2)
     inlier = torch.zeros_like(scene.usable).index_put((rows,), agree & found[point])
     return state._replace(points3d=torch.where(found[:, None], points3d, 0), found=found, inlier=inlier)
 

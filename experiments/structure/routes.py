@@ -12,10 +12,11 @@ from torch import Tensor
 from datasets import locate
 from datasets.made.scenes import duck
 from experiments.structure.alignment import rms_radius, shape_errors
+from experiments.structure.points import Points
 from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks
 from geometry import Solution, cauchy, pnp, se3
-from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
-from geometry.optim import next_damping
+from geometry.camera import Model, in_front, project_camera_frame
+from geometry.optim import descend
 from geometry.robust import RobustKernel, kernel_derivatives
 
 Regime = Literal[
@@ -78,44 +79,27 @@ class Tracks:
         """Whether the point of each observation is behind its camera, (M,)."""
         return ~in_front(observed(poses, points, self.camera, self.point), model=self.model).squeeze(1)
 
+    def seen(self, poses: Tensor) -> Points:
+        """The points as problems of their own, the cameras known."""
+        camera = self.camera
+        return Points(
+            self.points2d, self.point, poses[camera], self.K[camera], self.distortion[camera], self.model,
+            len(self.points), lambda s: kernel_derivatives(self.kernel, s)[:2],
+        )  # fmt: skip
+
     def point_costs(self, points: Tensor, poses: Tensor) -> Tensor:
         """Half the (robust) squared errors of each point (N,); infinite where a camera that sees it has it behind."""
-        p = observed(poses, points, self.camera, self.point)
-        pixels = project_camera_frame(p, self.K[self.camera], self.distortion[self.camera], model=self.model)
-        s = (pixels.squeeze(1) - self.points2d).square().sum(-1)
-        cost = torch.where(in_front(p, model=self.model).squeeze(1), kernel_derivatives(self.kernel, s)[0], torch.inf)
-        return 0.5 * points.new_zeros(len(points)).index_add(0, self.point, cost)
+        return self.seen(poses).at(points).cost
 
     def place_points(self, points: Tensor, poses: Tensor, most: int = 5) -> Tensor:
-        """Every point (N,3) near the minimum of its own cost: N Levenberg-Marquardts side by side, in front of cameras.
+        """Every point (N,3) near the minimum of its own cost, in front of cameras.
 
         0.1 s on Ladybug. `geometry.triangulate`, which begins with the rays, takes 13 s there;
         the bundle that holds the poses 0.1 s (and two to three times as long as this on the made scenes), but it lets
         points go behind cameras, where PnP cannot start.
         """
-        cost = self.point_costs(points, poses)
-        damping, growth = torch.full_like(cost, 1e-4), torch.full_like(cost, 2.0)
-        running = cost.isfinite()
-        R, lens = poses[self.camera, :3, :3], (self.K[self.camera], self.distortion[self.camera], self.model)
-        for _ in range(most):
-            pixels, J = projection_jacobian(observed(poses, points, self.camera, self.point), *lens)
-            r, J = pixels.squeeze(1) - self.points2d, J.squeeze(1) @ R
-            slope = kernel_derivatives(self.kernel, r.square().sum(-1))[1][:, None, None]
-            H = points.new_zeros(len(points), 3, 3).index_add(0, self.point, slope * (J.mT @ J))
-            g = points.new_zeros(len(points), 3).index_add(0, self.point, (slope * J.mT @ r[..., None]).squeeze(-1))
-            diagonal = damping[:, None] * H.diagonal(dim1=1, dim2=2)
-            step = torch.linalg.solve_ex(H + torch.diag_embed(diagonal + 1e-300), -g[..., None]).result.squeeze(-1)
-            predicted = 0.5 * (step * (diagonal * step - g)).sum(-1)
-            trial = self.point_costs(points + step, poses)
-            accept = running & (trial < cost)
-            ratio = (cost - trial) / predicted.clamp_min(1e-300)
-            points = torch.where(accept[:, None], points + step, points)
-            cost = torch.where(accept, trial, cost)
-            damping, growth = next_damping(damping, growth, accept, torch.nan_to_num(ratio, -1.0))
-            running &= (predicted > 1e-3 * cost) & (damping < 1e8)
-            if not running.any():
-                break
-        return points
+        seen = self.seen(poses)
+        return descend(seen, seen.at(points), 1e-3, most).at.points3d
 
     def error(self, points: Tensor) -> float:
         """Rms distance from the truth after similarity alignment, as a share of the truth's rms radius; NaN without."""

@@ -11,11 +11,11 @@ a camera does not see costs nothing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.func import grad
 
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
@@ -23,55 +23,85 @@ from geometry.bundle_adjustment.layout import check_scene, determining, free_nam
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
-from geometry.optim import Solution, Status
+from geometry.checks import finite, plainly
+from geometry.optim import Batch, Solution, Status, implicit, solved
 from geometry.robust import Kernel
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]
 
 
-class _Optimum(torch.autograd.Function):
-    """A tangent vector of zeros at the optimum, whose gradient with respect to the data is the implicit one."""
+@dataclass(frozen=True)
+class _Optimum:
+    """`Equation` of a bundle: the gradient of its cost vanishes at poses (V,4,4), points (N,3), intrinsics (C,P).
 
-    @staticmethod
-    def forward(
-        ctx: Any, task: Task, state: State, ok: bool, exact: bool, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.task, ctx.state, ctx.ok, ctx.exact = task, state, ok, exact
-        ctx.save_for_backward(*tensors)
-        return state.points3d.new_zeros(task.problem.layout.size), torch.zeros_like(state.points3d)
+    x holds besides them the rays (N,3) of points without depth, which do not move. The tensors are those of `_flatten`
+    that are there, in its order: there (12,). A tangent vector is flat: the D camera unknowns, then the points.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cameras: Tensor, points: Tensor) -> tuple[Tensor | None, ...]:
-        task, state, tensors = ctx.task, ctx.state, ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4:]
-        problem: BundleProblem = task.problem
-        grad = Tangent(cameras, torch.where(problem.layout.held[:, None], 0, points))
-        with torch.no_grad():
-            gauge = task.gauge_at(state)
-            system = task.factorise(state, problem.linearize(state, task.data, exact=ctx.exact), gauge)
-            u = system.solve(grad if gauge is None else gauge.ignore(grad))
-        if not (ctx.ok and bool(system.ok)):
-            return (None,) * 4 + tuple(torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True))
-        with torch.enable_grad():
-            data = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
-            step = Tangent(torch.zeros_like(cameras).requires_grad_(), torch.zeros_like(points).requires_grad_())
-            cost = problem.cost(problem.retract(state, step), _unflatten(data))
-            slope = torch.autograd.grad(cost, step, create_graph=True, materialize_grads=True)
-            inputs = [t for t in data if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(Tangent(*slope).dot(u), inputs, allow_unused=True, materialize_grads=True))
-        return (None,) * 4 + tuple(-next(found) if w else None for w in wanted)
+    task: Task
+    there: tuple[bool, ...]
+    exact: bool
+    max_steps: int
+    callback: Callable[[int, float], None] | None
+    first: ClassVar[int] = 0
+    batch: ClassVar[Batch] = "none"
+
+    def find(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        data = _unflatten(tensors, self.there)
+        task = replace(self.task, data=data)
+        start = State(*data.given[:2], task.problem.theta_of(*data.given[2:]))
+        state, cost, status, steps, stiff = solve(task, start, self.max_steps, self.callback)
+        converged = torch.tensor(status == Status.CONVERGED, device=cost.device)
+        code = torch.full((1,), status, dtype=torch.int8, device=cost.device)
+        count = torch.full((1,), steps, dtype=torch.int32, device=cost.device)
+        return (*(t.clone() for t in state), stiff), (converged, cost[None], code, count)
+
+    def step(self, x: Sequence[Tensor]) -> Tensor:
+        return x[1].new_zeros(self.task.problem.layout.size + 3 * len(x[1]))
+
+    def _tangent(self, step: Tensor) -> Tangent:
+        D = self.task.problem.layout.size
+        return Tangent(step[:D], step[D:].unflatten(0, (-1, 3)))
+
+    def retract(self, x: Sequence[Tensor], step: Tensor) -> tuple[Tensor, ...]:
+        # no transform takes a result that no operation made
+        return *self.task.problem.retract(State(*x[:3]), self._tangent(step)), x[3].clone()
+
+    def slope(self, x: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        problem, data = replace(self.task.problem, in_tensors=True), _unflatten(tensors, self.there)
+        return grad(lambda step: problem.cost(State(*self.retract(x, step)[:3]), data))(self.step(x))
+
+    def solve(self, x: Sequence[Tensor], tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
+        return solved(self._solve, b, *x, *tensors)
+
+    def _solve(self, b: Tensor, *x_and_tensors: Tensor) -> tuple[Tensor, Tensor]:
+        state, data = State(*x_and_tensors[:3]), _unflatten(x_and_tensors[4:], self.there)
+        task, D = replace(self.task, data=data, stiff=x_and_tensors[3]), self.task.problem.layout.size
+        gauge = task.gauge_at(state)
+        system = task.factorise(state, task.problem.linearize(state, data, exact=self.exact), gauge)
+        columns = Tangent(b[:D], b[D:].unflatten(0, (-1, 3)))
+        # what the gauge leaves of a step, and of its covector: the slope knows nothing of the rest
+        u = system.solve(columns) if gauge is None else gauge.section(system.solve(gauge.ignore(columns)))
+        return torch.cat([u.cameras, u.points.flatten(0, 1)]), system.ok
 
 
 def _flatten(data: BundleData) -> tuple[Tensor | None, ...]:
     return (data.points2d, data.weights, *data.given, *data.prior)
 
 
-def _unflatten(tensors: Sequence[Tensor | None]) -> BundleData:
-    points2d, weights, *rest = tensors
+def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
+    """The data of what `_flatten` makes of them, without those that are not there."""
+    every = iter(tensors)
+    points2d, weights, *rest = (next(every) if one else None for one in there)
     assert points2d is not None
     assert weights is not None
     return BundleData(points2d, weights, Bundle(*rest[:4]), Prior(*rest[4:]))  # type: ignore[arg-type]
+
+
+def _used(tensors: Sequence[Tensor], order: Tensor) -> list[Tensor]:
+    """What `_flatten` makes of the data, of these observations alone, in float64."""
+    points2d, weights, *rest = tensors
+    return [t.double() for t in (points2d[order], weights[order], *rest)]
 
 
 class BundleCovariance(NamedTuple):
@@ -219,47 +249,50 @@ def bundle(
     for name, (tensor, shape) in shapes.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        if tensor is not None and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        if tensor is not None and tensor.is_floating_point():
+            finite(name, tensor)
     for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):
         if M and (int(which.min()) < 0 or int(which.max()) >= size):
             raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")
 
-    still_poses = _mask(fixed_poses, V, given) | ("poses" not in free)
-    still_points = _mask(fixed_points, N, given) | ("points" not in free)
-    known_poses = _mask(None if prior.pose_weights is None else (prior.pose_weights != 0).all(-1), V, given)
-    known_points = _mask(None if prior.point_weights is None else (prior.point_weights != 0).all(-1), N, given)
-    still, known = (still_poses, still_points), (known_poses, known_points)
-    keep = determining(
-        camera_index, point_index, (weights != 0).any(-1), still_poses | known_poses, still_points | known_points
-    )
-    order = keep.nonzero().flatten()
-    order = order[torch.argsort(point_index[order], stable=True)]
-    layout = lay_out(camera_index[order], point_index[order], still, known, index, len(names))
-    problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
-    data = BundleData(points2d[order].double(), weights[order].double(), given, prior)
-    plain = _unflatten([None if t is None else t.detach().double() for t in _flatten(data)])
-    state = State(*plain.given[:2], problem.theta_of(plain.given.K, plain.given.distortion))
+    tensors = _flatten(BundleData(points2d, weights, given, prior))
+    there = tuple(t is not None for t in tensors)
+    still = _mask(fixed_poses, V, given) | ("poses" not in free), _mask(fixed_points, N, given) | ("points" not in free)
+
+    def numbered(camera: Tensor, point: Tensor, index: Tensor, *rest: Tensor) -> tuple[Tensor, Task]:
+        """The observations that determine something, in the order of their points (m,), and the task that they are."""
+        (still_poses, still_points), data = rest[:2], _unflatten(rest[2:], there)
+        known_poses, known_points = (
+            _mask(None if w is None else (w != 0).all(-1), size, data.given)
+            for w, size in ((data.prior.pose_weights, V), (data.prior.point_weights, N))
+        )
+        keep = determining(
+            camera, point, (data.weights != 0).any(-1), still_poses | known_poses, still_points | known_points
+        )
+        order = keep.nonzero().flatten()
+        order = order[torch.argsort(point[order], stable=True)]
+        known = (known_poses, known_points)
+        layout = lay_out(camera[order], point[order], (still_poses, still_points), known, index, len(names))
+        problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
+        data = _unflatten(_used(rest[2:], order), there)
+        start = State(*data.given[:2], problem.theta_of(*data.given[2:]))
+        return order, Task(problem, data, gauge, choose_rows(problem, start, data), solver)
+
+    inputs = [t for t in tensors if t is not None]
+    order, task = plainly(numbered, camera_index, point_index, index, *still, *inputs, batched=False)
+    inputs = _used(inputs, order)
+    optimum = _Optimum(task, there, gradient == "exact", max_steps, callback)
+    (*found, stiff), (_, cost, status, steps) = implicit(optimum, *inputs)
+    x = task.problem.compose(State(*found), _unflatten(inputs, there).given)
+    state = State(*(t.detach() for t in found))
+    nothing = torch.zeros(M, dtype=torch.bool, device=order.device)
     with torch.no_grad():
-        task = Task(problem, plain, gauge, choose_rows(problem, state, plain), solver)
-        state, cost, status, steps, stiff = solve(task, state, max_steps, callback)
-        task = replace(task, stiff=stiff)
-    left_out = ~keep
-    behind = torch.zeros_like(keep)
-    with torch.no_grad():
-        behind[order] = problem.behind(problem.compose(state, plain.given))
-    inputs = _flatten(BundleData(data.points2d, data.weights, given, prior))
-    x = problem.compose(state, plain.given)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        inputs = tuple(None if t is None else t.double() for t in inputs)
-        step = Tangent(*_Optimum.apply(task, state, status == Status.CONVERGED, gradient == "exact", *inputs))
-        x = problem.compose(problem.retract(state, step), Bundle(*inputs[2:6]))  # type: ignore[arg-type]
+        behind = nothing.index_copy(0, order, task.problem.behind(task.problem.compose(state, task.data.given)))
+    left_out = (~nothing).index_fill(0, order, False)
     solution = BundleSolution(
         Bundle(*(t.to(points3d.dtype) for t in x)),
-        cost[None].to(points3d.dtype),
-        torch.full((1,), status, dtype=torch.int8, device=cost.device),
-        torch.full((1,), steps, dtype=torch.int32, device=cost.device),
-        left_out, behind, (stiff != 0).any(-1), task, state,
+        cost.to(points3d.dtype), status, steps, left_out, behind, (stiff != 0).any(-1),
+        replace(task, stiff=stiff), state,
     )  # fmt: skip
     if throw:
         solution.raise_if_failed()

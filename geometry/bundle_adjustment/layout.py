@@ -8,6 +8,7 @@ from torch import Tensor
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle
 from geometry.camera import Model, check_distortion
+from geometry.checks import finite
 
 __all__ = ["check_scene", "determining", "free_names", "lay_out"]
 
@@ -38,8 +39,7 @@ def check_scene(
         raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
     given = Bundle(world_to_camera, points3d, K, distortion)
     for name, tensor in given._asdict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        finite(name, tensor)
     return given, index
 
 

@@ -1,37 +1,27 @@
 """The descent of a bundle to its minimum: Levenberg-Marquardt, then Newton with the exact Hessian."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.coarse import coarse_motions
-from geometry.bundle_adjustment.equations import NormalEquations
+from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
-from geometry.optim import FEIGNED, Status, next_damping
+from geometry.optim import FEIGNED, Status, begin, trial
 
-__all__ = ["Solver", "Task", "descend", "solve"]
+__all__ = ["Solver", "Task", "solve"]
 
 Solver = Literal["auto", "dense", "iterative"]
 # Camera unknowns up to which every step builds and factorises S: 3,000 take 70 MB and 0.2 seconds.
 _DENSE = 3000
 # The same for the last steps and the gradient, which have to be exact: 12,000 take 1.2 GB and some ten seconds.
 _DENSE_TO_THE_END = 12000
-
-
-class Progress(NamedTuple):
-    """Where the descent stands after `trials` steps, of which `steps` were accepted."""
-
-    state: State
-    cost: Tensor
-    trials: int
-    steps: int
-    done: bool
 
 
 @dataclass(frozen=True)
@@ -77,36 +67,46 @@ class Task:
         )
 
 
-def descend(task: Task, state: State, max_steps: int, tolerance: float) -> Iterator[Progress]:
-    """Levenberg-Marquardt with Marquardt's scaling; yields the start, and what stands after every trial."""
-    problem, data = task.problem, task.data
-    equations = problem.linearize(state, data)
-    cost = equations.cost
-    damping, growth = torch.full_like(cost, 1e-4), torch.full_like(cost, 2.0)
-    steps = 0
-    done = not bool(torch.isfinite(cost))
-    yield Progress(state, cost, 0, 0, done)
-    gauge = task.gauge_at(state)
-    for trial in range(1, max_steps + 1):
-        system = task.factorise(state, equations, gauge, float(damping), truncated=True)
-        step = system.solve(equations.gradient.times(-1))
-        predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(equations.gradient))
-        if gauge is not None:
-            step = gauge.section(step)
-        candidate, trial_cost = problem.advance(state, step, data)
-        accept = system.ok & (trial_cost < cost)
-        ratio = (cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
-        damping, growth = next_damping(damping, growth, accept, torch.nan_to_num(ratio, -1.0))
-        small = tolerance * torch.minimum(cost, trial_cost) + task.rounding
-        done = bool(system.ok & ((predicted <= small) | (accept & (cost - trial_cost <= small))) | (damping > 1e12))
-        if accept:
-            state, steps = candidate, steps + 1
-            gauge = task.gauge_at(state)
-            equations = problem.linearize(state, data)
-            cost = equations.cost
-        yield Progress(state, cost, trial, steps, done)
-        if done:
-            return
+class _Place:
+    """Unknowns, their cost (1,), and what is known there once it is asked for."""
+
+    def __init__(self, task: Task, state: State, cost: Tensor | None = None) -> None:
+        self.task, self.state = task, state
+        cost = self.equations.cost if cost is None else cost
+        self.cost = torch.where(torch.isfinite(cost), cost, torch.inf)[None]
+
+    @cached_property
+    def equations(self) -> NormalEquations:
+        return self.task.problem.linearize(self.state, self.task.data)
+
+    @cached_property
+    def gauge(self) -> Gauge | None:
+        return self.task.gauge_at(self.state)
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """`System` of one bundle, whose steps are solved for on the Schur complement of its points."""
+
+    task: Task
+
+    def step(self, at: _Place, damping: Tensor) -> tuple[Tangent, Tensor]:
+        gradient = at.equations.gradient
+        system = self.task.factorise(at.state, at.equations, at.gauge, float(damping), truncated=True)
+        step = system.solve(gradient.times(-1))
+        predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(gradient))
+        step = step if at.gauge is None else at.gauge.section(step)
+        nothing = Tangent(torch.zeros_like(step.cameras), torch.zeros_like(step.points))
+        return (step, predicted[None]) if system.ok else (nothing, torch.full_like(damping, torch.inf))
+
+    def move(self, at: _Place, step: Tangent, running: Tensor) -> _Place:
+        return _Place(self.task, *self.task.problem.advance(at.state, step, self.task.data))
+
+    def choose(self, accept: Tensor, there: _Place, at: _Place) -> _Place:
+        return there if accept else at
+
+    def still(self, at: _Place, there: _Place) -> Tensor:
+        return torch.zeros_like(at.cost, dtype=torch.bool)
 
 
 def _endless(task: Task, state: State) -> Tensor:
@@ -177,20 +177,25 @@ def solve(
     stiff = torch.zeros_like(state.points3d)
     if len(layout.view) == 0:
         return state, task.problem.cost(state, task.data), Status.TOO_FEW, 0, stiff
+    system, at = _Bundle(task), _Place(task, state)
+    told = callback or (lambda step, cost: None)
+    told(0, float(at.cost))
     for tolerance in (1e-7, 1e-10, 1e-13):
-        for progress in descend(task, state, max_steps - taken, tolerance):
-            if callback is not None and (progress.trials or not taken):
-                callback(taken + progress.trials, float(progress.cost))
-        state, cost = progress.state, progress.cost
-        taken, accepted = taken + progress.trials, accepted + progress.steps
+        descent = begin(at)
+        while descent.running and taken + descent.trials < max_steps:
+            descent = trial(system, descent, tolerance, task.rounding)
+            told(taken + descent.trials, float(descent.at.cost))
+        state, cost = descent.at.state, descent.at.cost[0]
+        taken, accepted = taken + descent.trials, accepted + int(descent.accepted)
         if not torch.isfinite(cost):
             return state, cost, Status.INFEASIBLE, accepted, stiff
         stiff = _endless(task, state)
         state, cost, status = _polish(replace(task, stiff=stiff), state, cost, rounds=6)
         if status == Status.CONVERGED or taken >= max_steps:
             break
+        at = _Place(task, state)
     if task.problem.redundancy(task.data) + len(task.rows) < 0:
         status = Status.TOO_FEW
-    elif status == Status.SINGULAR and not progress.done:
+    elif status == Status.SINGULAR and descent.running:
         status = Status.STALLED
     return state, cost, status, accepted, stiff

@@ -2,6 +2,7 @@
 
 problem      Problem: one instance, written once           solution     Solution, Status
 descent      minimize: batched Levenberg-Marquardt         adjoint      argmin: x differentiable in the data
+transforms   the implicit gradient of all solvers
 uncertainty  covariance                                    linear       solve_spd, the rule of what is singular
 nested       outer unknowns, inner ones at their argmin    constrained  linear equations beside a cost
 quadratic, interior_point                                  quadratic_program: a QP layer
@@ -9,7 +10,7 @@ quadratic, interior_point                                  quadratic_program: a 
 
 from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where
 from geometry.optim.constrained import Constrained
-from geometry.optim.descent import levenberg_marquardt, minimize, next_damping
+from geometry.optim.descent import Descent, System, begin, descend, levenberg_marquardt, minimize, trial
 from geometry.optim.linear import (
     ADJOINT,
     FEIGNED,
@@ -33,13 +34,17 @@ from geometry.optim.problem import (
 )
 from geometry.optim.quadratic import QuadraticProgram, quadratic_program
 from geometry.optim.solution import ConstrainedSolution, Solution, SolverError, State, Status
+from geometry.optim.transforms import Batch, Equation, implicit, opaque, solved
 from geometry.optim.uncertainty import covariance
 
 __all__ = [
     "ADJOINT",
+    "Batch",
     "FEIGNED",
     "Constrained",
     "ConstrainedSolution",
+    "Descent",
+    "Equation",
     "Gradient",
     "Linearization",
     "NestedProblem",
@@ -51,12 +56,16 @@ __all__ = [
     "SolverError",
     "State",
     "Status",
+    "System",
     "argmin",
     "attach_gradient",
     "batch_data",
+    "begin",
     "chain_of_blocks",
     "covariance",
+    "descend",
     "exact_hessian",
+    "implicit",
     "jacobian",
     "levenberg_marquardt",
     "linearize",
@@ -65,11 +74,13 @@ __all__ = [
     "minimize",
     "nested_start",
     "nested_step",
-    "next_damping",
+    "opaque",
     "quadratic_program",
     "select",
     "share",
     "share_of_factor",
     "solve_spd",
+    "solved",
     "stop_gradient_where",
+    "trial",
 ]

@@ -1,7 +1,7 @@
 """Minima as differentiable functions of the data: `argmin`, by the implicit gradient of `geometry.optim.transforms`."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from geometry.optim.problem import (
     zero_step,
 )
 from geometry.optim.solution import Solution, State
-from geometry.optim.transforms import Find, implicit
+from geometry.optim.transforms import Batch, Find, implicit
 
 __all__ = ["Gradient", "argmin", "attach_gradient"]
 
@@ -40,7 +40,7 @@ class _Minimum:
     first: int
     exact: bool
     least: float = ADJOINT
-    shared = False
+    batch: ClassVar[Batch] = "each"
 
     def step(self, x: State) -> Tensor:
         return zero_step(self.problem, x)

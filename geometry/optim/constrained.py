@@ -13,7 +13,7 @@ asking that H be invertible; only N^T H N must be, which is what makes the minim
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from geometry.optim.descent import minimize
 from geometry.optim.linear import ADJOINT, margin, solve_spd
 from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
 from geometry.optim.solution import ConstrainedSolution, State, Status
-from geometry.optim.transforms import implicit, opaque
+from geometry.optim.transforms import Batch, implicit, opaque
 
 __all__ = ["Constrained"]
 
@@ -146,8 +146,8 @@ class _Optimum:
     exact: bool
     max_steps: int
     polish: int
-    first = 1
-    shared = False
+    first: ClassVar[int] = 1
+    batch: ClassVar[Batch] = "each"
 
     def find(self, x0: Tensor, *data: Tensor) -> tuple[State, tuple[Tensor, ...]]:
         found = self.program.solve(x0, data, self.max_steps, self.polish)

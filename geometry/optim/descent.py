@@ -1,12 +1,12 @@
-"""Batched Levenberg-Marquardt: `minimize`.
+"""One descent for every least-squares problem, Levenberg-Marquardt, and `minimize`, which runs it on a `Problem`.
 
 B problems converge or fail independently, and nothing is moved to the host but one "is anyone still running" flag
-per step.
+per step. What a problem brings is a `System`: a damped step, and where it leads.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,97 @@ from geometry.optim.problem import (
 from geometry.optim.solution import Solution, State, Status
 from geometry.optim.transforms import opaque
 
-__all__ = ["minimize"]
+__all__ = ["Descent", "System", "begin", "descend", "minimize", "trial"]
+
+DAMPING = 1e-4
+"""Of the first step: in parts of the diagonal of the Gauss-Newton matrix (Marquardt 1963)."""
+LEAST_DAMPING, MOST_DAMPING = 1e-14, 1e12
+"""Damping never falls below the one; a problem whose steps are refused up to the other has ended."""
+
+At = TypeVar("At", bound="Place")
+
+
+class Place(Protocol):
+    """Where B problems stand, with all that is known there; infinite costs (B,) say that a place cannot be."""
+
+    @property
+    def cost(self) -> Tensor: ...
+
+
+class System(Protocol[At]):
+    """What the descent needs of B problems."""
+
+    def step(self, at: At, damping: Tensor) -> tuple[Any, Tensor]:
+        """A damped Gauss-Newton step, and the decrease of cost (B,) that it predicts; infinite where there is none.
+
+        damping (B,): in parts of the diagonal of the Gauss-Newton matrix.
+        """
+        ...
+
+    def move(self, at: At, step: Any, running: Tensor) -> At:
+        """The place that a step leads to; where `running` (B,) is False it is not looked at."""
+        ...
+
+    def choose(self, accept: Tensor, there: At, at: At) -> At:
+        """There, for the problems that accept (B,); where they were for the others."""
+        ...
+
+    def still(self, at: At, there: At) -> Tensor:
+        """Whether the step was too small to matter, whatever it gained (B,)."""
+        ...
+
+
+class Descent(NamedTuple):
+    """Where a descent stands after `trials` steps; all there is to know, so that a stored one goes on exactly.
+
+    damping, growth (B,): of the next step; running (B,) bool; accepted (B,) int32: how many steps were.
+    """
+
+    at: Any
+    damping: Tensor
+    growth: Tensor
+    running: Tensor
+    accepted: Tensor
+    trials: int
+
+
+def begin(at: Place, damping: float = DAMPING) -> Descent:
+    """A descent at its start; problems without a finite cost there have ended."""
+    cost = at.cost
+    accepted = torch.zeros(cost.shape, dtype=torch.int32, device=cost.device)
+    return Descent(at, torch.full_like(cost, damping), torch.full_like(cost, 2.0), torch.isfinite(cost), accepted, 0)
+
+
+def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | float = 0.0) -> Descent:
+    """One step of every problem, each accepted or refused by itself.
+
+    Damping follows the ratio of real to predicted decrease (Nielsen 1999, eq. 2.4). A problem has ended when the
+    decrease that is predicted falls below `tolerance` of its cost, or to `floor`, when a step is too small to matter,
+    or when none helps any more; it then stays as it is. Runs with or without an autograd graph: decisions are taken
+    on detached values, so that a graph, if recorded, is that of the accepted steps.
+    """
+    at, damping, growth, running, accepted, trials = state
+    step, predicted = system.step(at, damping)
+    there = system.move(at, step, running)
+    cost, new = at.cost, there.cost
+    accept = running & (new < cost)
+    ratio = (cost - new) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
+    small = (predicted <= tolerance * torch.minimum(cost, new) + floor) | system.still(at, there)
+    shrink = (1 - (2 * ratio.nan_to_num(-1.0).clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
+    further = torch.where(accept, (damping * shrink).clamp_min(LEAST_DAMPING), damping * growth)
+    wider = torch.where(accept, 2.0, 2 * growth)
+    # that of a finished problem would grow without end while others go on, and its unrolled gradient be nan
+    damping, growth = torch.where(running, further, damping), torch.where(running, wider, growth)
+    running = running & ~small & (damping < MOST_DAMPING)
+    return Descent(system.choose(accept, there, at), damping, growth, running, accepted + accept.int(), trials + 1)
+
+
+def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
+    """`trial` after trial from a place, until all problems have ended or made `max_steps`."""
+    state = begin(at)
+    while state.trials < max_steps and state.running.any():
+        state = trial(system, state, tolerance)
+    return state
 
 
 def _norm2(gradient: Tensor, gauss_newton: Tensor) -> Tensor:
@@ -55,57 +145,60 @@ def _infinite_where_nan(cost: Tensor) -> Tensor:
     return torch.where(torch.isfinite(cost), cost, torch.full_like(cost, torch.inf))
 
 
-def next_damping(
-    damping: Tensor, growth: Tensor, accept: Tensor, ratio: Tensor, least: float = 1e-14
-) -> tuple[Tensor, Tensor]:
-    """Damping and growth after a trial step, by the ratio of real to predicted decrease (Nielsen 1999, eq. 2.4)."""
-    shrink = (1 - (2 * ratio.clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
-    damping = torch.where(accept, (damping * shrink).clamp_min(least), damping * growth)
-    return damping, torch.where(accept, 2.0, 2 * growth)
+class _Point(NamedTuple):
+    """x of B dense problems, and their normal equations there."""
+
+    x: State
+    lin: Linearization
+
+    @property
+    def cost(self) -> Tensor:
+        return _infinite_where_nan(self.lin.cost.detach())
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """`System` of B instances of a `Problem`."""
+
+    problem: Problem
+    data: tuple[Tensor, ...]
+
+    def at(self, x: State) -> _Point:
+        return _Point(x, linearize(self.problem, x, self.data))
+
+    def step(self, at: _Point, damping: Tensor) -> tuple[Tensor, Tensor]:
+        _, gradient, gauss_newton = at.lin
+        diagonal = gauss_newton.diagonal(dim1=-2, dim2=-1).detach()
+        # a direction that the data do not see still gets some damping
+        floor = 1e-9 * diagonal.amax(-1, keepdim=True) + torch.finfo(damping.dtype).tiny
+        step, _ = solve_damped(
+            gauss_newton + torch.diag_embed(damping[:, None] * torch.maximum(diagonal, floor)), -gradient
+        )
+        return step, 0.5 * (step * (damping[:, None] * diagonal * step - gradient)).sum(-1).detach()
+
+    def move(self, at: _Point, step: Tensor, running: Tensor) -> _Point:
+        retract = self.problem.retract
+        candidate = at.x + step if retract is _add else vmap(retract)(at.x, step)
+        return self.at(select(running, candidate, at.x))
+
+    def choose(self, accept: Tensor, there: _Point, at: _Point) -> _Point:
+        lin = Linearization(*(select(accept, a, b) for a, b in zip(there.lin, at.lin, strict=True)))
+        return _Point(select(accept, there.x, at.x), lin)
+
+    def still(self, at: _Point, there: _Point) -> Tensor:
+        return _below_resolution(there.x, at.x)
 
 
 def levenberg_marquardt(
     problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int
 ) -> tuple[State, Tensor, Tensor]:
-    """Damped Gauss-Newton with Nielsen's damping (1999) and Marquardt's scaling, accepted problem by problem.
-
-    Returns x, accepted steps (B,), and whether the start was feasible (B,). Runs with or without an autograd graph:
-    decisions are taken on detached values, so that a graph, if recorded, is that of the accepted steps.
-    """
-    eps = torch.finfo(zero_step(problem, x).dtype).eps
+    """`descend` of a `Problem` from x: x, accepted steps (B,), and whether the start was feasible (B,)."""
+    dense = _Dense(problem, data)
+    start = dense.at(x)
     # predicted relative decrease that ends a problem: a few digits above rounding of the cost
-    tolerance = max(1e-12, 50 * eps)
-    lin = linearize(problem, x, data)
-    cost = _infinite_where_nan(lin.cost.detach())
-    feasible = torch.isfinite(cost)
-    running = feasible.clone()
-    damping = torch.full_like(cost, 1e-3)
-    growth = torch.full_like(cost, 2.0)
-    steps = torch.zeros(len(cost), dtype=torch.int32, device=cost.device)
-    for _ in range(max_steps):
-        if not running.any():
-            break
-        diagonal = lin.gauss_newton.diagonal(dim1=-2, dim2=-1).detach()
-        # a direction that the data do not see still gets some damping
-        floor = 1e-9 * diagonal.amax(-1, keepdim=True) + torch.finfo(cost.dtype).tiny
-        D = torch.diag_embed(damping[:, None] * torch.maximum(diagonal, floor))
-        step, _ = solve_damped(lin.gauss_newton + D, -lin.gradient)
-        candidate = problem.retract(x, step) if problem.retract is _add else vmap(problem.retract)(x, step)
-        predicted = 0.5 * (step * (damping[:, None] * diagonal * step - lin.gradient)).sum(-1).detach()
-        trial = linearize(problem, select(running, candidate, x), data)
-        trial_cost = _infinite_where_nan(trial.cost.detach())
-        accept = running & (trial_cost < cost)
-        ratio = (cost - trial_cost) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
-        done = (predicted <= tolerance * torch.minimum(cost, trial_cost)) | _below_resolution(candidate, x)
-        x = select(accept, candidate, x)
-        lin = Linearization(*(select(accept, a, b) for a, b in zip(trial, lin, strict=True)))
-        cost = torch.where(accept, trial_cost, cost)
-        further, wider = next_damping(damping, growth, accept, ratio)
-        # that of a finished problem would grow without end while others go on, and its unrolled gradient be nan
-        damping, growth = torch.where(running, further, damping), torch.where(running, wider, growth)
-        steps = steps + accept.int()
-        running = running & ~done & (damping < 1e12)
-    return x, steps, feasible
+    tolerance = max(1e-12, 50 * torch.finfo(start.cost.dtype).eps)
+    found = descend(dense, start, tolerance, max_steps)
+    return found.at.x, found.accepted, torch.isfinite(start.cost)
 
 
 def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -> tuple[State, Tensor, Tensor, Tensor]:

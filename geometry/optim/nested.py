@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from geometry.optim.descent import next_damping
+from geometry.optim.descent import Descent, begin, trial
 from geometry.optim.problem import select
 
 __all__ = ["NestedProblem", "NestedState", "nested_start", "nested_step"]
@@ -52,13 +52,42 @@ class NestedState(NamedTuple):
     steps: int
 
 
+class _At(NamedTuple):
+    theta: Tensor
+    inner: Tensor
+    cost: Tensor
+
+
+class _Outer:
+    """`System` of a nested problem."""
+
+    def __init__(self, problem: NestedProblem) -> None:
+        self.problem = problem
+
+    def at(self, theta: Tensor, inner: Tensor | None) -> _At:
+        cost, found = self.problem.evaluate(theta, inner)
+        return _At(theta, found, torch.where(torch.isfinite(cost), cost, torch.inf))
+
+    def step(self, at: _At, damping: Tensor) -> tuple[Tensor, Tensor]:
+        return self.problem.step(at.theta, at.inner, damping)
+
+    def move(self, at: _At, step: Tensor, running: Tensor) -> _At:
+        return self.at(self.problem.retract(at.theta, step), at.inner)
+
+    def choose(self, accept: Tensor, there: _At, at: _At) -> _At:
+        return _At(*(select(accept, a, b) for a, b in zip(there, at, strict=True)))
+
+    def still(self, at: _At, there: _At) -> Tensor:
+        return torch.zeros_like(at.cost, dtype=torch.bool)
+
+
+# An outer step changes all inner problems, which makes the linear model worse than that of a plain one.
+_DAMPING = 1e-2
+
+
 def nested_start(problem: NestedProblem, theta: Tensor, inner: Tensor | None = None) -> NestedState:
     """The state at theta (S,…), the inner argmin sought from `inner`."""
-    cost, found = problem.evaluate(theta, inner)
-    cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-    return NestedState(
-        theta, found, cost, torch.full_like(cost, 1e-2), torch.full_like(cost, 2.0), torch.isinf(cost), 0
-    )
+    return _state(begin(_Outer(problem).at(theta, inner), _DAMPING))
 
 
 def nested_step(
@@ -69,22 +98,13 @@ def nested_step(
     A problem is done when the predicted decrease falls below `tolerance` of its cost, its cost below `floor`, or no
     step helps any more; it then stays as it is. Call it while not state.done.all().
     """
-    step, predicted = problem.step(state.theta, state.inner, state.damping)
-    candidate = problem.retract(state.theta, step)
-    trial_cost, trial_inner = problem.evaluate(candidate, state.inner)
-    trial_cost = torch.where(torch.isfinite(trial_cost), trial_cost, torch.inf)
-    accept = ~state.done & (trial_cost < state.cost)
-    ratio = (state.cost - trial_cost) / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
-    cost = torch.where(accept, trial_cost, state.cost)
-    damping, growth = next_damping(state.damping, state.growth, accept, ratio, least=1e-12)
-    damping, growth = torch.where(state.done, state.damping, damping), torch.where(state.done, state.growth, growth)
-    done = state.done | (predicted <= tolerance * cost) | (cost <= floor) | (damping > 1e8)
-    return NestedState(
-        select(accept, candidate, state.theta),
-        select(accept, trial_inner, state.inner),
-        cost,
-        damping,
-        growth,
-        done,
-        state.steps + 1,
-    )
+    theta, inner, cost, damping, growth, done, steps = state
+    accepted = torch.zeros_like(done, dtype=torch.int32)
+    start = Descent(_At(theta, inner, cost), damping, growth, ~done, accepted, steps)
+    found = trial(_Outer(problem), start, tolerance)
+    return _state(found._replace(running=found.running & (found.at.cost > floor)))
+
+
+def _state(descent: Descent) -> NestedState:
+    at: _At = descent.at
+    return NestedState(*at, descent.damping, descent.growth, ~descent.running, descent.trials)

@@ -15,7 +15,7 @@ Backward: the adjoint of the same equations (Amos and Kolter 2017, OptNet, arXiv
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from geometry.optim.interior_point import (
 )
 from geometry.optim.linear import solve_spd
 from geometry.optim.solution import ConstrainedSolution, State, Status
-from geometry.optim.transforms import implicit, opaque
+from geometry.optim.transforms import Batch, implicit, opaque
 
 __all__ = ["QuadraticProgram", "quadratic_program"]
 
@@ -80,7 +80,7 @@ class QuadraticProgram:
         """What `geometry.minimize` returns for this problem."""
         program = _checked(x0, *data)
         optimum = _Optimum(program.m, max_steps, polish)
-        return _solution(program.m, *opaque(optimum.find, *program[:4], shared=True))
+        return _solution(program.m, *opaque(optimum.find, *program[:4], batch="shared"))
 
     def argmin(
         self, x0: State, *data: Any, gradient: str = "exact", max_steps: int = 50, polish: int = 2
@@ -144,8 +144,8 @@ class _Optimum:
     m: int
     max_steps: int
     polish: int
-    first = 0
-    shared = True
+    first: ClassVar[int] = 0
+    batch: ClassVar[Batch] = "shared"
 
     def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
         Q, p, C, d = tensors

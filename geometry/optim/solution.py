@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from geometry.checks import on_values
+from geometry.checks import plainly
 
 __all__ = ["ConstrainedSolution", "Solution", "SolverError", "State", "Status"]
 
@@ -72,7 +72,7 @@ class Solution:
                 lines = [f"problem {i}: {Status(every[i]).message}" for i in failed[:5]]
                 raise SolverError(f"{len(failed)} of {len(every)} problems failed: " + "; ".join(lines))
 
-        on_values(look, self.status)
+        plainly(look, self.status)
 
 
 @dataclass(frozen=True)

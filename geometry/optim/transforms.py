@@ -16,7 +16,7 @@ torch.func's grad, jacrev, jacfwd, jvp, hessian and vmap, which joins its dimens
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,24 +26,27 @@ from torch.func import vjp
 
 from geometry.optim.solution import State
 
-__all__ = ["Equation", "Find", "implicit", "opaque"]
+__all__ = ["Equation", "Find", "implicit", "opaque", "solved"]
 
+Batch = Literal["each", "shared", "none"]
 Find = Callable[..., tuple[State, tuple[Tensor, ...]]]
 """find(*tensors): x, and what else was found, beginning with whether x is to be trusted (B,) bool."""
 
 
 class Equation(Protocol):
-    """How x is found from tensors, and what it satisfies, for B problems at once; dimension 0 of every tensor is B.
+    """How x is found from tensors, and what it satisfies.
 
     first: the number of the first tensor that x is differentiable in; those before, as a start, get no gradient.
-    shared: whether a tensor may have the leading size 1 for all B; its slope must then vanish where a problem failed.
+    batch: "each": for B problems at once, dimension 0 of every tensor is B; "shared": it is B or 1, for all, and the
+    slope of a failed problem is finite; "none": one problem, whose tensors have any shape, and where below B is no
+    dimension.
     """
 
     @property
     def first(self) -> int: ...
 
     @property
-    def shared(self) -> bool: ...
+    def batch(self) -> Batch: ...
 
     def find(self, *tensors: Any) -> tuple[State, tuple[Tensor, ...]]:
         """As `Find` says."""
@@ -68,14 +71,14 @@ class Equation(Protocol):
 
 def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
     """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
-    parts = _Parts(equation.find, equation.shared)
+    parts = _Parts(equation.find, equation.batch)
     found = _Implicit.apply(equation, parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
 
 
-def opaque(find: Find, *tensors: Tensor, shared: bool = False) -> tuple[State, tuple[Tensor, ...]]:
+def opaque(find: Find, *tensors: Tensor, batch: Batch = "each") -> tuple[State, tuple[Tensor, ...]]:
     """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
-    parts = _Parts(find, shared)
+    parts = _Parts(find, batch)
     found = _Opaque.apply(parts, *(t.detach() for t in tensors))
     return parts.joined(found[: parts.count]), found[parts.count :]
 
@@ -83,8 +86,8 @@ def opaque(find: Find, *tensors: Tensor, shared: bool = False) -> tuple[State, t
 class _Parts:
     """A search, and of how many tensors its x consists, which is known once it has been found."""
 
-    def __init__(self, find: Find, shared: bool) -> None:
-        self.search, self.shared, self.count, self.single = find, shared, 0, True
+    def __init__(self, find: Find, batch: Batch) -> None:
+        self.search, self.batch, self.count, self.single = find, batch, 0, True
 
     def find(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         x, others = self.search(*tensors)
@@ -124,9 +127,10 @@ def _primals(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _mask(good: Tensor, values: Tensor) -> Tensor:
     """A failed problem contributes exactly nothing, also where its derivatives are not finite."""
-    if len(values) != len(good):  # shared by all
+    if good.ndim == 1 and len(values) != len(good):  # shared by all
         return values
-    return torch.where(good.view(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values))
+    good = good if good.ndim == 0 else good.view(-1, *[1] * (values.ndim - 1))
+    return torch.where(good, values, torch.zeros_like(values))
 
 
 def _transpose(f: Callable[..., Any], *at: State) -> Callable[..., Any]:
@@ -174,15 +178,19 @@ def _push(
     return masked[0] if isinstance(x, Tensor) else tuple(masked)
 
 
-def _folded(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], shared: bool) -> list[Tensor]:
+def _folded(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], batch: Batch) -> list[Tensor]:
     """The tensors with the dimension that vmap adds joined with the batch."""
+    if batch == "none":
+        raise NotImplementedError(
+            "this is one problem and knows no batch: call it in a loop instead of torch.func.vmap"
+        )
     own = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
-    batch = max(len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True))
+    size = max(len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True))
     folded = []
     for t, dim in zip(own, in_dims, strict=True):
-        if not (shared and dim is None and len(t) == 1):
+        if not (batch == "shared" and dim is None and len(t) == 1):
             t = t.expand(info.batch_size, *t.shape) if dim is None else t
-            t = t.expand(-1, batch, *t.shape[2:]).flatten(0, 1)
+            t = t.expand(-1, size, *t.shape[2:]).flatten(0, 1)
         folded.append(t)
     return folded
 
@@ -205,7 +213,7 @@ class _Opaque(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], parts: _Parts, *tensors: Tensor) -> Any:
-        return _unfolded(info, _Opaque.apply(parts, *_folded(info, in_dims[1:], tensors, parts.shared)))
+        return _unfolded(info, _Opaque.apply(parts, *_folded(info, in_dims[1:], tensors, parts.batch)))
 
 
 class _Implicit(torch.autograd.Function):
@@ -250,5 +258,53 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], equation: Equation, parts: _Parts, *tensors: Tensor) -> Any:
-        folded = _folded(info, in_dims[2:], tensors, parts.shared)
+        folded = _folded(info, in_dims[2:], tensors, parts.batch)
         return _unfolded(info, _Implicit.apply(equation, parts, *folded))
+
+
+class _Solve(torch.autograd.Function):
+    """u = H^-1 b and whether H is definite, by a method that no transform can look into; H is symmetric."""
+
+    @staticmethod
+    def forward(solve: Callable[..., tuple[Tensor, Tensor]], b: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), _forward_mode():
+            return solve(*_primals((b, *tensors)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.solve, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, covector: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        if any(ctx.needs_input_grad[2:]):
+            raise NotImplementedError(_TWICE)
+        return None, _Solve.apply(ctx.solve, covector, *ctx.saved_tensors)[0], *(None,) * len(ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, tangent: Tensor | None, *others: Tensor | None) -> tuple[Tensor, None]:
+        if tangent is None or any(other is not None for other in others):
+            raise NotImplementedError(_TWICE)
+        return _Solve.apply(ctx.solve, tangent, *_primals(ctx.saved_tensors))[0], None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], solve: Any, b: Tensor, *tensors: Tensor) -> Any:
+        if in_dims[1] is None or any(dim is not None for dim in in_dims[2:]):
+            raise NotImplementedError(_TWICE)
+        rest = b.movedim(in_dims[1], -1)
+        u, definite = _Solve.apply(solve, rest.flatten(1), *tensors)
+        return (u.unflatten(1, rest.shape[1:]), definite), (rest.ndim - 1, None)
+
+
+_TWICE = "the solver of this problem is differentiable once, not twice"
+
+
+def solved(solve: Callable[..., tuple[Tensor, Tensor]], b: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """solve(b (P,R), *tensors) -> (u (P,R), definite ()), for one b (P,) under whatever transform of b.
+
+    What would need the derivative of u by the other tensors raises NotImplementedError.
+    """
+    u, definite = _Solve.apply(solve, b[:, None], *tensors)
+    return u[:, 0], definite

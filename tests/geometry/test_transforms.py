@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from geometry import Problem, argmin, project, quadratic_program, se3
+from geometry import Problem, argmin, bundle, project, quadratic_program, se3
 from geometry.optim import Constrained
 from geometry.tasks.hand_eye import hand_eye
 from geometry.tasks.homography import homography
@@ -106,6 +106,22 @@ def a_stereo_rig() -> Case:
     return Case(lambda left: stereo_rig(torch.stack([left, right])[None], points, lenses).x[0], left)
 
 
+def a_bundle(tensor: str) -> Callable[[], Case]:
+    def case() -> Case:
+        points, poses, pixels = views(-1, 0, 1)
+        camera, point = (index.flatten() for index in torch.meshgrid(torch.arange(3), torch.arange(9), indexing="ij"))
+        given = {"points2d": pixels.flatten(0, 1), "weights": torch.ones(27, **DOUBLE), "K": K}
+
+        def solver(d: Tensor) -> Tensor:
+            data = given | {tensor: d}
+            found = bundle(data["points2d"], camera, point, poses, points, data["K"], weights=data["weights"]).x
+            return torch.cat([found.world_to_camera.flatten(), found.points3d.flatten()])
+
+        return Case(solver, given[tensor])
+
+    return case
+
+
 def a_program(which: int, outcome: str) -> Callable[[], Case]:
     def case() -> Case:
         Q = normal(1, 4, 4)
@@ -145,8 +161,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "radial_pnp": a_radial_pnp,
     "hand_eye": a_hand_eye,
     "stereo_rig": a_stereo_rig,
+    "bundle in points2d": a_bundle("points2d"),
+    "bundle in K": a_bundle("K"),
 }
 every_solver = pytest.mark.parametrize("name", CASES)
+# a bundle is one problem, and its solver is differentiable once
+every_batched_solver = pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("bundle")])
 
 
 @cache
@@ -197,7 +217,7 @@ def test_dual_numbers(name: str) -> None:
     assert_same(tangent, (jacobian * direction).flatten(-case.at.ndim).sum(-1))
 
 
-@every_solver
+@every_batched_solver
 def test_vmap_of_values_and_of_derivatives(name: str) -> None:
     case, jacobian = reference(name)
     other = case.at + 1e-3 * normal(*case.at.shape, seed=8)
@@ -209,7 +229,7 @@ def test_vmap_of_values_and_of_derivatives(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_solver
+@every_batched_solver
 def test_second_derivatives_in_all_four_ways(name: str) -> None:
     case, _ = reference(name)
     direction = normal(*case.at.shape, seed=9) * case.at.abs().amax().clamp_min(1)
@@ -226,3 +246,20 @@ def test_second_derivatives_in_all_four_ways(name: str) -> None:
     at = case.at.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(at), at, create_graph=True)
     close(torch.autograd.grad((first * direction).sum(), at)[0], wanted, size)
+
+
+@pytest.mark.parametrize("name", ["bundle in points2d", "bundle in K"])
+def test_what_a_bundle_cannot_do_is_refused(name: str) -> None:
+    case, _ = reference(name)
+
+    def loss(at: Tensor) -> Tensor:
+        return case.solver(at).sin().sum()
+
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        jvp(grad(loss), (case.at,), (case.at,))
+    at = case.at.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(at), at, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(first.sum(), at)
+    with pytest.raises(NotImplementedError, match="loop"):
+        vmap(case.solver)(case.at[None])
