@@ -26,6 +26,7 @@ import pytest
 import torch
 
 from geometry import Status
+from tests.commands import python_m
 
 sybil = pytest.importorskip("sybil", reason="sybil is not installed: pip install -e .[dev]")
 from sybil import Example, Sybil  # noqa: E402
@@ -116,20 +117,20 @@ def run(line: str, project: Path) -> str:
     elif words[0].startswith(".venv/bin/"):
         program = Path(words[0]).name
         words = [sys.executable, *([] if program == "python" else ["-m", program]), *words[1:]]
-        if words[1:2] == ["-m"] and is_long(words[2:], project):
-            return ""
+        # the scaffold writes next to its own file, which must be the folder's
+        if words[1:2] == ["-m"] and words[2].startswith("experiments.") and words[2] != "experiments.new":
+            return "" if is_long(words[2:]) else python_m(*words[2:])
     done = subprocess.run(words, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
-def is_long(words: list[str], project: Path) -> bool:
+def is_long(words: list[str]) -> bool:
     """Whether this is a run of a driver that is not of smoke size; its command line is parsed then."""
-    module = importlib.import_module(words[0]) if words[0].startswith("experiments.") else None
+    module = importlib.import_module(words[0])
     presets = getattr(module, "PRESETS", {})
     if len(words) < 2 or words[1] not in presets or words[1] == "smoke" or "--help" in words:
         return False
-    assert module is not None
     from experiments.running.config import cli
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,28 +2,22 @@
 
 import importlib
 import json
-import os
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import experiments.tasks
 from experiments.running.learned_weights import TaskConfig
+from tests.commands import python_m
 
-ROOT = Path(__file__).parents[3]
 DRIVERS = [module.name for module in pkgutil.iter_modules(experiments.tasks.__path__)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_smoke_run_solves_differentiates_logs_and_shows(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"experiments.tasks.{name}", "smoke", "--out", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    python_m(f"experiments.tasks.{name}", "smoke", "--out", str(tmp_path))
     folder = tmp_path / name / "smoke-seed0"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["converged"], summary
