@@ -228,9 +228,8 @@ def measured(folder: Path) -> Any:
 def test_smoke_writes_its_files_and_resumes_to_the_same_numbers(
     tmp_path: Path, interrupted: Callable[..., None]
 ) -> None:
-    config = replace(
-        SMOKE, steps=6, test_every=3, test_views=8, problems=4, methods=("exact", "published", "dsac"), out=tmp_path
-    )
+    short = {"seeds": 1, "rates": (1e-2,), "steps": 4, "test_every": 2, "test_views": 8, "problems": 2, "draws": 4}
+    config = replace(SMOKE, methods=("exact", "published", "dsac"), out=tmp_path, **short)
     summary = main(config)
     folder = tmp_path / "gradient_comparison" / "smoke-seed0"
     assert summary["figures"] == ["gradient_comparison.png", "curves.png"]

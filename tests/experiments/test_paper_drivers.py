@@ -16,14 +16,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datasets.images.middlebury import read_middlebury
 from datasets.made.scenes import CUBE, duck
-from datasets.reconstructions.colmap import read_colmap
-from datasets.reconstructions.model import Reconstruction
 from experiments import camera_calibration, pose_estimation, structure_from_motion
 from experiments.records.files import EXIT_SKIPPED
-from experiments.running.run import Run
-from geometry import se3
 from tests.experiments.summaries import without_times
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +39,7 @@ FIGURES = {
 KILLED = """
 import importlib, os, signal, sys
 from experiments.running.run import Run
+from experiments.structure import scenes
 from experiments.running.config import cli
 log = Run.log
 def dying(self, step, **values):
@@ -255,151 +251,6 @@ def test_an_earlier_run_outlives_absent_data(tmp_path: Path, monkeypatch: pytest
         structure_from_motion.main(config)
     assert ended.value.code == EXIT_SKIPPED
     assert (folder / "summary.json").exists()
-
-
-@pytest.fixture
-def saved_models(monkeypatch: pytest.MonkeyPatch) -> list[Reconstruction]:
-    """The models that runs have been told to save."""
-    models: list[Reconstruction] = []
-    save = Run.save_model
-
-    def remember(self: Run, name: str, model: Reconstruction) -> None:
-        models.append(model)
-        save(self, name, model)
-
-    monkeypatch.setattr(Run, "save_model", remember)
-    return models
-
-
-def equal(one: Reconstruction, other: Reconstruction) -> bool:
-    """Whether two reconstructions say the same; COLMAP orders observations by image and counts pixels from a corner."""
-    order = one.camera_index.argsort(stable=True)
-    return (
-        one.names == other.names
-        and all(
-            torch.equal(getattr(one, name)[order], getattr(other, name)) for name in ("camera_index", "point_index")
-        )
-        and torch.allclose(one.points2d[order], other.points2d, rtol=0, atol=1e-9)
-        and all(
-            torch.allclose(getattr(one, name), getattr(other, name), rtol=1e-12, atol=1e-9)
-            for name in ("world_to_camera", "points3d", "K", "distortion")
-        )
-        and all(
-            getattr(one, name) is None or torch.equal(getattr(one, name), getattr(other, name))
-            for name in ("intrinsics_index", "colors", "image_sizes")
-        )
-    )
-
-
-ORBIT = replace(structure_from_motion.PRESETS["real"], scene="orbit", points=150, views=12)
-
-
-@pytest.mark.slow
-def test_known_intrinsics_bundle_and_backprop_meet(tmp_path: Path, saved_models: list[Reconstruction]) -> None:
-    """Both minimise the same squares, where no kernel is asked for: what was learned is the bundle's minimum."""
-    summary = structure_from_motion.main(replace(ORBIT, out=tmp_path))
-    assert summary["converged"]
-    errors = summary["errors"]
-    assert errors["reprojection_rms"] == pytest.approx(errors["learned_rms"], rel=1e-6)
-    assert 0.4 < errors["reprojection_rms"] < 0.7
-    assert errors["largest_rotation_deg"] < 0.5
-    assert summary["note"].startswith("12 of 12 views placed")
-    assert errors["rms_share"] < 0.01
-    folder = tmp_path / "structure_from_motion" / "real-seed0"
-    (model,) = saved_models
-    assert equal(replace(model, names=tuple(f"{v:06d}" for v in range(12))), read_colmap(folder / "colmap"))
-    assert (folder / "scene.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.slow
-def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Any) -> None:
-    config = replace(ORBIT, log_every=2)
-    whole = structure_from_motion.main(replace(config, out=tmp_path / "whole"))
-    interrupted(structure_from_motion.main, replace(config, out=tmp_path / "cut"), at=3)
-    resumed = structure_from_motion.main(replace(config, out=tmp_path / "cut", resume=True))
-    one, other = (tmp_path / name / "structure_from_motion" / "real-seed0" for name in ("whole", "cut"))
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    assert without_times(resumed) == without_times(whole)
-    assert (one / "colmap" / "points3D.bin").read_bytes() == (other / "colmap" / "points3D.bin").read_bytes()
-
-
-@pytest.mark.slow
-def test_a_focal_length_from_tracks_alone(tmp_path: Path) -> None:
-    config = replace(ORBIT, preset="self_calibrated", intrinsics_known=False, points=300, candidates_f=4)
-    errors = structure_from_motion.main(replace(config, out=tmp_path, free=("f", "cx", "cy")))["errors"]
-    for name in ("f", "cx", "cy"):
-        assert errors[f"{name}_deviation_px"] < 5
-        assert abs(errors[f"{name}_off_px"]) < 4 * errors[f"{name}_deviation_px"]
-    assert errors["rms_share"] < 0.02
-
-
-@pytest.mark.slow
-def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path) -> None:
-    config = replace(ORBIT, scene="turntable", intrinsics_known=False, points=300, candidates_f=4)
-    alone = structure_from_motion.main(replace(config, out=tmp_path, name="f"))
-    assert abs(alone["errors"]["f_off_px"]) < 4 * alone["errors"]["f_deviation_px"] < 20
-    assert "not determined" not in alone["note"]
-    more = structure_from_motion.main(replace(config, out=tmp_path, name="more", free=("f", "cx", "cy")))
-    assert more["errors"]["cx_deviation_px"] < 5
-    assert more["errors"]["cy_deviation_px"] > 50
-    assert "not determined" in more["note"].split("cy")[1]
-
-
-def test_images_want_intrinsics(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path / "images"), out=tmp_path / "out")
-    with pytest.raises(ValueError, match="intrinsics: fx fy cx cy wanted"):
-        structure_from_motion.main(config)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_the_temple_from_its_images(
-    real_data: Callable[[str], Path], tmp_path: Path, saved_models: list[Reconstruction]
-) -> None:
-    given = read_middlebury(real_data("temple_sparse_ring"))
-    summary = structure_from_motion.main(replace(structure_from_motion.PRESETS["real"], out=tmp_path))
-    assert summary["converged"]
-    errors = summary["errors"]
-    assert errors["rotation_deg"] < 0.2
-    assert errors["largest_rotation_deg"] < 0.3
-    assert errors["largest_centre_share"] < 0.005
-    folder = tmp_path / "structure_from_motion" / "real-seed0"
-    found = read_colmap(folder / "colmap")
-    (model,) = saved_models
-    assert equal(model, found)
-    assert found.names == given.names
-    assert found.colors.float().std() > 10
-    torch.testing.assert_close(found.K, given.K[:1])
-    # laid onto the given cameras, in metres
-    centres, centres_gt = (se3.inverse(poses)[:, :3, 3] for poses in (found.world_to_camera, given.world_to_camera))
-    ring = torch.cdist(centres_gt, centres_gt).max()
-    assert (centres - centres_gt).norm(dim=-1).max() < 0.005 * ring
-    assert summary["note"].startswith("16 of 16 views placed")
-
-
-@pytest.mark.slow
-def test_the_temple_without_its_intrinsics(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    real_data("temple_sparse_ring")
-    errors = structure_from_motion.main(replace(structure_from_motion.PRESETS["self_calibrated"], out=tmp_path))[
-        "errors"
-    ]
-    assert abs(errors["f_off_px"]) < 4 * errors["f_deviation_px"] < 20
-    assert errors["rotation_deg"] < 0.3
-    assert errors["largest_centre_share"] < 0.005
-
-
-@pytest.mark.slow
-def test_ladybug_by_its_own_name(real_data: Callable[[str], Path], tmp_path: Path) -> None:
-    real_data("bal")
-    preset = structure_from_motion.PRESETS["real"]
-    summary = structure_from_motion.main(replace(preset, scene="bal/problem-49-7776-pre.txt", out=tmp_path))
-    assert summary["converged"]
-    assert summary["loss"] == pytest.approx(2 * 16330.597, rel=1e-6)
-    assert summary["errors"]["reprojection_rms"] == pytest.approx(summary["errors"]["learned_rms"], rel=1e-7)
-    found = read_colmap(tmp_path / "structure_from_motion" / "real-seed0" / "colmap")
-    assert found.world_to_camera.shape == (49, 4, 4)
-    assert len(found.points2d) == 31812
 
 
 @pytest.mark.slow
