@@ -1,4 +1,4 @@
-"""Commands as a user gives them, in this process: what a process of its own would add is three seconds of imports."""
+"""Commands as a user gives them, in this process or in one of their own."""
 
 import io
 import runpy
@@ -7,11 +7,17 @@ from contextlib import redirect_stdout
 
 import pytest
 
-__all__ = ["python_m"]
+__all__ = ["PATIENCE", "python_m"]
+
+PATIENCE = 300.0
+"""Seconds after which whatever a test waits for has died: no machine is so busy."""
 
 
 def python_m(module: str, *arguments: str) -> str:
-    """`python -m module arguments`: what it prints; a SystemExit that tells of a failure is passed on."""
+    """`python -m module arguments`: what it prints; a SystemExit that tells of a failure is passed on.
+
+    It runs in this process: one of its own would add three seconds of imports.
+    """
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", [module, *arguments])
         patch.delitem(sys.modules, module, raising=False)  # it is executed once more, from its beginning

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from datasets.locate import find
+from tests.commands import PATIENCE
 
 # A job in the background ignores Ctrl-C, and so would the programs that tests start and end with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -51,18 +52,21 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """
     troubles: list[str] = []
     contexts: list[Any] = []
+    closing = False
 
     def opened(address: Path | str, width: int = 1400, height: int = 900) -> Any:
         local = isinstance(address, Path)
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, offline=local))
+        contexts[-1].set_default_timeout(1000 * PATIENCE)
         page = contexts[-1].new_page()
         page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(f"asked for {request.url}"))
+        page.on("requestfailed", lambda request: closing or troubles.append(f"asked for {request.url}"))
         page.goto(address.resolve().as_uri() if isinstance(address, Path) else address)
         return page
 
     yield opened
+    closing = True  # a page that follows a run may be asking just now
     for context in contexts:
         context.close()
     assert troubles == []

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from experiments.running.distributed import Group, joined
+from tests.commands import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 
@@ -79,7 +80,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 

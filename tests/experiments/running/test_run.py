@@ -109,7 +109,7 @@ def test_seconds_add_up_over_resumes(config: Config, monkeypatch: pytest.MonkeyP
     interrupt(config, monkeypatch, 30)
     path = folder(config) / "checkpoint.pt"
     torch.save({**torch.load(path), "seconds": 1000.0}, path)
-    assert 1000 < toy_driver.main(replace(config, resume=True))["seconds"] < 1100
+    assert 1000 < toy_driver.main(replace(config, resume=True))["seconds"] < 2000
 
 
 @pytest.mark.slow

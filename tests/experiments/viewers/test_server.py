@@ -18,6 +18,7 @@ from experiments.records.recording import Recording
 from experiments.viewers.page import encode
 from experiments.viewers.server import _Payload, _server
 from experiments.viewers.source import Source
+from tests.commands import PATIENCE
 from tests.experiments.viewers.recordings import sphere, written
 
 pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
@@ -48,7 +49,7 @@ def served() -> Iterator[Callable[..., int]]:
 
 
 def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     body = answer.read()
@@ -167,7 +168,7 @@ def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(run: Path, tmp_pa
         assert ask(port, "/version")[2] != version
         assert ask(port, "/recording")[2] == encode(recorded(later))
         viewer.send_signal(signal.SIGINT)
-        assert viewer.wait(timeout=20) == 0
+        assert viewer.wait(timeout=PATIENCE) == 0
         assert viewer.stderr is not None
         assert viewer.stderr.read() == ""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import PATIENCE
 from tests.experiments.viewers.recordings import sphere, written
 
 pytest.importorskip("open3d")
@@ -122,14 +123,16 @@ def test_the_command_opens_a_window_and_ends_with_ctrl_c(run: Path, screen: str)
         assert viewer.stdout is not None
         assert viewer.stdout.readline() == "toy / sphere: left, right, home, end: step; space: play; q: close\n"
         viewer.send_signal(signal.SIGINT)
-        assert viewer.wait(timeout=20) == 0
+        assert viewer.wait(timeout=PATIENCE) == 0
         assert viewer.stderr is not None
         assert viewer.stderr.read() == ""
 
 
 def refused(run: Path, display: str) -> str:
     command = [sys.executable, "-m", "experiments.view", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(display), check=False, timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(display), check=False, timeout=PATIENCE
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     return done.stderr.strip()
