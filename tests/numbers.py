@@ -34,6 +34,11 @@ def directions_of(data: Sequence[Tensor], sizes: Sequence[float], g: torch.Gener
     return [size * torch.randn(d.shape, generator=g, dtype=d.dtype) for size, d in zip(sizes, data, strict=True)]
 
 
+def one_each(data: Sequence[Tensor]) -> list[Tensor]:
+    """Of data (B,…) as many problems as there are data, for `errors_in_turn`: problem after problem, over again."""
+    return [d[torch.arange(len(data)) % len(d)] for d in data]
+
+
 def errors_in_turn(value: Callable[..., Tensor], data: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
     """How far autograd is from differences, relative (B,): in problem i of value(*data) (B,), only data[i] moves."""
     alone = [torch.zeros_like(d).index_copy(0, torch.tensor([i]), d[i : i + 1]) for i, d in enumerate(directions)]

@@ -1,6 +1,6 @@
 """Scenes and the finite differences that the tests of the layer share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -68,26 +68,6 @@ def make_scene() -> Callable[..., Scene]:
 def central_difference() -> Callable[..., Tensor]:
     """central_difference(f, h): d f(step)/d step at 0 by the central stencil of six points."""
     return numbers.central_difference
-
-
-@pytest.fixture(scope="session")
-def gradient_errors(central_difference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Of value(*data) (B,), for each of the data: how far autograd is from differences along a direction, relative."""
-
-    def errors(value: Callable[..., Tensor], data: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
-        inputs = [d.clone().requires_grad_() for d in data]
-        gradients = torch.autograd.grad(value(*inputs).sum(), inputs)
-        found = []
-        for i, (gradient, direction) in enumerate(zip(gradients, directions, strict=True)):
-
-            def moved(step: float, i: int = i, direction: Tensor = direction) -> Tensor:
-                return value(*data[:i], data[i] + step * direction, *data[i + 1 :])
-
-            wanted = central_difference(moved, 1e-2)
-            found.append(((gradient * direction).flatten(1).sum(1) - wanted).norm() / wanted.norm())
-        return torch.stack(found)
-
-    return errors
 
 
 @pytest.fixture(scope="session")

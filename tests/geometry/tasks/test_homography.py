@@ -1,7 +1,5 @@
 """The homography task against OpenCV, finite differences and what must hold of any weights."""
 
-from collections.abc import Callable
-
 import cv2
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor
 from geometry import Status
 from geometry.consensus.minimal import homography_problem, transfer
 from geometry.tasks.homography import homography
-from tests.numbers import directions_of
+from tests.numbers import directions_of, errors_in_turn
 
 TRUE = torch.tensor([[1.1, 0.1, 30], [-0.05, 0.9, 12], [1e-4, -2e-4, 1]], dtype=torch.float64)
 
@@ -39,14 +37,15 @@ def test_its_cost_is_at_most_that_of_opencv() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
+def test_gradients_agree_with_finite_differences() -> None:
+    """In problem i of the batch, data[i] is moved."""
     generator = torch.Generator().manual_seed(1)
     a, b = matches()
     data = [a, b, torch.rand(3, 20, generator=generator, dtype=torch.float64) + 0.5]
     probe = torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
     sizes = (1.0, 1.0, 0.1)
     directions = directions_of(data, sizes, generator)
-    errors = gradient_errors(lambda *data: (homography(*data).x * probe).sum((1, 2)), data, directions)
+    errors = errors_in_turn(lambda *data: (homography(*data).x * probe).sum((1, 2)), data, directions)
     assert errors.max() < 1e-6
 
 

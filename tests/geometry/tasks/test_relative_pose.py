@@ -1,7 +1,5 @@
 """The relative pose task against OpenCV, PoseLib, finite differences and what must hold of any weights."""
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from geometry import Status, project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
-from tests.numbers import directions_of
+from tests.numbers import directions_of, errors_in_turn, one_each
 
 K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)
 K_B = torch.tensor([[700.0, 0.5, 300], [0, 720, 250], [0, 0, 1]], dtype=torch.float64)
@@ -76,16 +74,17 @@ def test_it_is_the_pose_that_poselib_refines_opencvs_to() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
+def test_gradients_agree_with_finite_differences() -> None:
+    """In problem i of the batch, data[i] is moved."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(3, 30, generator=generator, dtype=torch.float64) + 0.5
-    data = [*matches(), K.expand(3, 3, 3), K_B.expand(3, 3, 3), weights]
-    probe = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    data = one_each([*matches(), K.expand(3, 3, 3), K_B.expand(3, 3, 3), weights])
+    probe = torch.randn(5, 4, 4, generator=generator, dtype=torch.float64)
     sizes = (1.0, 1.0, 1.0, 1.0, 0.1)
     directions = directions_of(data, sizes, generator)
     for direction in directions[2:4]:
         direction[:, 2] = 0  # the last row of K is (0, 0, 1)
-    errors = gradient_errors(lambda *data: (relative_pose(*data).x * probe).sum((1, 2)), data, directions)
+    errors = errors_in_turn(lambda *data: (relative_pose(*data).x * probe).sum((1, 2)), data, directions)
     assert errors.max() < 1e-6
 
 

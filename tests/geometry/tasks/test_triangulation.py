@@ -1,7 +1,5 @@
 """The triangulation task against OpenCV and SciPy, finite differences and what must hold of any weights."""
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from geometry import Status, project, se3
 from geometry.tasks.triangulation import triangulation
-from tests.numbers import directions_of
+from tests.numbers import directions_of, errors_in_turn, one_each
 
 POINTS = torch.tensor([[0.3, -0.2, 0.1], [-0.8, 0.5, -0.4], [0.6, 0.9, 0.7]], dtype=torch.float64)
 
@@ -64,15 +62,16 @@ def test_it_is_the_minimum_that_scipy_finds_from_opencvs_point() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_agree_with_finite_differences(gradient_errors: Callable[..., Tensor]) -> None:
+def test_gradients_agree_with_finite_differences() -> None:
+    """In problem i of the batch, data[i] is moved."""
     generator = torch.Generator().manual_seed(1)
     pixels, pose, K = views()
     weights = torch.rand(3, 5, generator=generator, dtype=torch.float64) + 0.5
-    data = [pixels, pose.expand(3, 5, 4, 4), K.expand(3, 5, 3, 3), weights]
-    probe = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    data = one_each([pixels, pose.expand(3, 5, 4, 4), K.expand(3, 5, 3, 3), weights])
+    probe = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     sizes = (1.0, 0.01, 1.0, 0.1)
     directions = directions_of(data, sizes, generator)
-    errors = gradient_errors(lambda *data: (triangulation(*data).x * probe).sum(1), data, directions)
+    errors = errors_in_turn(lambda *data: (triangulation(*data).x * probe).sum(1), data, directions)
     assert errors.max() < 1e-6
 
 
