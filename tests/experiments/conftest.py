@@ -33,18 +33,27 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def same_when_resumed(tmp_path: Path, interrupted: Callable[..., None]) -> Callable[..., dict[str, Any]]:
-    """same_when_resumed(driver.main, config, at=step): cut and resumed, a run says what it says in one go, returned."""
+    """same_when_resumed(driver.main, config, at=step): cut and resumed, a run says what it says in one go, returned.
+
+    whole: summary and folder of the run in one go, where there is one already.
+    """
 
     def check(
-        main: Callable[[Any], dict[str, Any]], config: Any, *, at: int, files: Sequence[str] = ("metrics.csv",)
+        main: Callable[[Any], dict[str, Any]],
+        config: Any,
+        *,
+        at: int,
+        files: Sequence[str] = ("metrics.csv",),
+        whole: tuple[dict[str, Any], Path] | None = None,
     ) -> dict[str, Any]:
-        whole = main(replace(config, out=tmp_path / "whole"))
+        run = Path(main.__module__.rpartition(".")[2], f"{config.preset}-seed{config.seed}")
+        if whole is None:
+            whole = main(replace(config, out=tmp_path / "whole")), tmp_path / "whole" / run
         interrupted(main, replace(config, out=tmp_path / "cut"), at=at)
         resumed = main(replace(config, out=tmp_path / "cut", resume=True))
-        run = Path(main.__module__.rpartition(".")[2], f"{config.preset}-seed{config.seed}")
         for name in files:
-            assert (tmp_path / "whole" / run / name).read_bytes() == (tmp_path / "cut" / run / name).read_bytes()
-        assert without_times(whole) == without_times(resumed)
-        return whole
+            assert (whole[1] / name).read_bytes() == (tmp_path / "cut" / run / name).read_bytes()
+        assert without_times(whole[0]) == without_times(resumed)
+        return whole[0]
 
     return check

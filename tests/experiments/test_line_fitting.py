@@ -1,6 +1,7 @@
 """The line-fitting toy: what each method learns from, that it learns, and that a killed run goes on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,10 +118,16 @@ def test_dsac_learns_lines_that_it_has_not_seen() -> None:
     assert (error < 5).double().mean() > 0.2
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Summary and folder of a run."""
+    out = tmp_path_factory.mktemp("whole")
+    return main(replace(TINY, out=out)), out / "line_fitting" / "smoke-seed0"
+
+
 @pytest.mark.slow
-def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
-    summary = main(replace(TINY, out=tmp_path))
-    folder = tmp_path / "line_fitting" / "smoke-seed0"
+def test_a_run_leaves_what_there_is_to_see(whole: tuple[dict[str, Any], Path]) -> None:
+    summary, folder = whole
     assert summary["figures"][0] == "examples.png"
     assert set(summary["figures"]) == {"examples.png", "curves.png"}
     for method in ("dsac", "ng_dsac", "direct"):
@@ -134,13 +141,15 @@ def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
-    same_when_resumed(main, TINY, at=3)
+def test_an_interrupted_run_resumes_to_the_same_numbers(
+    whole: tuple[dict[str, Any], Path], same_when_resumed: Callable[..., dict[str, Any]]
+) -> None:
+    same_when_resumed(main, TINY, at=3, whole=whole)
 
 
 @pytest.mark.slow
-def test_a_schedule_that_has_ended_is_not_prolonged(tmp_path: Path) -> None:
-    main(replace(TINY, out=tmp_path))
+def test_a_schedule_that_has_ended_is_not_prolonged(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    shutil.copytree(whole[1], tmp_path / "line_fitting" / whole[1].name)
     with pytest.raises(ValueError, match=f"iterations must stay {TINY.iterations}"):
         main(replace(TINY, out=tmp_path, iterations=TINY.iterations + 5, resume=True))
 

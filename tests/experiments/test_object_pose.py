@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_every_loss_is_a_preset(data: Path, tmp_path: Path, loss: str) -> None:
     preset = PRESETS[loss]
     assert preset.preset == preset.objective.loss == loss
     assert replace(preset, preset="default", objective=PRESETS["default"].objective) == PRESETS["default"]
-    config = replace(SMOKE, data=data, out=tmp_path, objective=preset.objective, iterations=3, validations=1)
+    config = replace(SMOKE, data=data, out=tmp_path, objective=preset.objective, iterations=1, validations=1)
     summary = main(config)
     assert summary is not None
     assert np.isfinite(summary["loss"])
@@ -163,7 +164,7 @@ def test_without_data_a_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest
 # ---- kills ----
 
 
-@pytest.mark.parametrize(("at", "workers"), [(1, 0), (3, 1), (5, 0)])
+@pytest.mark.parametrize(("at", "workers"), [(3, 1), (5, 0)])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     data: Path,
     whole: tuple[Path, dict[str, Any]],
@@ -172,7 +173,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     at: int,
     workers: int,
 ) -> None:
-    """Before a validation, between two, after the last checkpoint; with crops loaded by a process of their own."""
+    """Between two validations, with crops loaded by a process of their own; after the last checkpoint."""
     config = replace(SMOKE, data=data, out=tmp_path, workers=workers)
     interrupted(main, config, at=at)
     folder = tmp_path / "object_pose" / "smoke-seed0"
@@ -203,9 +204,9 @@ def test_a_run_that_is_killed_while_it_is_evaluated_ends_the_same(
 
 def test_iterations_cannot_be_added_to_a_run(data: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The learning rate falls over them."""
-    main(replace(SMOKE, data=data, out=tmp_path, iterations=2, validations=1))
-    with pytest.raises(ValueError, match="iterations must stay 2"):
-        main(replace(SMOKE, data=data, out=tmp_path, iterations=4, validations=1, resume=True))
+    shutil.copytree(whole[0], tmp_path / "object_pose" / whole[0].name)
+    with pytest.raises(ValueError, match="iterations must stay 6"):
+        main(replace(SMOKE, data=data, out=tmp_path, iterations=8, resume=True))
 
 
 # ---- the best, and when to stop ----

@@ -26,7 +26,6 @@ from experiments.sudoku import (
 )
 from geometry.optim.quadratic import quadratic_program
 from geometry.optim.solution import ConstrainedSolution
-from tests.experiments.summaries import without_times
 from tests.experiments.toys.scene import Place
 
 TINY = replace(
@@ -177,7 +176,7 @@ def test_the_penalty_falls_to_that_of_the_answers() -> None:
 
 
 @pytest.mark.slow
-def test_a_few_hundred_steps_solve_boards_that_were_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_hundred_steps_solve_boards_that_were_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no puzzle is lost to a program that fails: those of the trained A are degenerate, as those of the rules."""
     failed: list[Tensor] = []
 
@@ -187,7 +186,7 @@ def test_a_few_hundred_steps_solve_boards_that_were_never_seen(tmp_path: Path, m
         return found
 
     monkeypatch.setattr("experiments.sudoku.quadratic_program", watched)
-    config = replace(PRESETS["default"], iterations=200, puzzles=3000, test_puzzles=200, out=tmp_path)
+    config = replace(PRESETS["default"], iterations=150, puzzles=3000, test_puzzles=200, out=tmp_path)
     summary = main(config)
     assert summary["errors"]["optnet_unseen_right"] > 0.9
     assert summary["errors"]["optnet_unseen_right"] > summary["errors"]["network_unseen_right"] + 0.1
@@ -219,13 +218,9 @@ def test_a_run_leaves_what_there_is_to_see(whole: tuple[dict[str, Any], Path]) -
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(
-    whole: tuple[dict[str, Any], Path], tmp_path: Path, interrupted: Callable[..., None]
+    whole: tuple[dict[str, Any], Path], same_when_resumed: Callable[..., dict[str, Any]]
 ) -> None:
-    interrupted(main, replace(TINY, out=tmp_path), at=5)
-    resumed = main(replace(TINY, out=tmp_path, resume=True))
-    summary, folder = whole
-    assert (tmp_path / "sudoku" / "smoke-seed0" / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
-    assert without_times(resumed) == without_times(summary)
+    same_when_resumed(main, TINY, at=5, whole=whole)
 
 
 @pytest.mark.slow
