@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from datasets import locate
+from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
-from experiments.running.config import RunConfig, cli, skip
-from experiments.running.run import Run
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run, experiment
 from geometry import GaugeChoice, Status, bundle, cauchy
 
 
@@ -43,55 +44,49 @@ def rms(residual: Tensor) -> float:
     return residual.square().sum(-1).mean().sqrt().item()
 
 
-def main(config: Config) -> dict:
-    try:
-        scene = read_reconstruction(locate.locate(config.scene))
-    except FileNotFoundError as absent:
-        skip(str(absent))
-    with Run("bundle_adjustment", config) as run:
-        if run.finished:
-            return run.finished
-        views = scene.point_index.bincount(minlength=len(scene.points3d))
-        run.stage(colors=scene.colors, views=views, K=scene.K[scene.intrinsics_index])
-        run.frame(0, points3d=scene.points3d, world_to_camera=scene.world_to_camera)
-        costs: list[float] = []
+@experiment("bundle_adjustment", lambda config: read_reconstruction(locate.locate(config.scene)))
+def main(run: Run, config: Config, scene: Reconstruction) -> dict:
+    views = scene.point_index.bincount(minlength=len(scene.points3d))
+    run.stage(colors=scene.colors, views=views, K=scene.K[scene.intrinsics_index])
+    run.frame(0, points3d=scene.points3d, world_to_camera=scene.world_to_camera)
+    costs: list[float] = []
 
-        def tell(step: int, cost: float) -> None:
-            costs.append(cost)
-            run.log(len(costs) - 1, loss=cost)
+    def tell(step: int, cost: float) -> None:
+        costs.append(cost)
+        run.log(len(costs) - 1, loss=cost)
 
-        distortion = scene.distortion
-        if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
-            distortion = distortion.new_zeros(len(distortion), 2)
-        lens = (scene.K, distortion)
-        found = bundle(
-            *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
-            *(t.to(run.device) for t in (scene.world_to_camera, scene.points3d, *lens)),
-            intrinsics_index=scene.intrinsics_index.to(run.device), free=config.free, model=scene.model,
-            kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
-            max_steps=config.max_steps, callback=tell,
-        )  # fmt: skip
-        problem, data = found.task.problem, found.task.data
-        with torch.no_grad():
-            r = problem.residual(problem.compose(found.state, data.given), data)
-            start = problem.residual(data.given, data)
-        poses, points, K, distortion = (t.cpu() for t in found.x)
-        model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
-        run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
-        run.save_model("colmap", model)
-        run.save_points("points", points, colors=scene.colors, cameras=poses)
-        run.figure("loss", len(costs), loss_curve(costs), final=True)
-        status, left_out, behind, endless = (
-            int(t.sum()) for t in (found.status, found.left_out, found.behind, found.undetermined)
-        )
-        return run.finish(
-            converged=bool(found.converged),
-            iterations=len(costs) - 1,
-            loss=found.cost.item(),
-            errors={"rms_before": rms(start), "rms_after": rms(r)},
-            note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing and "
-            f"{behind} are behind their camera; {endless} points without depth",
-        )
+    distortion = scene.distortion
+    if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
+        distortion = distortion.new_zeros(len(distortion), 2)
+    lens = (scene.K, distortion)
+    found = bundle(
+        *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
+        *(t.to(run.device) for t in (scene.world_to_camera, scene.points3d, *lens)),
+        intrinsics_index=scene.intrinsics_index.to(run.device), free=config.free, model=scene.model,
+        kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
+        max_steps=config.max_steps, callback=tell,
+    )  # fmt: skip
+    problem, data = found.task.problem, found.task.data
+    with torch.no_grad():
+        r = problem.residual(problem.compose(found.state, data.given), data)
+        start = problem.residual(data.given, data)
+    poses, points, K, distortion = (t.cpu() for t in found.x)
+    model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
+    run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
+    run.save_model("colmap", model)
+    run.save_points("points", points, colors=scene.colors, cameras=poses)
+    run.figure("loss", len(costs), loss_curve(costs), final=True)
+    status, left_out, behind, endless = (
+        int(t.sum()) for t in (found.status, found.left_out, found.behind, found.undetermined)
+    )
+    return run.finish(
+        converged=bool(found.converged),
+        iterations=len(costs) - 1,
+        loss=found.cost.item(),
+        errors={"rms_before": rms(start), "rms_after": rms(r)},
+        note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing and "
+        f"{behind} are behind their camera; {endless} points without depth",
+    )
 
 
 if __name__ == "__main__":

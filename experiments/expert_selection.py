@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from datasets.made.toy_images import SIDE, ToyImages, shape_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
 from experiments.running.config import RunConfig, cli
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import CIRCLE, LINE, bounded, consensus
@@ -178,35 +178,33 @@ def choose(log_gate: Tensor, score: Tensor, how: Choice) -> tuple[Tensor, Tensor
     return expert.gather(1, best[:, None])[:, 0], best
 
 
-def main(config: Config) -> dict:
+@experiment("expert_selection")
+def main(run: Run, config: Config) -> dict:
     """Train the methods side by side and test them."""
-    with Run("expert_selection", config) as run:
-        if run.finished:
-            return run.finished
-        learners = {method: Learner(method, config, run) for method in config.methods}
-        generator = torch.Generator().manual_seed(config.seed)
-        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-        restore(run, generator, trainings)
-        columns: dict[str, float] = {}
-        for step in run.iterations(config.iterations):
-            images, truth, kind = _on(run, shape_images(config.batch, generator))
-            for method, learner in learners.items():
-                loss, error, expert = learner.learn(step, images, truth, kind)
-                columns[f"{method}_loss"] = loss
-                columns[f"{method}_right_expert"] = (expert == kind).double().mean().item()
-                columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
-            run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            checkpoint(run, step, generator, trainings)
-        errors = test(config, run, learners)
-        return run.finish(
-            converged=errors[f"{config.methods[0]}_correct"] >= config.wanted,
-            iterations=config.iterations,
-            loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
-            errors=errors,
-            note=f"correct: the right kind of model, off by less than {config.correct_px:g} px at most, "
-            f"of {config.test_images} images",
-            picture="examples",
-        )
+    learners = {method: Learner(method, config, run) for method in config.methods}
+    generator = torch.Generator().manual_seed(config.seed)
+    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+    restore(run, generator, trainings)
+    columns: dict[str, float] = {}
+    for step in run.iterations(config.iterations):
+        images, truth, kind = _on(run, shape_images(config.batch, generator))
+        for method, learner in learners.items():
+            loss, error, expert = learner.learn(step, images, truth, kind)
+            columns[f"{method}_loss"] = loss
+            columns[f"{method}_right_expert"] = (expert == kind).double().mean().item()
+            columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
+        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
+        checkpoint(run, step, generator, trainings)
+    errors = test(config, run, learners)
+    return run.finish(
+        converged=errors[f"{config.methods[0]}_correct"] >= config.wanted,
+        iterations=config.iterations,
+        loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
+        errors=errors,
+        note=f"correct: the right kind of model, off by less than {config.correct_px:g} px at most, "
+        f"of {config.test_images} images",
+        picture="examples",
+    )
 
 
 def _on(run: Run, data: ToyImages) -> tuple[Tensor, Tensor, Tensor]:

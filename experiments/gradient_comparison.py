@@ -27,7 +27,7 @@ from experiments.gradients.report import Outcome, Trace, curves, report, summary
 from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_scene
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig, cli
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import Problem, Solution, minimize, pnp, project, se3
 
 HELD_OUT = 2**20
@@ -179,43 +179,41 @@ def run_regime(regime: Regime, config: Config) -> Outcome:
     return Outcome(regime, tested, [oracle(scene).tolist() for scene in scenes], traces)
 
 
-def main(config: Config) -> dict:
+@experiment("gradient_comparison")
+def main(run: Run, config: Config) -> dict:
     """Train, measure, and write the page."""
-    with Run("gradient_comparison", config) as run:
-        if run.finished:
-            return run.finished
-        outcomes: list[Outcome] = []
-        if saved := run.restore():
-            outcomes = [Outcome.loaded(some) for some in saved["outcomes"]]
-        for step in run.iterations(len(config.regimes)):
-            outcomes.append(run_regime(config.regimes[step], config))
-            ends: dict[str, float] = {method: outcomes[-1].final(method) for method in config.methods}
-            run.log(step, loss=min(ends.values()), **ends)
-            run.checkpoint(step, outcomes=[outcome.plain() for outcome in outcomes])
-        seeds = [config.seed + i for i in range(config.seeds)]
-        quality: dict[float, dict[Method, Quality]] = {
-            noise: {method: measure(method, noise, seeds, config.problems, config.draws) for method in config.methods}
-            for noise in config.noise
-        }
-        run.figure("curves", len(outcomes), curves(outcomes, config.goal), final=True)
-        run.figure("gradient_comparison", len(outcomes), summary(outcomes, quality, config.goal), final=True)
-        settings = {key: value for key, value in asdict(config).items() if key in REPORTED}
-        with replacing(run.folder / "gradient_comparison.md") as temporary:
-            temporary.write_text(report(outcomes, quality, config.goal, settings))
-        told = {
-            "outcomes": [outcome.plain() for outcome in outcomes],
-            "quality": {noise: {m: q._asdict() for m, q in some.items()} for noise, some in quality.items()},
-        }
-        write_json(run.folder / "gradient_comparison.json", told)
-        errors = {f"{o.regime}_{method}": o.final(method) for o in outcomes for method in config.methods}
-        return run.finish(
-            converged=all(math.isfinite(o.final(config.methods[0])) for o in outcomes),
-            iterations=len(outcomes),
-            loss=outcomes[-1].final(config.methods[0]),
-            errors=errors,
-            note="errors: median displacement of the object's points at the end, over that of the oracle",
-            picture="gradient_comparison",
-        )
+    outcomes: list[Outcome] = []
+    if saved := run.restore():
+        outcomes = [Outcome.loaded(some) for some in saved["outcomes"]]
+    for step in run.iterations(len(config.regimes)):
+        outcomes.append(run_regime(config.regimes[step], config))
+        ends: dict[str, float] = {method: outcomes[-1].final(method) for method in config.methods}
+        run.log(step, loss=min(ends.values()), **ends)
+        run.checkpoint(step, outcomes=[outcome.plain() for outcome in outcomes])
+    seeds = [config.seed + i for i in range(config.seeds)]
+    quality: dict[float, dict[Method, Quality]] = {
+        noise: {method: measure(method, noise, seeds, config.problems, config.draws) for method in config.methods}
+        for noise in config.noise
+    }
+    run.figure("curves", len(outcomes), curves(outcomes, config.goal), final=True)
+    run.figure("gradient_comparison", len(outcomes), summary(outcomes, quality, config.goal), final=True)
+    settings = {key: value for key, value in asdict(config).items() if key in REPORTED}
+    with replacing(run.folder / "gradient_comparison.md") as temporary:
+        temporary.write_text(report(outcomes, quality, config.goal, settings))
+    told = {
+        "outcomes": [outcome.plain() for outcome in outcomes],
+        "quality": {noise: {m: q._asdict() for m, q in some.items()} for noise, some in quality.items()},
+    }
+    write_json(run.folder / "gradient_comparison.json", told)
+    errors = {f"{o.regime}_{method}": o.final(method) for o in outcomes for method in config.methods}
+    return run.finish(
+        converged=all(math.isfinite(o.final(config.methods[0])) for o in outcomes),
+        iterations=len(outcomes),
+        loss=outcomes[-1].final(config.methods[0]),
+        errors=errors,
+        note="errors: median displacement of the object's points at the end, over that of the oracle",
+        picture="gradient_comparison",
+    )
 
 
 REPORTED = ("seeds", "steps", "batch", "rates", "test_views", "problems", "draws")

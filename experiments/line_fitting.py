@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datasets.made.toy_images import SIDE, ToyImages, line_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
 from experiments.running.config import RunConfig, cli
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import LINE, Consensus, bounded, consensus, line_at
@@ -135,36 +135,34 @@ class Learner:
         return fit.loss.mean().item(), SIDE * LINE.error(fit.line.detach(), truth)
 
 
-def main(config: Config) -> dict:
+@experiment("line_fitting")
+def main(run: Run, config: Config) -> dict:
     """Train the methods side by side and test them."""
-    with Run("line_fitting", config) as run:
-        if run.finished:
-            return run.finished
-        learners = {method: Learner(method, config, run) for method in config.methods}
-        generator = torch.Generator().manual_seed(config.seed)
-        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-        restore(run, generator, trainings)
-        columns: dict[str, float] = {}
-        for step in run.iterations(config.iterations):
-            most = min(5, 6 * step // config.easy) if config.easy else 5
-            images, truth = _on(run, line_images(config.batch, generator, circles=(min(2, most), most)))
-            for method, learner in learners.items():
-                loss, error = learner.learn(images, truth)
-                columns |= {f"{method}_loss": loss, f"{method}_px": error.median().item()}
-                columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
-            run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            checkpoint(run, step, generator, trainings)
-        errors = test(config, run, learners)
-        shares = [errors[f"{method}_correct"] for method in config.methods]
-        return run.finish(
-            converged=shares[0] >= max(config.wanted, shares[-1] if len(shares) > 1 else 0.0),
-            iterations=config.iterations,
-            loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
-            errors=errors,
-            reference={},
-            note=f"correct: border crossings off by less than {config.correct_px:g} px, of {config.test_images} images",
-            picture="examples",
-        )
+    learners = {method: Learner(method, config, run) for method in config.methods}
+    generator = torch.Generator().manual_seed(config.seed)
+    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+    restore(run, generator, trainings)
+    columns: dict[str, float] = {}
+    for step in run.iterations(config.iterations):
+        most = min(5, 6 * step // config.easy) if config.easy else 5
+        images, truth = _on(run, line_images(config.batch, generator, circles=(min(2, most), most)))
+        for method, learner in learners.items():
+            loss, error = learner.learn(images, truth)
+            columns |= {f"{method}_loss": loss, f"{method}_px": error.median().item()}
+            columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
+        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
+        checkpoint(run, step, generator, trainings)
+    errors = test(config, run, learners)
+    shares = [errors[f"{method}_correct"] for method in config.methods]
+    return run.finish(
+        converged=shares[0] >= max(config.wanted, shares[-1] if len(shares) > 1 else 0.0),
+        iterations=config.iterations,
+        loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
+        errors=errors,
+        reference={},
+        note=f"correct: border crossings off by less than {config.correct_px:g} px, of {config.test_images} images",
+        picture="examples",
+    )
 
 
 def _on(run: Run, data: ToyImages) -> tuple[Tensor, Tensor]:

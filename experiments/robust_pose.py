@@ -31,8 +31,8 @@ from datasets.files import replacing
 from datasets.images.matches import read_box_matches
 from experiments.drawing.shapes import COLORS, by_method, curves
 from experiments.records.text import table
-from experiments.running.config import RunConfig, cli, skip
-from experiments.running.run import Run
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run, experiment
 from experiments.running.training import Training, checkpoint, restore
 from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.toys.shapes import bounded
@@ -169,31 +169,29 @@ def drawn_right(odds: Tensor, right: Tensor) -> Tensor:
     return (odds * right).sum(1) / odds.sum(1).clamp_min(torch.finfo(odds.dtype).tiny)
 
 
-def main(config: Config) -> dict:
+def read_box(config: Config) -> Matches | None:
+    """The real matches of the config, if it names any."""
+    if config.matches is None:
+        return None
+    return box_matches(read_box_matches(locate.locate(str(config.matches))), config.focal, config.image_size)
+
+
+@experiment("robust_pose", read_box)
+def main(run: Run, config: Config, box: Matches | None) -> dict:
     """Train the methods side by side and test them."""
-    box: Matches | None = None
-    if config.matches is not None:
-        try:
-            frames = read_box_matches(locate.locate(str(config.matches)))
-        except FileNotFoundError as error:
-            skip(str(error))
-        box = box_matches(frames, config.focal, config.image_size)
-    with Run("robust_pose", config) as run:
-        if run.finished:
-            return run.finished
-        learners = {method: Learner(method, config, run) for method in config.methods}
-        generator = torch.Generator().manual_seed(config.seed)
-        trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-        restore(run, generator, trainings)
-        columns: dict[str, float] = {}
-        for step in run.iterations(config.iterations):
-            shares = 0.1 + 0.8 * torch.rand(config.batch, generator=generator)
-            matches = _on(run, make_matches(shares, config.points, generator, noise=config.noise))
-            for method, learner in learners.items():
-                columns |= {f"{method}_{key}": value for key, value in learner.learn(matches).items()}
-            run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            checkpoint(run, step, generator, trainings)
-        return finish(config, run, learners, columns, box)
+    learners = {method: Learner(method, config, run) for method in config.methods}
+    generator = torch.Generator().manual_seed(config.seed)
+    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
+    restore(run, generator, trainings)
+    columns: dict[str, float] = {}
+    for step in run.iterations(config.iterations):
+        shares = 0.1 + 0.8 * torch.rand(config.batch, generator=generator)
+        matches = _on(run, make_matches(shares, config.points, generator, noise=config.noise))
+        for method, learner in learners.items():
+            columns |= {f"{method}_{key}": value for key, value in learner.learn(matches).items()}
+        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
+        checkpoint(run, step, generator, trainings)
+    return finish(config, run, learners, columns, box)
 
 
 def _on(run: Run, matches: Matches) -> Matches:

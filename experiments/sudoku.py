@@ -27,7 +27,7 @@ from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.drawing.figures import BLUE, GREY, ORANGE, array
 from experiments.drawing.shapes import by_method, curves
 from experiments.running.config import RunConfig, cli
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from experiments.running.training import Training
 from geometry import quadratic_program
 
@@ -152,62 +152,60 @@ def right(boards: Tensor, puzzles: Puzzles) -> Tensor:
     return (boards.argmax(-1) == puzzles.solution.argmax(-1)).flatten(1).all(1)
 
 
-def main(config: Config) -> dict:
+@experiment("sudoku")
+def main(run: Run, config: Config) -> dict:
     """Train the methods side by side and test them."""
-    with Run("sudoku", config) as run:
-        if run.finished:
-            return run.finished
-        boards = all_boards()
-        boards = boards[torch.randperm(len(boards), generator=torch.Generator().manual_seed(TEST_SEED))]
-        unseen, seen = boards[: config.held_out], boards[config.held_out :]
-        training = puzzles_of(config, run, config.puzzles, config.seed, seen)
-        watched = puzzles_of(config, run, config.watched, TEST_SEED, unseen)
-        learners = {method: learner(method, config, run) for method in config.methods}
-        columns: dict[str, float] = {}
-        if saved := run.restore():
-            columns = saved["columns"]
-            for method, each in learners.items():
-                each.load(saved[method])
-        for step in run.iterations(config.iterations):
-            drawn = torch.randint(config.puzzles, (config.batch,))
-            batch = Puzzles(*(part[drawn] for part in training))
-            test_now = step % config.test_every == 0 or step + 1 == config.iterations
-            for method, each in learners.items():
-                if isinstance(each.network, OptNet):
-                    each.network.training_penalty = falling_penalty(config, step)
-                if test_now:
-                    columns[f"{method}_test_right"] = share_right(each.network, watched)
-                columns[f"{method}_loss"], columns[f"{method}_right"] = learn(each, batch)
-                if isinstance(each.network, OptNet):
-                    columns["rules_residual"] = each.network.rules_residual()
-            run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-            if run.due(step):
-                states = {method: each.state() for method, each in learners.items()}
-                run.checkpoint(step, columns=columns, **states)
-        final = {
-            where: puzzles_of(config, run, config.test_puzzles, TEST_SEED + 1, those)
-            for where, those in (("unseen", unseen), ("seen", seen))
-        }
-        errors = {
-            f"{method}_{where}_right": share_right(each.network, puzzles)
-            for method, each in learners.items()
-            for where, puzzles in final.items()
-        }
-        R = rules(run.dtype).to(run.device)
-        told = solved(final["unseen"].given, R, torch.ones_like(R[:, 0]), config.penalty)
-        errors["rules_unseen_right"] = right(told, final["unseen"]).double().mean().item()
-        errors |= {name: columns[name] for name in ("rules_residual",) if name in columns}
-        errors |= {f"{method}_seconds": each.seconds for method, each in learners.items()}
-        draw(config, run, learners, final["unseen"])
-        return run.finish(
-            converged=columns[f"{config.methods[0]}_loss"] < config.threshold,
-            iterations=config.iterations,
-            loss=columns[f"{config.methods[0]}_loss"],
-            errors=errors,
-            note="right: share of puzzles with all 16 cells right, of boards that no training puzzle has (unseen) and "
-            "of the others (seen); rules_unseen_right: of the same program told the rules",
-            picture="boards",
-        )
+    boards = all_boards()
+    boards = boards[torch.randperm(len(boards), generator=torch.Generator().manual_seed(TEST_SEED))]
+    unseen, seen = boards[: config.held_out], boards[config.held_out :]
+    training = puzzles_of(config, run, config.puzzles, config.seed, seen)
+    watched = puzzles_of(config, run, config.watched, TEST_SEED, unseen)
+    learners = {method: learner(method, config, run) for method in config.methods}
+    columns: dict[str, float] = {}
+    if saved := run.restore():
+        columns = saved["columns"]
+        for method, each in learners.items():
+            each.load(saved[method])
+    for step in run.iterations(config.iterations):
+        drawn = torch.randint(config.puzzles, (config.batch,))
+        batch = Puzzles(*(part[drawn] for part in training))
+        test_now = step % config.test_every == 0 or step + 1 == config.iterations
+        for method, each in learners.items():
+            if isinstance(each.network, OptNet):
+                each.network.training_penalty = falling_penalty(config, step)
+            if test_now:
+                columns[f"{method}_test_right"] = share_right(each.network, watched)
+            columns[f"{method}_loss"], columns[f"{method}_right"] = learn(each, batch)
+            if isinstance(each.network, OptNet):
+                columns["rules_residual"] = each.network.rules_residual()
+        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
+        if run.due(step):
+            states = {method: each.state() for method, each in learners.items()}
+            run.checkpoint(step, columns=columns, **states)
+    final = {
+        where: puzzles_of(config, run, config.test_puzzles, TEST_SEED + 1, those)
+        for where, those in (("unseen", unseen), ("seen", seen))
+    }
+    errors = {
+        f"{method}_{where}_right": share_right(each.network, puzzles)
+        for method, each in learners.items()
+        for where, puzzles in final.items()
+    }
+    R = rules(run.dtype).to(run.device)
+    told = solved(final["unseen"].given, R, torch.ones_like(R[:, 0]), config.penalty)
+    errors["rules_unseen_right"] = right(told, final["unseen"]).double().mean().item()
+    errors |= {name: columns[name] for name in ("rules_residual",) if name in columns}
+    errors |= {f"{method}_seconds": each.seconds for method, each in learners.items()}
+    draw(config, run, learners, final["unseen"])
+    return run.finish(
+        converged=columns[f"{config.methods[0]}_loss"] < config.threshold,
+        iterations=config.iterations,
+        loss=columns[f"{config.methods[0]}_loss"],
+        errors=errors,
+        note="right: share of puzzles with all 16 cells right, of boards that no training puzzle has (unseen) and "
+        "of the others (seen); rules_unseen_right: of the same program told the rules",
+        picture="boards",
+    )
 
 
 def puzzles_of(config: Config, run: Run, count: int, seed: int, boards: Tensor) -> Puzzles:

@@ -4,8 +4,10 @@ Some of a task's observations are wrong. Each gets a weight, all alike at first;
 the solution compared with the truth, and the weights go down the gradient of that error, through the argmin.
 (So learns a network that predicts weights, here without the network.) A driver says what the task is:
 
-    with Run("my_task", config) as run:
-        return run.finished or learn_weights(run, config, Task(solve, error, wrong, draw))
+    @experiment("my_task")
+    def main(run: Run, config: TaskConfig) -> dict:
+        ...
+        return learn_weights(run, config, Task(solve, error, wrong, draw))
 """
 
 from __future__ import annotations

@@ -8,22 +8,19 @@ A driver is one file, read top to bottom:
 
     PRESETS = {"default": Config(preset="default"), "smoke": Config(preset="smoke", iterations=5)}
 
-    def main(config: Config) -> dict:
-        data = ...                                # or skip("... are absent"), before there is a run folder
-        with Run("pose_estimation", config) as run:
-            if run.finished:                      # --resume of a run that is done
-                return run.finished
-            x, loss = start(data), math.inf
-            if saved := run.restore():            # right before the loop: it restores the random state, too
-                x, loss = saved["x"], saved["loss"]
-            for step in run.iterations(config.iterations):   # maybe none: killed after its last checkpoint
-                x, loss = update(x)
-                run.log(step, loss=loss)
-                if run.records(step):
-                    run.frame(step, points3d=x)
-                if run.due(step):
-                    run.checkpoint(step, x=x, loss=loss)
-            return run.finish(converged=loss < 1e-6, iterations=config.iterations, loss=loss, errors={...})
+    @experiment("pose_estimation")
+    def main(run: Run, config: Config) -> dict:   # called as main(config)
+        x, loss = start(), math.inf
+        if saved := run.restore():                # right before the loop: it restores the random state, too
+            x, loss = saved["x"], saved["loss"]
+        for step in run.iterations(config.iterations):   # maybe none: killed after its last checkpoint
+            x, loss = update(x)
+            run.log(step, loss=loss)
+            if run.records(step):
+                run.frame(step, points3d=x)
+            if run.due(step):
+                run.checkpoint(step, x=x, loss=loss)
+        return run.finish(converged=loss < 1e-6, iterations=config.iterations, loss=loss, errors={...})
 
     if __name__ == "__main__":
         main(cli(__doc__, PRESETS))
@@ -57,7 +54,7 @@ from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
 from experiments.records.files import plain, write_json
-from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig, skip
 from experiments.running.tensorboard import Board
 
 if TYPE_CHECKING:
@@ -72,6 +69,31 @@ FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def experiment(
+    name: str, reads: Callable[[Any], Any] | None = None
+) -> Callable[[Callable[..., dict[str, Any]]], Callable[[Any], dict[str, Any]]]:
+    """Make of `body(run, config)`, which returns the run's summary, an experiment that is called with its config alone.
+
+    Where the config asks to resume a run that is finished, its stored summary is returned and nothing computed. What
+    `reads(config)` returns is the body's third argument. It is called before an earlier run is overwritten, and data
+    that it does not find (FileNotFoundError) skip the experiment.
+    """
+
+    def called_with_config(body: Callable[..., dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+        @wraps(body)
+        def main(config: Any) -> dict[str, Any]:
+            try:
+                data = () if reads is None else (reads(config),)
+            except FileNotFoundError as absent:
+                skip(str(absent))
+            with Run(name, config) as run:
+                return run.finished or body(run, config, *data)
+
+        return main
+
+    return called_with_config
 
 
 def _counted(method: F) -> F:

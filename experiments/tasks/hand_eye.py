@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import Solution, se3
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
@@ -45,8 +45,8 @@ def made_views(config: Config) -> tuple[Tensor, Tensor, Tensor]:
     return gripper_to_base, se3.retract(seen, config.noise * torch.randn_like(step)), truth
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
+@experiment("hand_eye")
+def main(run: Run, config: Config) -> dict:
     gripper_to_base, right, truth = config.placed(*made_views(config))
     step, wrong = moved(right.new_zeros(config.views, 6), config.wrong, 0.1)
     target_to_camera = se3.retract(right, step)
@@ -65,14 +65,13 @@ def main(config: Config) -> dict:
     def error(x: Tensor) -> Tensor:
         return (x[0, :3] - truth[:3]).norm()
 
-    with Run("hand_eye", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=solve, error=error, wrong=wrong, draw=draw,
-                reference_cost=opencv_cost(gripper_to_base, target_to_camera),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=solve, error=error, wrong=wrong, draw=draw,
+            reference_cost=opencv_cost(gripper_to_base, target_to_camera),
+        ),
+    )  # fmt: skip
 
 
 def opencv_cost(gripper_to_base: Tensor, target_to_camera: Tensor) -> float | None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli, skip
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry.consensus.minimal import transfer
 from geometry.tasks.homography import homography
 
@@ -47,31 +47,27 @@ def board_matches() -> tuple[Tensor, Tensor]:
     from datasets.images.chessboard import detect
     from datasets.locate import locate
 
-    try:
-        views = detect([locate("opencv_chess_left") / "left01.jpg"], (9, 6))
-    except FileNotFoundError as error:
-        skip(str(error))
+    views = detect([locate("opencv_chess_left") / "left01.jpg"], (9, 6))
     return views.points3d[:, :2], views.points2d[0]
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
-    points_a, right = config.placed(*(board_matches() if config.preset == "real" else made_matches(config.matches)))
+@experiment("homography", lambda config: board_matches() if config.preset == "real" else None)
+def main(run: Run, config: Config, real: tuple[Tensor, Tensor] | None) -> dict:
+    points_a, right = config.placed(*(real or made_matches(config.matches)))
     points_b, wrong = moved(right, config.wrong, 40.0)
     truth = transfer(homography(points_a, right).x[0], points_a)
 
     def draw(weights: Tensor, H: Tensor) -> Figure:
         return weighted_fit(points_b, weights, transfer(H[0], points_a), "second image", "px")
 
-    with Run("homography", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=lambda weights: homography(points_a, points_b, weights),
-                error=lambda H: (transfer(H[0], points_a) - truth).norm(dim=-1).mean(),
-                wrong=wrong, draw=draw, reference_cost=opencv_cost(points_a, points_b),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=lambda weights: homography(points_a, points_b, weights),
+            error=lambda H: (transfer(H[0], points_a) - truth).norm(dim=-1).mean(),
+            wrong=wrong, draw=draw, reference_cost=opencv_cost(points_a, points_b),
+        ),
+    )  # fmt: skip
 
 
 def opencv_cost(points_a: Tensor, points_b: Tensor) -> float:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli, skip
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import Solution, se3
 from geometry.tasks.point_registration import point_registration
 
@@ -57,10 +57,7 @@ def rgbd_clouds(first: int = 4, second: int = 5) -> tuple[Tensor, Tensor, Tensor
 
     from datasets.locate import find
 
-    try:
-        folder = find("tum_rgbd")
-    except FileNotFoundError as error:
-        skip(str(error))
+    folder = find("tum_rgbd")
     (points_a, described_a), (points_b, described_b) = (lifted_features(folder, i) for i in (first, second))
     pairs = cv2.BFMatcher(crossCheck=True).match(described_a, described_b)
     source, target = points_a[[pair.queryIdx for pair in pairs]], points_b[[pair.trainIdx for pair in pairs]]
@@ -86,9 +83,9 @@ def lifted_features(folder: Path, number: int) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(points[z > 0]), described[z > 0]
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
-    source, target, wrong, truth = rgbd_clouds() if config.preset == "real" else made_clouds(config)
+@experiment("point_registration", lambda config: rgbd_clouds() if config.preset == "real" else None)
+def main(run: Run, config: Config, real: tuple[Tensor, Tensor, Tensor, Tensor] | None) -> dict:
+    source, target, wrong, truth = real or made_clouds(config)
     source, target, truth = config.placed(source, target, truth)
     wrong = wrong.to(source.device)
 
@@ -99,15 +96,14 @@ def main(config: Config) -> dict:
         seen = se3.transform(x[0], source)
         return weighted_fit(target[:, :2], weights, seen[:, :2], "target's frame, along its z", "m")
 
-    with Run("point_registration", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=solve,
-                error=lambda x: (se3.transform(x[0], source) - se3.transform(truth, source)).norm(dim=-1).mean(),
-                wrong=wrong, draw=draw, reference_cost=open3d_cost(source, target, config.scale),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=solve,
+            error=lambda x: (se3.transform(x[0], source) - se3.transform(truth, source)).norm(dim=-1).mean(),
+            wrong=wrong, draw=draw, reference_cost=open3d_cost(source, target, config.scale),
+        ),
+    )  # fmt: skip
 
 
 def open3d_cost(source: Tensor, target: Tensor, scale: bool) -> float:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli, skip
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import se3
 from geometry.tasks.radial_pnp import State, radial_pnp, radial_projection
 
@@ -53,33 +53,28 @@ def board_view() -> tuple[Tensor, Tensor, Tensor]:
     from datasets.images.chessboard import read_corners
     from datasets.locate import locate
 
-    try:
-        views = read_corners(locate("opencv_corners") / "out_camera_data.yml")
-    except FileNotFoundError as error:
-        skip(str(error))
+    views = read_corners(locate("opencv_corners") / "out_camera_data.yml")
     middle = (torch.tensor(views.image_size, dtype=torch.float64) - 1) / 2
     return views.points2d[VIEW], views.points3d, middle
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
-    data = board_view() if config.preset == "real" else made_view(config.points)
-    right, points3d, centre = config.placed(*data)
+@experiment("radial_pnp", lambda config: board_view() if config.preset == "real" else None)
+def main(run: Run, config: Config, real: tuple[Tensor, Tensor, Tensor] | None) -> dict:
+    right, points3d, centre = config.placed(*(real or made_view(config.points)))
     points2d, wrong = moved(right, config.wrong, 40.0)
     truth = radial_projection(radial_pnp(right, points3d, centre).x, points3d, centre)
 
     def draw(weights: Tensor, x: State) -> Figure:
         return weighted_fit(points2d, weights, radial_projection(x, points3d, centre)[0], "image", "px")
 
-    with Run("radial_pnp", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=lambda weights: radial_pnp(points2d, points3d, centre, weights),
-                error=lambda x: (radial_projection(x, points3d, centre) - truth).norm(dim=-1).mean(),
-                wrong=wrong, draw=draw, reference_cost=opencv_cost(points2d, points3d, centre),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=lambda weights: radial_pnp(points2d, points3d, centre, weights),
+            error=lambda x: (radial_projection(x, points3d, centre) - truth).norm(dim=-1).mean(),
+            wrong=wrong, draw=draw, reference_cost=opencv_cost(points2d, points3d, centre),
+        ),
+    )  # fmt: skip
 
 
 def opencv_cost(points2d: Tensor, points3d: Tensor, centre: Tensor) -> float:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli, skip
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
 
@@ -52,19 +52,15 @@ def temple_matches() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from datasets.images.tracks import find_tracks
     from datasets.locate import locate
 
-    try:
-        views = read_middlebury(locate("temple_sparse_ring"))
-    except FileNotFoundError as error:
-        skip(str(error))
+    views = read_middlebury(locate("temple_sparse_ring"))
     points_a, points_b = find_tracks(views.images[9:11]).points2d.unflatten(0, (-1, 2)).unbind(1)
     a, b = views.world_to_camera[9:11]
     return points_a, points_b, views.K[0], b @ se3.inverse(a)
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
-    data = temple_matches() if config.preset == "real" else made_matches(config.matches)
-    points_a, right, K, truth = config.placed(*data)
+@experiment("relative_pose", lambda config: temple_matches() if config.preset == "real" else None)
+def main(run: Run, config: Config, real: tuple[Tensor, Tensor, Tensor, Tensor] | None) -> dict:
+    points_a, right, K, truth = config.placed(*(real or made_matches(config.matches)))
     points_b, wrong = moved(right, config.wrong, 10.0)  # by more, the least squares have nothing to do with the pose
 
     def error(pose: Tensor) -> Tensor:
@@ -79,14 +75,13 @@ def main(config: Config) -> dict:
         beside = ((normal * points_b).sum(-1, keepdim=True) + offset) / normal.square().sum(-1, keepdim=True)
         return weighted_fit(points_b, weights, points_b - beside * normal, "second view, to the epipolar lines", "px")
 
-    with Run("relative_pose", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=lambda weights: relative_pose(points_a, points_b, K, K, weights),
-                error=error, wrong=wrong, draw=draw, reference_cost=scipy_cost(points_a, points_b, K, truth),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=lambda weights: relative_pose(points_a, points_b, K, K, weights),
+            error=error, wrong=wrong, draw=draw, reference_cost=scipy_cost(points_a, points_b, K, truth),
+        ),
+    )  # fmt: skip
 
 
 def scipy_cost(points_a: Tensor, points_b: Tensor, K: Tensor, truth: Tensor) -> float:

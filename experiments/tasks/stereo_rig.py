@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.drawing.figures import weighted_fit
 from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import Solution, project, se3
 from geometry.optim import State
 from geometry.tasks.stereo_rig import stereo_rig, stereo_rig_problem
@@ -53,8 +53,8 @@ def made_views(config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return points2d + 0.3 * torch.randn_like(points2d), points3d, rig, target
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
+@experiment("stereo_rig")
+def main(run: Run, config: Config) -> dict:
     right, points3d, rig, target = config.placed(*made_views(config))
     K, distortion = config.placed(*(torch.tensor(value, dtype=torch.float64) for value in LENSES.values()))
     points2d, wrong = moved(right.flatten(0, 2), config.wrong, 20.0)
@@ -73,14 +73,13 @@ def main(config: Config) -> dict:
         seen = project(points3d, x[0][0] @ x[1][0, 0], K[1], distortion[1])
         return weighted_fit(points2d[1, 0], weights.view(shape)[1, 0], seen, "first view, second camera", "px")
 
-    with Run("stereo_rig", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=solve, error=error, wrong=wrong, draw=draw,
-                reference_cost=opencv_cost(points2d, points3d, K, distortion),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=solve, error=error, wrong=wrong, draw=draw,
+            reference_cost=opencv_cost(points2d, points3d, K, distortion),
+        ),
+    )  # fmt: skip
 
 
 def opencv_cost(points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor) -> float:

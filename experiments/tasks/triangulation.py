@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli, skip
+from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
-from experiments.running.run import Run
+from experiments.running.run import Run, experiment
 from geometry import Solution, project, se3
 from geometry.tasks.triangulation import triangulation
 
@@ -54,10 +54,7 @@ def temple_views() -> tuple[Tensor, Tensor, Tensor]:
     from datasets.images.tracks import find_tracks
     from datasets.locate import locate
 
-    try:
-        views = read_middlebury(locate("temple_sparse_ring"))
-    except FileNotFoundError as error:
-        skip(str(error))
+    views = read_middlebury(locate("temple_sparse_ring"))
     V = len(views.images)
     tracks = find_tracks(views.images, pairs=[(i, j) for i in range(V) for j in range(i + 1, min(i + 3, V))])
     long = torch.bincount(tracks.point_index)[tracks.point_index] == VIEWS
@@ -65,9 +62,9 @@ def temple_views() -> tuple[Tensor, Tensor, Tensor]:
     return tracks.points2d[long].unflatten(0, (-1, VIEWS)), cameras.unflatten(0, (-1, VIEWS)), views.K[0]
 
 
-def main(config: Config) -> dict:
-    torch.manual_seed(config.seed)
-    right, cameras, K = config.placed(*(temple_views() if config.preset == "real" else made_views(config.points)))
+@experiment("triangulation", lambda config: temple_views() if config.preset == "real" else None)
+def main(run: Run, config: Config, real: tuple[Tensor, Tensor, Tensor] | None) -> dict:
+    right, cameras, K = config.placed(*(real or made_views(config.points)))
     B, N = right.shape[:2]
     K = K.expand(N, 3, 3)
     observed, wrong = moved(right.flatten(0, 1), config.wrong, 40.0)
@@ -83,15 +80,14 @@ def main(config: Config) -> dict:
         fitted = project(points[:, None, None].expand(B, N, 1, 3), cameras, K).flatten(0, 2)
         return weighted_fit(observed, weights, fitted, "all views in one", "px")
 
-    with Run("triangulation", config) as run:
-        return run.finished or learn_weights(
-            run, config,
-            Task(
-                solve=solve,
-                error=lambda points: (points - truth).norm(dim=-1).mean() / size,
-                wrong=wrong, draw=draw, reference_cost=scipy_cost(points2d, cameras, K),
-            ),
-        )  # fmt: skip
+    return learn_weights(
+        run, config,
+        Task(
+            solve=solve,
+            error=lambda points: (points - truth).norm(dim=-1).mean() / size,
+            wrong=wrong, draw=draw, reference_cost=scipy_cost(points2d, cameras, K),
+        ),
+    )  # fmt: skip
 
 
 def scipy_cost(points2d: Tensor, cameras: Tensor, K: Tensor) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from experiments.drawing.figures import loss_curve
-from experiments.running.config import RunConfig, cli, skip
-from experiments.running.run import Run
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run, experiment
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,39 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> dict:
-    """Minimise |x - 1|^2 from a random start."""
+def read(config: Config) -> None:
+    """The data of `real`, which are nowhere."""
     if config.preset == "real":
-        skip("The real quadratic is not on this machine.")
-    with Run("toy_driver", config) as run:
-        if run.finished:
-            return run.finished
-        x, loss = torch.randn(4, 3, dtype=run.dtype, device=run.device), math.inf
-        if saved := run.restore():
-            x, loss = saved["x"], saved["loss"]
-        cameras = torch.eye(4).repeat(2, 1, 1)
-        cameras[:, 2, 3] = 4.0
-        run.stage(points3d_gt=torch.ones(4, 3), targets={"loss": 0.1})
-        for step in run.iterations(config.iterations):
-            noise = torch.randn_like(x) + float(np.random.randn()) + random.gauss(0, 1)  # noqa: NPY002
-            x = x - config.rate * (2 * (x - 1) + config.noise * noise)
-            loss = (x - 1).square().sum().item()
-            run.log(step, loss=loss, mean=x.mean())
-            if run.records(step):
-                run.frame(step, points3d=x, world_to_camera=cameras)
-            if run.due(step):
-                run.checkpoint(step, x=x, loss=loss)
-            if str(step) == os.environ.get("TOY_KILL_AT"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if str(step) == os.environ.get("TOY_RAISE_AT"):
-                raise KeyboardInterrupt
-        run.figure("loss", config.iterations, loss_curve([loss], 0.1), final=True)
-        return run.finish(
-            converged=loss < 0.1, iterations=config.iterations, loss=loss,
-            errors={"x": (x - 1).abs().max()}, reference={"x": "0.5"},
-        )  # fmt: skip
+        raise FileNotFoundError("The real quadratic is not on this machine.")
+
+
+@experiment("toy_driver", read)
+def main(run: Run, config: Config, _: None) -> dict:
+    """Minimise |x - 1|^2 from a random start."""
+    x, loss = torch.randn(4, 3, dtype=run.dtype, device=run.device), math.inf
+    if saved := run.restore():
+        x, loss = saved["x"], saved["loss"]
+    cameras = torch.eye(4).repeat(2, 1, 1)
+    cameras[:, 2, 3] = 4.0
+    run.stage(points3d_gt=torch.ones(4, 3), targets={"loss": 0.1})
+    for step in run.iterations(config.iterations):
+        noise = torch.randn_like(x) + float(np.random.randn()) + random.gauss(0, 1)  # noqa: NPY002
+        x = x - config.rate * (2 * (x - 1) + config.noise * noise)
+        loss = (x - 1).square().sum().item()
+        run.log(step, loss=loss, mean=x.mean())
+        if run.records(step):
+            run.frame(step, points3d=x, world_to_camera=cameras)
+        if run.due(step):
+            run.checkpoint(step, x=x, loss=loss)
+        if str(step) == os.environ.get("TOY_KILL_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if str(step) == os.environ.get("TOY_RAISE_AT"):
+            raise KeyboardInterrupt
+    run.figure("loss", config.iterations, loss_curve([loss], 0.1), final=True)
+    return run.finish(
+        converged=loss < 0.1, iterations=config.iterations, loss=loss,
+        errors={"x": (x - 1).abs().max()}, reference={"x": "0.5"},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
