@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datasets.made.scenes import CUBE, duck
 from experiments import camera_calibration, pose_estimation, structure_from_motion
+from experiments.paper import chessboards
 from experiments.records.files import EXIT_SKIPPED
 from tests.experiments.summaries import without_times
 
@@ -256,7 +257,7 @@ def test_an_earlier_run_outlives_absent_data(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_a_real_camera_beside_opencv(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     real_data("sony_chess")
-    target = next(t for t in camera_calibration.SHARED_TARGETS if "sony" in t.source and t.distortion == 2)
+    target = next(t for t in chessboards.SHARED_TARGETS if "sony" in t.source and t.distortion == 2)
     summary = camera_calibration.main(replace(camera_calibration.PRESETS["real"], targets=(target,), out=tmp_path))
     assert summary["converged"]
     assert summary["errors"]["rms_above_opencv_px"] < 1e-6
@@ -274,9 +275,9 @@ def test_a_real_camera_beside_opencv(real_data: Callable[[str], Path], tmp_path:
 
 def test_a_camera_beside_nothing() -> None:
     """OpenCV has no say where it does not fit the same lens."""
-    fisheye = camera_calibration.SHARED_TARGETS[-1]
+    fisheye = chessboards.SHARED_TARGETS[-1]
     assert fisheye.model == "fisheye"
-    assert camera_calibration.opencv_calibration(fisheye, None) is None  # type: ignore[arg-type]
+    assert chessboards.opencv_calibration(fisheye, None) is None  # type: ignore[arg-type]
 
 
 def test_presets_are_told_apart() -> None:

@@ -1,0 +1,242 @@
+"""Calibration of real cameras from views of chessboards, through PnP alone and from nothing but the image size.
+
+Folders of images and corner files; intrinsics, distortion and their standard deviations, beside OpenCV's joint
+calibration of the same corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from datasets import locate
+from datasets.images.chessboard import Views, detect, read_corners
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig
+from experiments.running.run import Run, experiment
+from geometry import project
+from geometry.camera import Model, intrinsics_from_matrix
+from geometry.optim import NestedState, nested_start, nested_step
+from geometry.reconstruction import CalibrationProblem, free_intrinsics, start_intrinsics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["NAMES", "SHARED_TARGETS", "ChessboardConfig", "Target", "chessboards"]
+
+NAMES = ["fx", "fy", "cx", "cy"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where views of a chessboard come from, and which lens to fit."""
+
+    source: str = ""
+    """A folder of images, or a corner file (.yml, .npz), here or in the shared data."""
+    corners: tuple[int, int] = (9, 6)
+    """Inner corners along the board's rows and columns."""
+    square: float = 1.0
+    """Side of a square, in the unit wanted for the poses."""
+    distortion: int = 5
+    """How many distortion coefficients to estimate."""
+    model: Model = "radtan"
+    """Lens model: OpenCV's radial-tangential, or fisheye."""
+    image_size: tuple[int, int] | None = None
+    """Width and height, for corner files that do not say."""
+
+
+SHARED_TARGETS = (
+    Target("opencv_chess_left", (9, 6), 0.025, 2),
+    Target("opencv_chess_left", (9, 6), 0.025, 5),
+    Target("opencv_corners/out_camera_data.yml", (9, 6), 50.0, 2),
+    Target("opencv_corners/out_camera_data.yml", (9, 6), 50.0, 5),
+    Target("sony_chess/corners_6x4_opencv.npz", (6, 4), 30.0, 2, image_size=(640, 480)),
+    Target("sony_chess/corners_6x4_opencv.npz", (6, 4), 30.0, 5, image_size=(640, 480)),
+    Target("fisheye_chess", (6, 4), 30.0, 4, "fisheye"),
+)
+
+
+@dataclass(frozen=True)
+class ChessboardConfig(RunConfig):
+    iterations: int = 100
+    """At the most; for each target, where there are several."""
+    board: Target = Target()
+    """A chessboard of yours; its source left empty, the preset's."""
+    targets: tyro.conf.Suppress[tuple[Target, ...]] = ()
+    """What the preset calibrates from; nothing: the published cube."""
+    opencv: bool = True
+    """Calibrate the same corners with OpenCV, for comparison."""
+
+
+def read_views(config: ChessboardConfig) -> list[tuple[Target, Views]]:
+    """The corners of each target, from images or a corner file, here or in the shared data."""
+    found = []
+    for target in (config.board,) if config.board.source else config.targets:
+        path, board = locate.locate(target.source), (target.corners, target.square)
+        views = detect(path, *board) if path.is_dir() else read_corners(path, *board, target.image_size)
+        found.append((target, views))
+    return found
+
+
+@experiment("camera_calibration", read_views)
+def chessboards(run: Run, config: ChessboardConfig, found: Sequence[tuple[Target, Views]]) -> dict:
+    """Calibrate the camera of each target in turn, and write what there is to say of them to calibrations.json."""
+    results: list[dict] = []
+    state: NestedState | None = None
+    if saved := run.restore():
+        results, state = saved["results"], saved["state"] and NestedState(*saved["state"])
+    steps = run.iterations(len(found) * config.iterations)
+    for target, views in found[len(results) :]:
+        points2d = views.points2d.to(run.device, run.dtype)
+        mask = torch.ones(points2d.shape[:2], dtype=torch.bool, device=run.device)
+        problem = CalibrationProblem(points2d, views.points3d.to(points2d), mask, free_intrinsics, target.model)
+        run.stage(
+            len(results),
+            name=target_name(target),
+            points3d=views.points3d,
+            edges=grid_edges(*target.corners),
+            points2d_gt=views.points2d[0],
+            image_size=torch.tensor(views.image_size),
+        )
+        for step in steps:
+            if state is None:
+                theta = start_intrinsics(views.image_size, target.distortion, target.model, points2d)
+                state = nested_start(problem, theta[None])
+            else:
+                state = nested_step(problem, state)
+            intrinsics = dict(zip(NAMES, state.theta[0, :4].tolist(), strict=True))
+            run.log(step, loss=rms_px(state, mask), target=len(results), **intrinsics)
+            if run.records(step):
+                K, distortion = free_intrinsics(state.theta[0])
+                seen = project(problem.points3d, state.inner[0, 0], K, distortion, model=target.model)
+                run.frame(step, world_to_camera=state.inner[0], K=K, points2d=seen)
+            if state.done.all() or state.steps >= config.iterations - 1:
+                results.append(describe(target, views, problem, state, config.opencv))
+                save(run, step, target, views, state)
+                write_json(run.folder / "calibrations.json", results)
+                run.checkpoint(step, results=results, state=None)
+                state = None
+                break
+            if run.due(step):
+                run.checkpoint(step, results=results, state=tuple(state))
+    return finish(run, results, complete=len(results) == len(found))
+
+
+def save(run: Run, step: int, target: Target, views: Views, state: NestedState) -> None:
+    """A target's board and cameras, and of images one that is undistorted."""
+    name, (K, distortion) = target_name(target), free_intrinsics(state.theta[0])
+    run.save_points(name, views.points3d, cameras=state.inner[0], K=K[None])
+    folder = locate.locate(target.source)
+    if folder.is_dir() and target.model == "radtan":
+        run.figure(f"{name}-undistorted", step, undistorted(folder / views.names[0], K, distortion), final=True)
+
+
+def finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
+    """The run's summary of all targets."""
+    if results:
+        from experiments.viewers.picture import picture  # a viewer: not before there is something to see
+
+        run.figure("scene", len(results), picture(run.recorded()), final=True)
+    worst = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
+    return run.finish(
+        converged=complete and all(r["converged"] for r in results),
+        iterations=sum(r["iterations"] for r in results),
+        loss=max(r["rms_px"] for r in results),
+        errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": worst},
+        reference={f"{r['name']} rms_px": f"{r['opencv']['rms_px']:.6f} (OpenCV)" for r in results if r["opencv"]},
+        note="; ".join(f"{r['name']}: left out {n} ({why})" for r in results for n, why in r["left_out"]),
+        picture="scene",
+    )
+
+
+def target_name(target: Target) -> str:
+    """Source and number of coefficients."""
+    path = Path(target.source)
+    return f"{(path.parent.name or path.stem) if path.suffix else path.name}-{target.distortion}"
+
+
+def grid_edges(columns: int, rows: int) -> Tensor:
+    """Neighbours among the corners of a board, which are numbered along its rows. (E,2)."""
+    index = torch.arange(columns * rows).view(rows, columns)
+    across, down = (index[:, :-1], index[:, 1:]), (index[:-1], index[1:])
+    return torch.cat([torch.stack(pair, -1).flatten(0, 1) for pair in (across, down)])
+
+
+def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
+    """An image of the board before and after the fitted distortion is taken out: its lines must come out straight."""
+    import cv2
+    from kornia.geometry.calibration import undistort_image
+    from matplotlib.figure import Figure
+
+    pixels = cv2.imread(str(image))
+    assert pixels is not None
+    before = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).to(K).permute(2, 0, 1)[None] / 255
+    padded = torch.nn.functional.pad(distortion, (0, max(0, 5 - len(distortion))))
+    after = undistort_image(before, K[None], padded[None])
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, picture, title in zip(figure.subplots(1, 2), (before, after), ("as taken", "undistorted"), strict=True):
+        axes.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).cpu())
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+def rms_px(state: NestedState, mask: Tensor) -> float:
+    """sqrt(mean(dx^2 + dy^2))."""
+    return (2 * state.cost / mask.sum()).sqrt().item()
+
+
+def describe(target: Target, views: Views, problem: CalibrationProblem, state: NestedState, opencv: bool) -> dict:
+    """All there is to say about one calibration, for calibrations.json."""
+    deviation = problem.covariance(state.theta, state.inner, state.cost).diagonal().sqrt()
+    peer = opencv_calibration(target, views) if opencv else None
+    if peer:
+        theta = torch.tensor(peer["intrinsics"] + peer["distortion"], dtype=torch.float64)
+        peer["largest_relative_difference"] = ((state.theta[0].cpu() - theta) / theta).abs().max().item()
+    K, distortion = free_intrinsics(state.theta[0])
+    return {
+        "name": target_name(target),
+        "target": asdict(target),
+        "converged": bool(state.done.all() and torch.isfinite(state.cost).all()),
+        "iterations": state.steps,
+        "views": len(views.names),
+        "left_out": [list(pair) for pair in views.left_out],
+        "rms_px": rms_px(state, problem.mask),
+        "intrinsics": intrinsics_from_matrix(K).tolist(),
+        "distortion": distortion.tolist(),
+        "standard_deviations": deviation.tolist(),
+        "world_to_camera": state.inner[0].tolist(),
+        "opencv": peer,
+    }
+
+
+def opencv_calibration(target: Target, views: Views) -> dict | None:
+    """OpenCV's joint calibration of the same corners; None for a lens it does not fit the same way.
+
+    cv2.fisheye.calibrate needs a guess and does not take views beyond 90 degrees: it has no say here.
+    """
+    import cv2
+
+    if target.model != "radtan" or target.distortion not in (0, 2, 5):
+        return None
+    flags = {0: cv2.CALIB_FIX_K1 | cv2.CALIB_FIX_K2, 2: 0, 5: 0}[target.distortion]
+    if target.distortion < 5:
+        flags |= cv2.CALIB_FIX_K3 | cv2.CALIB_ZERO_TANGENT_DIST
+    board = views.points3d.numpy().astype(np.float32)
+    corners = [view.numpy().astype(np.float32)[:, None] for view in views.points2d]
+    criteria = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 1000, 1e-15)
+    rms, K, distortion, *_ = cv2.calibrateCamera(
+        [board] * len(corners), corners, views.image_size, None, None, flags=flags, criteria=criteria
+    )
+    return {
+        "rms_px": rms,
+        "intrinsics": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]],
+        "distortion": distortion.ravel()[: target.distortion].tolist(),
+    }

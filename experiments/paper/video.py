@@ -1,0 +1,113 @@
+"""Poses of a known object in video frames from 2D-3D matches, many of them wrong, the focal length unknown.
+
+RANSAC over PnP gives each frame a start at a guessed focal length (the longer image side); then the focal length is
+learned through robust PnP of all frames at once, the poses being inner unknowns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from datasets import locate
+from datasets.images.matches import FrameMatches, read_box_matches
+from experiments.drawing.figures import trajectories
+from experiments.paper.learning import GaussNewton
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig
+from experiments.running.run import Run, experiment
+from geometry import geman_mcclure, pnp_ransac, project
+from geometry.camera import matrix_from_intrinsics
+from geometry.reconstruction import CalibrationProblem
+
+__all__ = ["VideoConfig", "video"]
+
+
+@dataclass(frozen=True)
+class VideoConfig(RunConfig):
+    iterations: int = 50
+    """At the most."""
+    matches: Path | None = None
+    """A file or folder of 2D-3D matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
+    image_size: tuple[int, int] = (640, 480)
+    """Width and height of the images of `matches`."""
+    inlier: float = 4.0
+    """Pixels within which a match counts as right."""
+
+
+@experiment("pose_estimation", lambda config: read_box_matches(locate.locate(str(config.matches))))
+def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict:
+    """Learn the focal length of all frames, and write each one's pose to poses.json."""
+    from experiments.viewers.picture import picture  # a viewer: not before there is a run
+
+    def padded(tensors: list[Tensor]) -> Tensor:
+        return pad_sequence(tensors, batch_first=True).to(run.device, run.dtype)
+
+    points2d, points3d = padded([f.points2d for f in frames]), padded([f.points3d for f in frames])
+    # Lowe's ratio, best over second-best descriptor distance: the smaller, the likelier right
+    likely = padded([(1 - f.ratio).clamp_min(0.02) ** 2 for f in frames])
+    mask = likely > 0
+    width, height = config.image_size
+
+    def camera(theta: Tensor) -> tuple[Tensor, Tensor]:
+        centre = theta.new_tensor([(width - 1) / 2, (height - 1) / 2])
+        return matrix_from_intrinsics(torch.cat([theta, theta, centre])), theta.new_zeros(0)
+
+    def start() -> tuple[Tensor, Tensor]:
+        theta = points2d.new_tensor([max(width, height)])
+        K, threshold = camera(theta)[0], 2 * config.inlier
+        return theta[None], pnp_ransac(points2d, points3d, K, mask=mask, candidates=likely, threshold=threshold).x[None]
+
+    run.stage(points3d=points3d[mask].unique(dim=0), image_size=torch.tensor(config.image_size))
+    problem = CalibrationProblem(points2d, points3d, mask, camera, kernel=geman_mcclure(config.inlier))
+    learning = GaussNewton(run, problem, start)
+    for step in learning.steps(config.iterations):
+        share, median = inliers(problem, learning.state.theta[0], learning.poses, config.inlier)
+        run.log(step, loss=learning.costs[-1], focal_px=learning.state.theta.item(), inlier_share=share.mean())
+        if run.records(step):
+            run.frame(step, world_to_camera=learning.poses, K=camera(learning.state.theta[0])[0])
+
+    state, poses, last = learning.state, learning.poses, len(learning.history)
+    K = camera(state.theta[0])[0]
+    run.frame(last, world_to_camera=poses, K=K)
+    share, median = inliers(problem, state.theta[0], poses, config.inlier)
+    deviation = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
+    run.figure("scene", last, picture(run.recorded()), final=True)
+    run.figure("focal", last, trajectories(torch.stack(learning.history), ["f (px)"]), final=True)
+    run.save_points("object", points3d[mask], cameras=poses, K=K[None])
+    told = [
+        {"frame": f.frame, "world_to_camera": pose, "inlier_share": s.item(), "median_px": m.item()}
+        for f, pose, s, m in zip(frames, poses, share, median, strict=True)
+    ]
+    write_json(run.folder / "poses.json", told)
+    return run.finish(
+        converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
+        iterations=state.steps,
+        loss=state.cost.item(),
+        errors={
+            "focal_px": state.theta.item(),
+            "focal_deviation_px": deviation.item(),
+            "inlier_share": share.mean().item(),
+            "lowest_inlier_share": share.min().item(),
+            "median_px": median.median().item(),
+        },
+        reference={
+            "focal_px": "703 to 705 (OpenCV self-calibration)",
+            "inlier_share": "0.58 (OpenCV)",
+            "median_px": "1.20 (OpenCV)",
+        },
+        picture="scene",
+        note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
+    )
+
+
+def inliers(problem: CalibrationProblem, theta: Tensor, poses: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Share of matches within `threshold` px, and the median error of those, per frame. (V,), (V,)."""
+    error = (project(problem.points3d, poses, *problem.unpack(theta)) - problem.points2d).norm(dim=-1)
+    right = (error < threshold) & problem.mask
+    return right.sum(1) / problem.mask.sum(1), torch.where(right, error, torch.nan).nanmedian(1).values
