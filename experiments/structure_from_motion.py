@@ -7,16 +7,19 @@ camera after camera, points learned through PnP from there, then a robust bundle
 unknown, which the paper has not), `smoke`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from experiments.drawing.figures import loss_curve, value_colors
+from experiments.paper.learning import Descent
 from experiments.paper.vgg import ConstantVgg11
-from experiments.running.config import RunConfig, cli, skip
-from experiments.running.run import Run
+from experiments.running.config import RunConfig, cli
+from experiments.running.run import Run, experiment
 from experiments.structure.refinement import refine
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
 from geometry import find_structure, pnp, project, triangulate
@@ -79,47 +82,82 @@ class Learned(NamedTuple):
     converged: bool
 
 
-def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
-    """Gauss-Newton with the poses eliminated.
+def read(config: Config) -> Scene:
+    """The scene, with a first reconstruction of images, which is part of the run."""
+    torch.set_num_threads(config.threads)
+    return read_scene(config, config.seed)
 
-    Without a start, a structure of a few points is searched first; the poses it comes with triangulate all points.
-    """
-    N = scene.points2d.shape[1]
+
+@experiment("structure_from_motion", read)
+def main(run: Run, config: Config, scene: Scene) -> dict:
+    scene = scene.to(run.device, run.dtype)
+    run.stage(
+        colors=scene.colors,
+        views=scene.visible.sum(0),
+        points3d_gt=scene.points_gt,
+        world_to_camera_gt=scene.poses_gt,
+        K=scene.K,
+        targets={"loss": config.threshold} if scene.points_start is None else {},
+    )
+    learned = (train_network if config.method == "vgg11_adam" else learn_points)(config, run, scene)
+    found = laid(scene, learned) if scene.poses_start is None else bundled(config, run, scene, learned)
+    return tell(config, run, learned, found)
+
+
+# ---- learning ----
+
+
+def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
+    """Gauss-Newton with the poses eliminated, from a start that is given or else searched."""
     problem = scene.problem(global_poses=False)
     losses: list[float] = []
     state: NestedState | None = None
+    steps = run.iterations(config.iterations)
     if saved := run.restore():
         state, losses = NestedState(*saved["state"]), saved["losses"]
     elif scene.points_start is not None and scene.poses_start is not None:
         state = nested_start(problem, scene.points_start[None], scene.poses_start[None])
-    few = torch.randperm(N)[: config.search_points].to(run.device)
-    good_enough = 0.5 * config.threshold * len(few) / N
-    search = find_structure(scene.only(few).problem(global_poses=True), good_enough, candidates=config.candidates)
-    for step in run.iterations(config.iterations):
-        if state is not None and state.done.all():
+    else:
+        few = search(config, run, scene, steps)
+        if not few.converged:  # in time: they are all there is
+            return few
+        points = triangulate(scene.points2d, scene.visible, few.poses, scene.K, scene.distortion).x
+        state = nested_start(problem, points[None], few.poses[None])
+        losses = few.losses
+        run.checkpoint(len(losses) - 1, state=tuple(state), losses=losses)  # the search is not repeated
+    searched = scene.points_start is None
+    # far below the threshold, so that what remains is the structure's error and not the optimiser's
+    floor = 1e-8 * config.threshold if searched else 0.0
+    for step in steps:
+        if state.done.all():
             break
-        if state is None:
-            guess = next(search)
-            points, poses, losses = guess.points, guess.poses, [*losses, 2 * guess.cost * N / len(few)]
-            shown, columns = scene.only(few), few
-            if guess.found:
-                cameras = (poses, scene.K, scene.distortion)
-                start = triangulate(scene.points2d, scene.visible, *cameras).x
-                state = nested_start(problem, start[None], poses[None])
-        else:
-            # far below the threshold, so that what remains is the structure's error and not the optimiser's
-            state = nested_step(problem, state, floor=1e-8 * config.threshold if scene.points_start is None else 0.0)
-            points, poses, losses = state.theta[0], state.inner[0], [*losses, 2 * state.cost.item()]
-            shown, columns = scene, None
-        run.log(step, loss=losses[-1], points=len(points), **shown.errors(points))
+        state = nested_step(problem, state, floor=floor)
+        losses.append(2 * state.cost.item())
+        points, poses = state.theta[0], state.inner[0]
+        run.log(step, loss=losses[-1], points=len(points), **scene.errors(points))
         if run.records(step):
-            show(run, shown, step, points, poses, columns, N)
-        if state is not None and run.due(step):
+            show(run, scene, step, points, poses)
+        if run.due(step):
             run.checkpoint(step, state=tuple(state), losses=losses)
-    if state is None:  # nothing was found in time: the best few points are all there is
-        return Learned(points, poses, losses, converged=False)
-    done = losses[-1] < config.threshold if scene.points_start is None else bool(state.done.all())
+    done = losses[-1] < config.threshold if searched else bool(state.done.all())
     return Learned(state.theta[0], state.inner[0], losses, done)
+
+
+def search(config: Config, run: Run, scene: Scene, steps: Iterator[int]) -> Learned:
+    """A few of the points, sought from random ones: converged where they fit."""
+    N = scene.points2d.shape[1]
+    few = torch.randperm(N)[: config.search_points].to(run.device)
+    seen, good_enough = scene.only(few), 0.5 * config.threshold * len(few) / N
+    guesses = find_structure(seen.problem(global_poses=True), good_enough, candidates=config.candidates)
+    losses: list[float] = []
+    for step, guess in zip(steps, guesses, strict=False):
+        losses.append(2 * guess.cost * N / len(few))
+        run.log(step, loss=losses[-1], points=len(few), **seen.errors(guess.points))
+        if run.records(step):
+            show(run, seen, step, guess.points, guess.poses, among=(few, N))
+        if guess.found:
+            break
+    return Learned(guess.points, guess.poses, losses, guess.found)
 
 
 def train_network(config: Config, run: Run, scene: Scene) -> Learned:
@@ -127,19 +165,11 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
     N = scene.visible.shape[1]
     model = ConstantVgg11(3 * N).to(run.device, run.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    learning = Descent(run, lambda: model().view(N, 3), optimizer)
     mask = scene.visible if config.masked else None
-    poses: Tensor | None = None
-    losses: list[float] = []
-    stalls = 0
-    if saved := run.restore():
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        poses, losses, stalls = (saved[key] for key in ("poses", "losses", "stalls"))
-    for step in run.iterations(config.iterations):
-        points = model().view(N, 3)
-        found = pnp(scene.points2d, points, scene.K, mask=mask, init=poses)
-        switched = 0
-        if poses is not None and config.look_again and step % config.look_again == 0:
+    for step, points in learning.steps(config.iterations):
+        found, switched = pnp(scene.points2d, points, scene.K, mask=mask, init=learning.poses), 0
+        if learning.poses is not None and config.look_again and step % config.look_again == 0:
             with torch.no_grad():
                 again = pnp(scene.points2d, points, scene.K, mask=mask)
             better = ~found.converged | (again.converged & (again.cost < 0.999 * found.cost))
@@ -148,110 +178,99 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
                 best = torch.where(better[:, None, None], again.x, found.x.detach())
                 found = pnp(scene.points2d, points, scene.K, mask=mask, init=best)
         error = (project(points, found.x, scene.K) - scene.points2d) * scene.visible[..., None]
-        loss = error.square().sum()
-        poses = found.x.detach()
-        losses.append(loss.item())
-        failed = int((~found.converged).sum())
-        run.log(step, loss=loss, switched_views=switched, failed_views=failed, **scene.errors(points.detach()))
-        stalls += len(losses) > 1 and 0 < losses[-2] - losses[-1] < 1e-12
+        learning.found(error.square().sum(), found.x)
+        failed, reached, losses = int((~found.converged).sum()), learning.history[-1], learning.losses
+        run.log(step, loss=losses[-1], switched_views=switched, failed_views=failed, **scene.errors(reached))
+        if run.records(step):
+            show(run, scene, step, reached, found.x.detach())
+        stalls = sum(0 < before - after < 1e-12 for before, after in pairwise(losses))
         if losses[-1] < config.threshold or stalls == 20:
             break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if run.records(step):
-            show(run, scene, step, points.detach(), poses)
-        if run.due(step):
-            run.checkpoint(
-                step,
-                model=model.state_dict(),
-                optimizer=optimizer.state_dict(),
-                poses=poses,
-                losses=losses,
-                stalls=stalls,
-            )
-    assert poses is not None
-    with torch.no_grad():
-        return Learned(model().view(N, 3), poses, losses, losses[-1] < config.threshold)
+    assert learning.poses is not None
+    return Learned(learning.predict().detach(), learning.poses, losses, losses[-1] < config.threshold)
 
 
 def show(
-    run: Run, scene: Scene, step: int, points: Tensor, poses: Tensor, columns: Tensor | None = None, N: int = 0
+    run: Run, scene: Scene, step: int, points: Tensor, poses: Tensor, among: tuple[Tensor, int] | None = None
 ) -> None:
-    """A frame: points and cameras laid onto the truth where there is one. columns: which of the N points these are."""
+    """A frame: points and cameras laid onto the truth where there is one. among: which of how many points these are."""
     error_px = scene.reprojection_error(points, poses) if scene.points_gt is None else None
     points, poses = scene.laid_onto_truth(points, poses)
-    if columns is not None and len(columns) < N:
+    if among is not None:
+        columns, N = among
         points = points.new_full((N, 3), torch.nan).index_copy(0, columns, points)
     run.frame(step, points3d=points, world_to_camera=poses, error_px=error_px)
 
 
-def main(config: Config) -> dict:
-    torch.set_num_threads(config.threads)  # the first reconstruction is part of the run
-    try:
-        scene = read_scene(config, config.seed)
-    except FileNotFoundError as absent:
-        skip(str(absent))
-    with Run("structure_from_motion", config) as run:
-        if run.finished:
-            return run.finished
-        from experiments.viewers.picture import evolution, picture  # a viewer: not before there is a run
+# ---- what was learned ----
 
-        scene = scene.to(run.device, run.dtype)
-        run.stage(
-            colors=scene.colors,
-            views=scene.visible.sum(0),
-            points3d_gt=scene.points_gt,
-            world_to_camera_gt=scene.poses_gt,
-            K=scene.K,
-            targets={"loss": config.threshold} if scene.points_start is None else {},
-        )
-        learn = train_network if config.method == "vgg11_adam" else learn_points
-        points, poses, losses, converged = learn(config, run, scene)
-        complete = len(points) == scene.points2d.shape[1]
-        rms, note = float("nan"), scene.note
-        colors: Any = None
-        found: dict[str, float] = {}
-        if complete:
-            rms = scene.reprojection_rms(points, poses)
-        truth = scene.points_gt
-        if scene.poses_start is not None:
-            refined = refine(scene, points, poses, config.robust_px)
-            model = refined.model
-            converged = converged and bool(refined.solution.converged.all())
-            points, poses = (t.to(run.device, run.dtype) for t in (model.points3d, model.world_to_camera))
-            K, distortion = (
-                lens[model.intrinsics_index].to(run.device, run.dtype) for lens in (model.K, model.distortion)
-            )
-            found = {**refined.errors, "learned_rms": rms}
-            scene = replace(scene, K=K, distortion=distortion)
-            rms = scene.reprojection_rms(points, poses)
-            note += refined.note
-            colors = model.colors
-            run.save_model("colmap", model)
-        elif complete:
-            points, poses = scene.laid_onto_truth(points, poses)
-        if complete:
-            show(run, scene, len(losses), points, poses)
-        run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
-        errors = scene.errors(points) if complete else {}
-        if errors:  # where perspective is weak, the mirror image fits nearly as well: say whether it is that
-            errors["rms_share_of_mirror"] = scene.errors(mirror(points))["rms_share"]
-        shown = run.recorded()
-        run.figure("structure", len(losses), evolution(shown), final=True)
-        run.figure("scene", len(losses), picture(shown), final=True)
-        if truth is not None and complete:
-            colors = value_colors(truth[:, 0])
-        run.save_points("points", points, colors=colors, cameras=poses)
-        return run.finish(
-            converged=converged,
-            iterations=len(losses),
-            loss=losses[-1],
-            errors={**errors, **found, "reprojection_rms": rms},
-            reference=PAPER if truth is not None and scene.poses_start is None else {},
-            note=note,
-            picture="structure" if scene.colors is None else "scene",
-        )
+
+class Found(NamedTuple):
+    """The scene with its lenses as they are known at the end, and what was found in it, in the truth's frame."""
+
+    scene: Scene
+    points: Tensor
+    poses: Tensor
+    converged: bool
+    errors: dict[str, float]
+    colors: Any = None
+
+
+def laid(scene: Scene, learned: Learned) -> Found:
+    """What was learned from nothing, laid onto the truth, unless it is of some of the points alone."""
+    points, poses, _, converged = learned
+    rms = float("nan")
+    if len(points) == scene.points2d.shape[1]:
+        rms = scene.reprojection_rms(points, poses)
+        points, poses = scene.laid_onto_truth(points, poses)
+    return Found(scene, points, poses, converged, {"reprojection_rms": rms})
+
+
+def bundled(config: Config, run: Run, scene: Scene, learned: Learned) -> Found:
+    """What was learned from a start, adjusted once more together with the intrinsics that are free."""
+    learned_rms = scene.reprojection_rms(learned.points, learned.poses)
+    refined = refine(scene, learned.points, learned.poses, config.robust_px)
+    model, index = refined.model, refined.model.intrinsics_index
+    run.save_model("colmap", model)
+    points, poses, K, distortion = (
+        value.to(run.device, run.dtype)
+        for value in (model.points3d, model.world_to_camera, model.K[index], model.distortion[index])
+    )
+    scene = replace(scene, K=K, distortion=distortion, note=scene.note + refined.note)
+    rms = scene.reprojection_rms(points, poses)
+    converged = learned.converged and bool(refined.solution.converged.all())
+    errors = {**refined.errors, "learned_rms": learned_rms, "reprojection_rms": rms}
+    return Found(scene, points, poses, converged, errors, model.colors)
+
+
+def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
+    """The figures, the point cloud and the summary."""
+    from experiments.viewers.picture import evolution, picture  # a viewer: not before there is something to see
+
+    scene, points, poses, converged, errors, colors = found
+    last = len(learned.losses)
+    if len(points) == scene.points2d.shape[1]:
+        show(run, scene, last, points, poses)
+        if shape := scene.errors(points):
+            # where perspective is weak, the mirror image fits nearly as well: say whether it is that
+            mirrored = {"rms_share_of_mirror": scene.errors(mirror(points))["rms_share"]}
+            errors = {**shape, **mirrored, **errors}
+        if scene.points_gt is not None:
+            colors = value_colors(scene.points_gt[:, 0])
+    run.figure("loss", last, loss_curve(learned.losses, config.threshold), final=True)
+    shown = run.recorded()
+    run.figure("structure", last, evolution(shown), final=True)
+    run.figure("scene", last, picture(shown), final=True)
+    run.save_points("points", points, colors=colors, cameras=poses)
+    return run.finish(
+        converged=converged,
+        iterations=last,
+        loss=learned.losses[-1],
+        errors=errors,
+        reference=PAPER if scene.points_gt is not None and scene.poses_start is None else {},
+        note=scene.note,
+        picture="structure" if scene.colors is None else "scene",
+    )
 
 
 if __name__ == "__main__":
