@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, ToyImages, shape_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import cli
 from experiments.running.run import Run, experiment
-from experiments.running.training import Training, checkpoint, restore
+from experiments.running.training import Training, side_by_side
+from experiments.toys.config import ConsensusConfig
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import CIRCLE, LINE, bounded, consensus
 from geometry import draw_sets, expected_loss, score_function_loss
@@ -38,37 +39,11 @@ TEST_SEED = 2**31
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(ConsensusConfig):
     methods: tuple[Method, ...] = ("esac", "separate")
     """Trained side by side, on the same images."""
-    iterations: int = 400
-    """Steps of each method."""
     alone: int = 200
     """Of these steps, how many esac's networks learn apart."""
-    batch: int = 32
-    """Images a step."""
-    learning_rate: float = 3e-3
-    """Highest of a one-cycle schedule, of AdamW."""
-    width: int = 12
-    """Channels of an expert's first layer; the gating network has half as many."""
-    reach: float = 0.12
-    """How far a point may lie from the middle of its patch, in image sides."""
-    hypotheses: int = 64
-    """For each image, of both experts together."""
-    pools: int = 4
-    """Pools that these are split into while learning: the draws whose losses are each other's baseline."""
-    threshold: float = 0.05
-    """Distance in image sides within which a point agrees."""
-    alpha: float = 0.5
-    """How much a score counts in the choice."""
-    beta: float = 100.0
-    """Steepness of a soft inlier."""
-    scale: float = 0.1
-    """Image sides beyond which a larger error hardly counts in the loss; what a model of the wrong kind costs."""
-    test_images: int = 1000
-    """Unseen images, the same for all seeds."""
-    correct_px: float = 5.0
-    """A model of the right kind is correct if it is off by less."""
     wanted: float = 0.35
     """Share of test images that the first method must fit correctly, to have converged."""
 
@@ -93,7 +68,7 @@ class Hypotheses(NamedTuple):
 
 
 class Learner:
-    """One method: its gating network and experts, and how they are trained."""
+    """One method: its experts, its gating network, half as wide, and how they are trained."""
 
     def __init__(self, method: Method, config: Config, run: Run) -> None:
         self.method, self.config = method, config
@@ -182,24 +157,23 @@ def choose(log_gate: Tensor, score: Tensor, how: Choice) -> tuple[Tensor, Tensor
 def main(run: Run, config: Config) -> dict:
     """Train the methods side by side and test them."""
     learners = {method: Learner(method, config, run) for method in config.methods}
-    generator = torch.Generator().manual_seed(config.seed)
-    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-    restore(run, generator, trainings)
-    columns: dict[str, float] = {}
-    for step in run.iterations(config.iterations):
+
+    def learn(step: int, generator: torch.Generator) -> dict[str, float]:
         images, truth, kind = _on(run, shape_images(config.batch, generator))
+        columns: dict[str, float] = {}
         for method, learner in learners.items():
             loss, error, expert = learner.learn(step, images, truth, kind)
             columns[f"{method}_loss"] = loss
             columns[f"{method}_right_expert"] = (expert == kind).double().mean().item()
             columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
-        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-        checkpoint(run, step, generator, trainings)
+        return columns
+
+    columns = side_by_side(run, config, {method: each.training for method, each in learners.items()}, learn)
     errors = test(config, run, learners)
     return run.finish(
         converged=errors[f"{config.methods[0]}_correct"] >= config.wanted,
         iterations=config.iterations,
-        loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
+        loss=columns[f"{config.methods[0]}_loss"],
         errors=errors,
         note=f"correct: the right kind of model, off by less than {config.correct_px:g} px at most, "
         f"of {config.test_images} images",

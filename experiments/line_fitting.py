@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, ToyImages, line_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import cli
 from experiments.running.run import Run, experiment
-from experiments.running.training import Training, checkpoint, restore
+from experiments.running.training import Training, side_by_side
+from experiments.toys.config import ConsensusConfig
 from experiments.toys.networks import ImageNetwork, PointNetwork
 from experiments.toys.shapes import LINE, Consensus, bounded, consensus, line_at
 from geometry import draw_sets, expected_loss, score_function_loss, set_log_probability
@@ -32,39 +33,19 @@ Method = Literal["dsac", "ng_dsac", "direct"]
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(ConsensusConfig):
     methods: tuple[Method, ...] = ("dsac", "direct")
     """Trained side by side, on the same images."""
     iterations: int = 2500
     """Steps of each method."""
-    batch: int = 32
-    """Images a step."""
     learning_rate: float = 5e-3
     """Highest of a one-cycle schedule, of AdamW."""
     width: int = 16
     """Channels of the first layer; the others have multiples of it."""
     easy: int = 200
     """Iterations in which images have fewer circles, from none up to as many as the test images."""
-    reach: float = 0.12
-    """How far a point may lie from the middle of its patch, in image sides; the whole image is 0.5."""
-    hypotheses: int = 64
-    """Lines through two points, for each image."""
-    pools: int = 4
-    """Of ng_dsac: as many expectations as these hypotheses are split into, for the variance of its gradient."""
-    threshold: float = 0.05
-    """Distance in image sides within which a point agrees."""
-    alpha: float = 0.5
-    """How much a score counts in the choice."""
-    beta: float = 100.0
-    """Steepness of a soft inlier."""
-    scale: float = 0.1
-    """Image sides beyond which a larger error hardly counts in the loss of the methods that choose."""
     direct_scale: float = float("inf")
     """The same for direct regression, which needs to be told how far off it is."""
-    test_images: int = 1000
-    """Unseen images, the same for all seeds."""
-    correct_px: float = 5.0
-    """A line is correct whose border crossings are off by less."""
     wanted: float = 0.2
     """Share of correct test images with which the first method has converged, if it also beats the last."""
 
@@ -139,25 +120,24 @@ class Learner:
 def main(run: Run, config: Config) -> dict:
     """Train the methods side by side and test them."""
     learners = {method: Learner(method, config, run) for method in config.methods}
-    generator = torch.Generator().manual_seed(config.seed)
-    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-    restore(run, generator, trainings)
-    columns: dict[str, float] = {}
-    for step in run.iterations(config.iterations):
+
+    def learn(step: int, generator: torch.Generator) -> dict[str, float]:
         most = min(5, 6 * step // config.easy) if config.easy else 5
         images, truth = _on(run, line_images(config.batch, generator, circles=(min(2, most), most)))
+        columns: dict[str, float] = {}
         for method, learner in learners.items():
             loss, error = learner.learn(images, truth)
             columns |= {f"{method}_loss": loss, f"{method}_px": error.median().item()}
             columns[f"{method}_correct"] = (error < config.correct_px).double().mean().item()
-        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-        checkpoint(run, step, generator, trainings)
+        return columns
+
+    columns = side_by_side(run, config, {method: each.training for method, each in learners.items()}, learn)
     errors = test(config, run, learners)
     shares = [errors[f"{method}_correct"] for method in config.methods]
     return run.finish(
         converged=shares[0] >= max(config.wanted, shares[-1] if len(shares) > 1 else 0.0),
         iterations=config.iterations,
-        loss=columns.get(f"{config.methods[0]}_loss", float("nan")),
+        loss=columns[f"{config.methods[0]}_loss"],
         errors=errors,
         reference={},
         note=f"correct: border crossings off by less than {config.correct_px:g} px, of {config.test_images} images",

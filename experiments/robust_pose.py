@@ -17,7 +17,6 @@ ratios are distributed was chosen with an eye on the box. It matters: where no w
 looks as sure as a right one (`deceptive` = 0 in make_matches), a sharp enough ratio is as good as learning.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,9 @@ from datasets.files import replacing
 from datasets.images.matches import read_box_matches
 from experiments.drawing.shapes import COLORS, by_method, curves
 from experiments.records.text import table
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import cli
 from experiments.running.run import Run, experiment
-from experiments.running.training import Training, checkpoint, restore
+from experiments.running.training import Training, TrainingConfig, side_by_side
 from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.toys.shapes import bounded
 from geometry import draw_sets, geman_mcclure, pnp, pnp_ransac, score_function_loss, se3, set_log_probability
@@ -52,15 +51,9 @@ LINES = dict(zip(("sampling", "weights", "classify", "ratio", "uniform", "labels
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(TrainingConfig):
     methods: tuple[Method, ...] = ("sampling", "weights", "classify")
     """Trained side by side, on the same problems."""
-    iterations: int = 400
-    """Steps of each method."""
-    batch: int = 32
-    """Problems a step, with 10 to 90 % wrong."""
-    learning_rate: float = 3e-3
-    """Highest of a one-cycle schedule, of AdamW."""
     width: int = 32
     """Channels of the network."""
     points: int = 100
@@ -180,17 +173,14 @@ def read_box(config: Config) -> Matches | None:
 def main(run: Run, config: Config, box: Matches | None) -> dict:
     """Train the methods side by side and test them."""
     learners = {method: Learner(method, config, run) for method in config.methods}
-    generator = torch.Generator().manual_seed(config.seed)
-    trainings: dict[str, Training] = {method: learner.training for method, learner in learners.items()}
-    restore(run, generator, trainings)
-    columns: dict[str, float] = {}
-    for step in run.iterations(config.iterations):
+
+    def learn(step: int, generator: torch.Generator) -> dict[str, float]:
         shares = 0.1 + 0.8 * torch.rand(config.batch, generator=generator)
         matches = _on(run, make_matches(shares, config.points, generator, noise=config.noise))
-        for method, learner in learners.items():
-            columns |= {f"{method}_{key}": value for key, value in learner.learn(matches).items()}
-        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-        checkpoint(run, step, generator, trainings)
+        told = {method: learner.learn(matches) for method, learner in learners.items()}
+        return {f"{method}_{key}": value for method, some in told.items() for key, value in some.items()}
+
+    columns = side_by_side(run, config, {method: each.training for method, each in learners.items()}, learn)
     return finish(config, run, learners, columns, box)
 
 
@@ -342,7 +332,7 @@ def finish(
     return run.finish(
         converged=errors[f"{first}_success_{least}"] > errors[f"{config.rival}_success_{least}"],
         iterations=config.iterations,
-        loss=columns.get(f"{first}_loss", math.nan),
+        loss=columns[f"{first}_loss"],
         errors=errors,
         note=f"success: poses within {degrees:g} degrees and {part:.0%} of the distance, mean over shares of wrong "
         f"matches; by RANSAC's hypotheses. Converged: {first} beats {config.rival} at the fewest",

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.drawing.figures import BLUE, GREY, ORANGE, array
 from experiments.drawing.shapes import by_method, curves
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import cli
 from experiments.running.run import Run, experiment
-from experiments.running.training import Training
+from experiments.running.training import Training, TrainingConfig, side_by_side
 from geometry import quadratic_program
 
 if TYPE_CHECKING:
@@ -41,11 +41,9 @@ Method = Literal["optnet", "network"]
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(TrainingConfig):
     methods: tuple[Method, ...] = ("optnet", "network")
     """Trained side by side, on the same puzzles."""
-    iterations: int = 400
-    """Steps of each method."""
     batch: int = 50
     """Puzzles a step."""
     puzzles: int = 9000
@@ -160,13 +158,10 @@ def main(run: Run, config: Config) -> dict:
     unseen, seen = boards[: config.held_out], boards[config.held_out :]
     training = puzzles_of(config, run, config.puzzles, config.seed, seen)
     watched = puzzles_of(config, run, config.watched, TEST_SEED, unseen)
-    learners = {method: learner(method, config, run) for method in config.methods}
-    columns: dict[str, float] = {}
-    if saved := run.restore():
-        columns = saved["columns"]
-        for method, each in learners.items():
-            each.load(saved[method])
-    for step in run.iterations(config.iterations):
+    learners: dict[str, Training] = {method: learner(method, config, run) for method in config.methods}
+
+    def one_step(step: int, _: torch.Generator) -> dict[str, float]:
+        columns: dict[str, float] = {}
         drawn = torch.randint(config.puzzles, (config.batch,))
         batch = Puzzles(*(part[drawn] for part in training))
         test_now = step % config.test_every == 0 or step + 1 == config.iterations
@@ -178,10 +173,9 @@ def main(run: Run, config: Config) -> dict:
             columns[f"{method}_loss"], columns[f"{method}_right"] = learn(each, batch)
             if isinstance(each.network, OptNet):
                 columns["rules_residual"] = each.network.rules_residual()
-        run.log(step, loss=columns[f"{config.methods[0]}_loss"], **columns)
-        if run.due(step):
-            states = {method: each.state() for method, each in learners.items()}
-            run.checkpoint(step, columns=columns, **states)
+        return columns
+
+    columns = side_by_side(run, config, learners, one_step)
     final = {
         where: puzzles_of(config, run, config.test_puzzles, TEST_SEED + 1, those)
         for where, those in (("unseen", unseen), ("seen", seen))
@@ -242,7 +236,7 @@ def share_right(network: nn.Module, puzzles: Puzzles) -> float:
 
 
 @torch.no_grad()
-def draw(config: Config, run: Run, learners: dict[Method, Training], puzzles: Puzzles) -> None:
+def draw(config: Config, run: Run, learners: Mapping[str, Training], puzzles: Puzzles) -> None:
     """Learning curves, and what the methods make of the first puzzles."""
     metrics = run.recorded().metrics
     lines = by_method(metrics, learners, {"share of right unseen boards": "test_right", "training loss": "loss"})

@@ -1,19 +1,31 @@
-"""How the toys' networks learn: one optimiser and schedule for all methods, and what a checkpoint has to hold."""
+"""How networks learn: one optimiser and schedule for all methods, and methods that are trained side by side."""
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.running.config import RunConfig
 from experiments.running.run import Run
 
-__all__ = ["Training", "checkpoint", "keep_memory", "restore"]
+__all__ = ["Training", "TrainingConfig", "keep_memory", "side_by_side"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig(RunConfig):
+    iterations: int = 400
+    """Steps of each method."""
+    batch: int = 32
+    """Problems or images a step, the same for all methods."""
+    learning_rate: float = 3e-3
+    """Highest of a one-cycle schedule, of AdamW."""
 
 
 class Training:
@@ -72,16 +84,29 @@ def keep_memory() -> None:
             library.mallopt(parameter, 1 << 30)
 
 
-def restore(run: Run, generator: torch.Generator, trainings: Mapping[str, Training]) -> None:
-    """Set what draws the data, and methods that train side by side, to where `checkpoint` left them, if it did."""
+def side_by_side(
+    run: Run,
+    config: TrainingConfig,
+    trainings: Mapping[str, Training],
+    learn: Callable[[int, torch.Generator], Mapping[str, float]],
+) -> dict[str, float]:
+    """Train several methods on the same data, drawn by `learn(step, generator)`; the metrics of the last step.
+
+    learn takes one step of each method and returns its METHOD_loss and what else there is to log; the first method's
+    loss is the run's.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    columns: dict[str, float] = {}
+    loss = f"{next(iter(trainings))}_loss"
     if saved := run.restore():
         generator.set_state(saved["generator"])
+        columns = saved["columns"]
         for method, training in trainings.items():
             training.load(saved[method])
-
-
-def checkpoint(run: Run, step: int, generator: torch.Generator, trainings: Mapping[str, Training]) -> None:
-    """Save them, if this step is one to save at."""
-    if run.due(step):
-        states = {method: training.state() for method, training in trainings.items()}
-        run.checkpoint(step, generator=generator.get_state(), **states)
+    for step in run.iterations(config.iterations):
+        columns |= learn(step, generator)
+        run.log(step, loss=columns[loss], **columns)
+        if run.due(step):
+            states = {method: training.state() for method, training in trainings.items()}
+            run.checkpoint(step, generator=generator.get_state(), columns=columns, **states)
+    return columns
