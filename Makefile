@@ -32,6 +32,7 @@ kernels: $(VENV)/ready-dev
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	@command -v npm >/dev/null || echo "npm is not installed: the JavaScript of experiments/viewers/web is not checked"
 
 types: $(VENV)/ready-dev
 	$(VENV)/bin/mypy
@@ -50,4 +51,5 @@ $(VENV)/ready-%: pyproject.toml constraints.txt .ci/setup
 
 clean:
 	rm -rf .venv .venv-cuda *.egg-info build docs/_generated docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf experiments/viewers/web/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,9 +22,6 @@ __all__ = ["encode", "page", "write_page"]
 
 WEB = Path(__file__).with_name("web")
 
-SCRIPTS = ("base", "data", "space", "colors", "image", "charts", "header", "show", "controls", "page")
-"""The files of the page's one module, in their order."""
-
 LIMIT = 1_500_000
 """Points of all frames together that a page holds; about 20 MB. What is beyond is left out, and the page says so."""
 
@@ -42,8 +39,7 @@ def page(recording: Recording, live: str | None = None, picture: bytes = b"") ->
         "data": base64.b64encode(encode(recording)).decode() if live is None else "",
         "picture": f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}" alt="">' if picture else "",
         "page_css": _text("page.css"),
-        "vendor_js": _text("vendor.js"),
-        "page_js": "\n".join(_text(f"{name}.js") for name in SCRIPTS),
+        "page_js": _text("page.bundle.js"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
 

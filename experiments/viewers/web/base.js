@@ -1,25 +1,26 @@
-// What all of the page's files use. They are one module, put together by page.py in the order of its SCRIPTS.
+// What all of the page's modules use.
 
-const BLUE = "#0072B2";
-const ORANGE = "#D55E00";
-const MUTED = "#5F6670";
-const LINE = "#E3E6EA";
-const UNKNOWN = [154, 161, 171]; // colour of a point whose value is not known
-const VIRIDIS = [
+export const BLUE = "#0072B2";
+export const ORANGE = "#D55E00";
+export const MUTED = "#5F6670";
+export const LINE = "#E3E6EA";
+export const UNKNOWN = [154, 161, 171]; // colour of a point whose value is not known
+export const VIRIDIS = [
   ..."#440154 #481a6c #472f7d #414487 #39568c #31688e #2a788e #23888e".split(" "),
   ..."#1f988b #22a884 #35b779 #54c568 #7ad151 #a5db36 #d2e21b #fde725".split(" "),
 ].map(rgb);
-const AXES = ["x", "y", "z"];
+export const AXES = ["x", "y", "z"];
 
 /** Red, green, blue of "#rrggbb", 0 to 255. */
-function rgb(hex) {
+export function rgb(hex) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-const $ = (id) => document.getElementById(id);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+/** @type {(id: string) => any} */
+export const $ = (id) => document.getElementById(id);
+export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-function element(tag, attributes = {}, ...children) {
+export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
@@ -27,7 +28,7 @@ function element(tag, attributes = {}, ...children) {
 }
 
 /** A number as short as it stays clear. */
-function short(value, digits = 4) {
+export function short(value, digits = 4) {
   if (typeof value !== "number") return String(value);
   if (!Number.isFinite(value)) return String(value).toLowerCase().replace("infinity", "inf");
   const size = Math.abs(value);
@@ -37,23 +38,23 @@ function short(value, digits = 4) {
   return rounded.toLocaleString("en", { maximumFractionDigits: 12 });
 }
 
-const plural = (count, word) => `${short(count)} ${word}${count === 1 ? "" : "s"}`;
+export const plural = (count, word) => `${short(count)} ${word}${count === 1 ? "" : "s"}`;
 
 /** The least of ... 1, 2, 5, 10 ... that is no less. */
-function roundAbove(value) {
+export function roundAbove(value) {
   const exponent = 10 ** Math.floor(Math.log10(value));
   const lead = value / exponent;
   return (lead > 5 ? 10 : lead > 2 ? 5 : lead > 1 ? 2 : 1) * exponent;
 }
 
-function viridis(share) {
+export function viridis(share) {
   const at = clamp(share, 0, 1) * (VIRIDIS.length - 1);
   const i = Math.min(Math.floor(at), VIRIDIS.length - 2);
   return VIRIDIS[i].map((low, channel) => low + (at - i) * (VIRIDIS[i + 1][channel] - low));
 }
 
 /** The values below which these shares of the finite values lie; of many values, of 20,000 evenly chosen ones. */
-function percentiles(values, shares, offset = 0, stride = 1) {
+export function percentiles(values, shares, offset = 0, stride = 1) {
   const count = Math.floor((values.length - offset + stride - 1) / stride);
   const every = Math.ceil(count / 20000);
   const chosen = [];
@@ -66,7 +67,7 @@ function percentiles(values, shares, offset = 0, stride = 1) {
 }
 
 /** From where to where the values reach, but for those farther out than 1.5 times the quartiles' distance (Tukey). */
-function bulk(values, offset = 0, stride = 1) {
+export function bulk(values, offset = 0, stride = 1) {
   const [least, lower, upper, most] = percentiles(values, [0, 0.25, 0.75, 1], offset, stride);
   const beyond = 1.5 * (upper - lower);
   return [Math.max(least, lower - beyond), Math.min(most, upper + beyond)];

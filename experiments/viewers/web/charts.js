@@ -1,9 +1,12 @@
 // The columns of metrics.csv as curves.
 
+import { uPlot } from "./libraries.js";
+import { BLUE, clamp, element, LINE, MUTED, ORANGE, short } from "./base.js";
+
 const INTRINSICS = /^(f|fx|fy|cx|cy|skew|focal\w*|[kpd]\d)$/;
 
 /** The columns in the order of the charts: loss, intrinsics, the rest. */
-function columns(metrics) {
+export function columns(metrics) {
   const rank = (name) => (/^loss/.test(name) ? 0 : INTRINSICS.test(name) ? 1 : 2);
   return Object.keys(metrics)
     .filter((name) => name !== "step")
@@ -12,7 +15,13 @@ function columns(metrics) {
 
 const chartHeight = () => (document.body.classList.contains("flat") ? 200 : 124);
 
-class Chart {
+export class Chart {
+  steps = [];
+  values = [];
+  xs = [0, 1];
+  log = false;
+  goal = NaN;
+
   constructor(name, onStep) {
     this.name = name;
     this.onStep = onStep;
@@ -47,7 +56,7 @@ class Chart {
     }
     this.wasLog = log;
     this.plot?.destroy();
-    this.plot = new vendor.uPlot(this.options(log), [steps, shown], this.holder);
+    this.plot = new uPlot(this.options(log), [steps, shown], this.holder);
     this.plot.over.append(this.line, this.dot);
     const seek = (event) => {
       if (!(event.buttons & 1)) return;
@@ -61,6 +70,7 @@ class Chart {
     this.plot.over.addEventListener("pointermove", seek);
   }
 
+  /** @returns {any} what uPlot is told */
   options(log) {
     const font = "11px system-ui, sans-serif";
     const axis = { font, stroke: MUTED, ticks: { stroke: LINE, size: 4 }, grid: { stroke: LINE, width: 1 } };

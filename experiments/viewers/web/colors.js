@@ -1,7 +1,9 @@
 // How points are coloured, and the bar that says so.
 
+import { $, AXES, bulk, clamp, element, percentiles, short, UNKNOWN, VIRIDIS, viridis } from "./base.js";
+
 /** How to colour the points of a frame: {name, color(i, out, at), low, high, log} with low ... high for the bar. */
-const COLORINGS = {
+export const COLORINGS = {
   image: {
     label: "image",
     of: (data, stage, frame, count) =>
@@ -75,7 +77,7 @@ function scale(name, low, high, value, log = false) {
   return { name, low, high, log, color };
 }
 
-function showBar({ name, low, high, log, offset }, stage, count) {
+export function showBar({ name, low, high, log, offset }, stage, count) {
   $("bar").hidden = !name || !count;
   if ($("bar").hidden) return;
   const shift = offset === undefined ? 0 : stage.centre[offset];

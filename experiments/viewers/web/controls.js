@@ -1,32 +1,12 @@
 // What the user does: look closer, and move in time.
 
-/** Say what point number n of the drawn ones is; null for none. */
-function hover(n) {
-  const none = n === null || n < 0;
-  $("tip").hidden = $("picked").hidden = none;
-  if (none) return;
-  const { data } = state;
-  const frame = data.frames[state.frame];
-  const stage = data.stages[frame.stage];
-  const i = space.points.index[n];
-  const place = Array.from(space.points.position.array.subarray(3 * n, 3 * n + 3));
-  const [x, y] = space.onCanvas(...place);
-  const lines = [
-    `point ${short(i * stage.stride)}`,
-    place.map((value, axis) => `${AXES[axis]} ${short(value + stage.centre[axis])}`).join("  "),
-  ];
-  if (frame.error) {
-    const name = frame.error_unit ? "reprojection error" : "distance to truth";
-    lines.push(`${name} ${short(frame.error[i], 3)} ${frame.error_unit}`.trim());
-  }
-  if (stage.views?.length * 3 === frame.points.length) lines.push(`seen in ${plural(stage.views[i], "view")}`);
-  $("tip").textContent = lines.join("\n");
-  const { clientWidth: width, clientHeight: height } = $("space");
-  $("tip").style.left = `${clamp(x + 14, 0, width - $("tip").offsetWidth - 8)}px`;
-  $("tip").style.top = `${clamp(y + 14, 0, height - $("tip").offsetHeight - 8)}px`;
-  $("picked").style.left = `${x}px`;
-  $("picked").style.top = `${y}px`;
-}
+import { Vector3 } from "./libraries.js";
+import { $, AXES, MUTED } from "./base.js";
+import { drawImage } from "./image.js";
+import { space, state } from "./state.js";
+import { hover } from "./point.js";
+import { pause, setButton } from "./playing.js";
+import { everything, show } from "./show.js";
 
 function turnAxes() {
   const lines = [];
@@ -45,7 +25,7 @@ function turnAxes() {
     .join("");
 }
 
-function listenInSpace() {
+export function listenInSpace() {
   const canvas = $("canvas");
   let asked = null;
   space.afterDraw = turnAxes;
@@ -65,8 +45,8 @@ function listenInSpace() {
     const n = point(event);
     if (n < 0) return;
     const place = space.points.position.array.subarray(3 * n, 3 * n + 3);
-    space.camera.position.add(new Vector3(...place).sub(space.controls.target));
-    space.controls.target.set(...place);
+    space.camera.position.add(new Vector3().fromArray(place).sub(space.controls.target));
+    space.controls.target.fromArray(place);
     space.redraw();
   });
   const current = () => state.data.stages[state.stage];
@@ -83,20 +63,6 @@ function listenInSpace() {
     space.magnified = 2 ** Number($("size").value);
     space.redraw();
   });
-}
-
-const PLAY = '<svg viewBox="0 0 20 20"><path d="M6 3.5v13l11-6.5z"/></svg>';
-const PAUSE = '<svg viewBox="0 0 20 20"><path d="M5 4h3.5v12H5zM11.5 4H15v12h-3.5z"/></svg>';
-
-function setButton() {
-  $("play").innerHTML = state.playing === null ? PLAY : PAUSE;
-  $("play").setAttribute("aria-label", state.playing === null ? "Play" : "Pause");
-}
-
-function pause() {
-  clearTimeout(state.playing);
-  state.playing = null;
-  setButton();
 }
 
 function play() {
@@ -120,12 +86,12 @@ function play() {
 
 const toggle = () => (state.playing === null ? play() : pause());
 
-function go(i) {
+export function go(i) {
   pause();
   show(i);
 }
 
-function listenToTime() {
+export function listenToTime() {
   setButton();
   $("play").addEventListener("click", toggle);
   $("slider").addEventListener("input", () => go(Number($("slider").value)));
@@ -134,7 +100,7 @@ function listenToTime() {
   );
   addEventListener("keydown", (event) => {
     if (!state.data?.frames.length || event.ctrlKey || event.metaKey || event.altKey) return;
-    const { target: on } = event;
+    const on = /** @type {HTMLElement} */ (event.target);
     if (on !== $("slider") && on.matches?.("select, input[type=range]")) return; // it has keys of its own
     if (event.key === " " && on.matches?.("button, input[type=checkbox], summary")) return;
     const moves = {

@@ -1,7 +1,9 @@
 // What page.encode packed, and what is computed of it once: boxes, frusta, trails.
 
+import { bulk, clamp, percentiles } from "./base.js";
+
 /** What page.encode packed, with every array's number replaced by the array. */
-async function decode(bytes) {
+export async function decode(bytes) {
   const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const buffer = new Uint8Array(await new Response(unzipped).arrayBuffer());
   const size = new DataView(buffer.buffer).getUint32(0, true);
@@ -36,7 +38,7 @@ async function decode(bytes) {
 const TOO_FAR = 6; // radii of the points' box: where a camera is farther, the cameras are not framed; as in scene.py
 
 /** Where the cameras (V,3,4) are, (V,3): -R' t; none of null. */
-function centres(cameras) {
+export function centres(cameras) {
   if (!cameras) return new Float32Array();
   const out = new Float32Array(cameras.length / 4);
   for (let v = 0; v < cameras.length / 12; v++) {
@@ -53,7 +55,7 @@ function centres(cameras) {
 }
 
 /** Eight segments of each camera (V,3,4): from its centre to the image's corners, and around the image; none of null. */
-function frusta(cameras, K, depth) {
+export function frusta(cameras, K, depth) {
   if (!cameras) return new Float32Array();
   const count = cameras.length / 12;
   const out = [];
@@ -79,7 +81,7 @@ function frusta(cameras, K, depth) {
 }
 
 /** The box of the bulk of points (N,3) as {centre, radius, low, high, corners (8,3)}, one wide of one; null of none. */
-function box(points) {
+export function box(points) {
   const low = [];
   const high = [];
   for (const axis of [0, 1, 2]) {
@@ -106,7 +108,7 @@ function farthest(places, centre) {
 }
 
 /** What is worth computing once of each stage of the data. */
-function studied(data) {
+export function studied(data) {
   const measured = data.frames.filter((frame) => frame.error);
   const errors = [];
   for (const { error } of measured) {
@@ -154,7 +156,7 @@ function frustumDepth(eyes, { centre, radius }) {
 }
 
 /** Segments (S,2,3) between places (N,3): pairs[2 s] of `from` to pairs[2 s + 1] of `to`, or each to its own; if known. */
-function joined(from, to, pairs = Uint32Array.from({ length: (2 * from.length) / 3 }, (_, i) => i >> 1)) {
+export function joined(from, to, pairs = Uint32Array.from({ length: (2 * from.length) / 3 }, (_, i) => i >> 1)) {
   const out = new Float32Array(3 * pairs.length);
   let n = 0;
   for (let i = 0; i < pairs.length; i += 2) {

@@ -1,6 +1,8 @@
 // What came of the run, in words and numbers.
 
-function describe(data) {
+import { $, element, short } from "./base.js";
+
+export function describe(data) {
   const { summary } = data;
   const done = Object.keys(summary).length > 0;
   document.title = $("title").textContent = data.title;

@@ -1,6 +1,8 @@
 // Points of one image, and the way they went.
 
-function drawImage(canvas, data, frame) {
+import { BLUE, clamp, element, LINE, MUTED, ORANGE, percentiles, roundAbove, short, viridis } from "./base.js";
+
+export function drawImage(canvas, data, frame) {
   const stage = data.stages[frame.stage];
   const current = frame.points2d ?? [];
   const truth = stage.points2d_truth ?? [];
@@ -137,7 +139,7 @@ function roundNumbers(low, high, count) {
   return found;
 }
 
-function legend(stage) {
+export function legend(stage) {
   const mark = (drawing, label) => {
     const span = element("span");
     span.innerHTML = `<svg viewBox="-7 -7 14 14">${drawing}</svg>`;

@@ -15,8 +15,8 @@ function sort(column, descending) {
   const sign = descending ? -1 : 1;
   const rows = [...body.rows].map((row) => [key(row), row]);
   rows.sort(([a], [b]) => {
-    if (isLast(a) || isLast(b)) return isLast(a) - isLast(b);
-    return sign * (isNumber ? (a > b) - (a < b) : a.localeCompare(b, "en", {numeric: true}));
+    if (isLast(a) || isLast(b)) return Number(isLast(a)) - Number(isLast(b));
+    return sign * (isNumber ? Number(a > b) - Number(a < b) : a.localeCompare(b, "en", {numeric: true}));
   });
   body.append(...rows.map(([, row]) => row));
 }
@@ -35,9 +35,10 @@ headers.forEach((header, column) => {
   });
 });
 
+/** @type {HTMLElement} */
 const filter = document.querySelector(".filter");
 if (filter) {
-  const [input, output] = filter.querySelectorAll("input, output");
+  const [input, output] = [filter.querySelector("input"), filter.querySelector("output")];
   const texts = new Map([...body.rows].map((row) => [row, said(row)]));
   filter.hidden = false;
   input.addEventListener("input", () => {
@@ -45,7 +46,7 @@ if (filter) {
     let found = 0;
     for (const [row, text] of texts) {
       row.hidden = !words.every((word) => text.includes(word));
-      found += !row.hidden;
+      found += Number(!row.hidden);
     }
     output.textContent = words.length ? `${found} of ${texts.size}` : "";
   });

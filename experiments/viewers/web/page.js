@@ -1,5 +1,12 @@
 // Data, embedded or from a server, and the start.
 
+import { uPlotStyle } from "./libraries.js";
+import { $, element } from "./base.js";
+import { centres, decode } from "./data.js";
+import { space, state } from "./state.js";
+import { load } from "./show.js";
+import { go, listenInSpace, listenToTime } from "./controls.js";
+
 function trouble(words) {
   $("trouble").hidden = !words;
   $("trouble").textContent = words ?? "";
@@ -49,7 +56,7 @@ function onPage(place) {
  * in the drawn buffer, nan where unknown. screen(i), eyes: where point i is, and where the cameras are, on the page in
  * px. draws: how often space was drawn.
  */
-window.viewer = Object.freeze({
+const viewer = Object.freeze({
   get frames() {
     return state.data ? state.data.frames.length : 0;
   },
@@ -81,8 +88,9 @@ window.viewer = Object.freeze({
   },
   setFrame: go,
 });
+Object.assign(window, { viewer });
 
-document.head.append(element("style", {}, vendor.uPlotStyle));
+document.head.append(element("style", {}, uPlotStyle));
 if (space) listenInSpace();
 listenToTime();
 const live = document.body.dataset.live;

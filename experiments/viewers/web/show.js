@@ -1,9 +1,18 @@
-// State, and what ties everything together: the data and the frame that are shown.
+// What ties everything together: the data and the frame that are shown.
 
-const state = { data: null, frame: 0, color: null, playing: null, stage: -1, entered: -1 };
+import { $, BLUE, clamp, element, MUTED, ORANGE, plural, rgb, short } from "./base.js";
+import { centres, frusta, joined, studied } from "./data.js";
+import { COLORINGS, showBar } from "./colors.js";
+import { drawImage, legend } from "./image.js";
+import { Chart, columns } from "./charts.js";
+import { describe } from "./header.js";
+import { space, state } from "./state.js";
+import { hover } from "./point.js";
+import { pause } from "./playing.js";
+
 const charts = new Map();
-const space = Space.on($("canvas"));
 
+/** @type {[string, string, [string, string], (stage: any) => any, (data: any) => boolean][]} */
 const TOGGLES = [
   // name, label, mark, which stages have it, whether it is on at first
   ["truth", "Truth", ["dot", ORANGE], (stage) => stage.truth || stage.cameras_truth, () => true],
@@ -28,7 +37,7 @@ const TOGGLES = [
 const isOn = (name) => $("toggles").querySelector(`[name=${name}]`)?.checked ?? false;
 
 /** Show these data: the first, or newer ones of the same run. */
-function load(data) {
+export function load(data) {
   const first = state.data === null;
   const old = state.data?.frames[state.frame];
   const following = first || !old || state.frame === state.data.frames.length - 1;
@@ -150,7 +159,7 @@ function seek(step) {
 }
 
 /** Show frame number i. */
-function show(i) {
+export function show(i) {
   const { data } = state;
   const count = data.frames.length;
   state.frame = clamp(i, 0, count - 1);
@@ -200,7 +209,7 @@ function enter(number) {
 }
 
 /** All there is to see of a frame: arrays of places (N,3). */
-function everything(stage, frame) {
+export function everything(stage, frame) {
   return [
     stage.box.corners,
     frusta(frame.cameras, frame.K, stage.depth),

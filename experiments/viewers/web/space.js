@@ -1,6 +1,8 @@
 // Points and line segments in space.
 
-const {
+import { BLUE, clamp, LINE, MUTED, ORANGE, roundAbove } from "./base.js";
+import { box } from "./data.js";
+import {
   BufferAttribute,
   BufferGeometry,
   ColorManagement,
@@ -15,7 +17,7 @@ const {
   ShaderMaterial,
   Vector3,
   WebGLRenderer,
-} = vendor;
+} from "./libraries.js";
 
 const VERTEX = `
   uniform float size, scale, least, nearer; // nearer: what is drawn at the same place is hidden, or hides
@@ -123,6 +125,7 @@ class Lines {
         this.object.geometry.setPositions(new Float32Array(this.room));
       }
       if (segments.length) {
+        /** @type {any} */
         const { data } = this.object.geometry.attributes.instanceStart;
         data.array.set(segments);
         data.needsUpdate = true;
@@ -134,7 +137,7 @@ class Lines {
   }
 }
 
-class Space {
+export class Space {
   /** null where the browser has no WebGL 2. */
   static on(canvas) {
     const context = canvas.getContext("webgl2", { antialias: true, powerPreference: "high-performance" });
@@ -175,6 +178,7 @@ class Space {
     this.magnified = 1; // both of them, as the user wants
     this.reach = 1; // how far from the centre anything is
     this.draws = 0;
+    this.afterDraw = () => {};
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
     this.resize();
   }

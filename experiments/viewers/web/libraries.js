@@ -23,9 +23,7 @@ OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN
 THE SOFTWARE.
 */
 
-// What ../vendor.js holds and the page uses as the global `vendor`. To make it again, in this folder:
-//   npm install --no-package-lock
-//   npm run build
+// What the page uses of other people's code. `npm run build` packs it with the page's own into page.bundle.js.
 
 export {
   BufferAttribute,
