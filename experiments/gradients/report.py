@@ -192,28 +192,8 @@ def quality_table(quality: Mapping[float, Mapping[Method, Quality]]) -> list[str
 def report(
     outcomes: Sequence[Outcome], quality: Mapping[float, Mapping[Method, Quality]], goal: float, settings: Mapping
 ) -> str:
-    """The page, in Markdown."""
-    # its words that no formula makes, written after looking at the reference run (`full`)
-    answer = Path(__file__).with_name("answer.md").read_text().rstrip("\n")
-    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
-    lines = [
-        "# Which gradient should a network learn a pose with?", "",
-        "One task, one network, one budget, and every gradient and loss "
-        "(`experiments/gradient_comparison.py` says how they are compared, `gradients/methods.py` what they do).", "",
-        f"Settings: {told}. Float64, one thread; seconds are the processor's. At the goal: median errors of rotation "
-        f"and translation on unseen views within {goal:g} times the oracle's, the maximum-likelihood pose of keypoints "
-        "without bias whose noise is known. Numbers are medians over the seeds (least to largest); lengths are half "
-        "sides of the object. A difference smaller than the range over the seeds is none.", "",
-        answer, "",
-        "## All regimes", "", *overall_table(outcomes, goal), "",
-        "![shares and errors](gradient_comparison.png)", "",
-        "## The gradients themselves", "",
-        "At the start of learning, without bias or outliers: relative error of d loss / d points2d, median / largest, "
-        "and the share of keypoints that a step down the gradient moves towards their true projection. The error is "
-        "against finite differences of the method's own loss (of the solver's, where the method goes through it); of "
-        "the methods that draw, that of one draw against the mean of many.", "",
-        *quality_table(quality),
-    ]  # fmt: skip
+    """The page, in Markdown: page.md with its tables, and a section a regime."""
+    lines: list[str] = []
     for outcome in outcomes:
         lines += ["", f"## {title(outcome.regime).capitalize()}", "", f"{REGIMES[outcome.regime].text}.", ""]
         turn, shift, away = (median(best[i] for best in outcome.oracle) for i in range(3))
@@ -223,7 +203,19 @@ def report(
             f"Oracle: {turn:.3g}°, {shift:.3g}, displacement {away:.3g}; the start: {begun / away:.3g} times that. "
             + verdict(outcome, goal), "", *regime_table(outcome, goal),
         ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    # its words were written after looking at the reference run (`full`)
+    return (
+        Path(__file__)
+        .with_name("page.md")
+        .read_text()
+        .format(
+            settings=", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()),
+            goal=goal,
+            overall="\n".join(overall_table(outcomes, goal)),
+            quality="\n".join(quality_table(quality)),
+            regimes="\n".join(lines[1:]),
+        )
+    )
 
 
 def curves(outcomes: Sequence[Outcome], goal: float) -> Figure:
