@@ -33,17 +33,21 @@ def array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
 
 
+def centres(world_to_camera: np.ndarray) -> np.ndarray:
+    """Where cameras (V,4,4) are, (V,3)."""
+    return -np.einsum("vji,vj->vi", world_to_camera[:, :3, :3], world_to_camera[:, :3, 3])
+
+
 def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
     """Apex and image corners of each camera in the world, (V,5,3), a tenth as deep as the points are far.
 
     The image is taken to end at twice the principal point; without `K` it is 4:3 with 62 degrees across.
     """
     cameras, points = array(world_to_camera).reshape(-1, 4, 4), array(points)
-    R, t = cameras[:, :3, :3], cameras[:, :3, 3]
-    centres = -np.einsum("vji,vj->vi", R, t)
+    apexes = centres(cameras)
     points = points[np.isfinite(points).all(1)]
-    scene = np.median(points if len(points) else centres, axis=0)
-    depth = 0.1 * float(np.median(np.linalg.norm(centres - scene, axis=-1)))
+    scene = np.median(points if len(points) else apexes, axis=0)
+    depth = 0.1 * float(np.median(np.linalg.norm(apexes - scene, axis=-1)))
     if K is None:
         half = np.broadcast_to([0.6, 0.45], (len(cameras), 2))
     else:
@@ -52,8 +56,8 @@ def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
         half = np.where((half > 0).all(1, keepdims=True), half, [0.6, 0.45])  # a K of centred coordinates tells no size
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     corners = np.concatenate([half[:, None] * signs, np.ones((len(cameras), 4, 1))], axis=-1) * depth
-    corners = np.einsum("vji,vkj->vki", R, corners) + centres[:, None]
-    return np.concatenate([centres[:, None], corners], axis=1)
+    corners = np.einsum("vji,vkj->vki", cameras[:, :3, :3], corners) + apexes[:, None]
+    return np.concatenate([apexes[:, None], corners], axis=1)
 
 
 def loss_curve(losses: Any, threshold: float | None = None) -> Figure:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from datasets.files import replacing
+from experiments.drawing.figures import centres
 
 __all__ = [
     "Frame",
@@ -120,9 +121,9 @@ def upward(world_to_camera: np.ndarray | None) -> np.ndarray:
         return z
     above = -world_to_camera[:, 1, :3].mean(0)
     agreement = float(np.linalg.norm(above))
-    centres = -np.einsum("vji,vj->vi", world_to_camera[:, :3, :3], world_to_camera[:, :3, 3])
-    if agreement < 0.6 and len(centres) >= 5:
-        _, spread, axes = np.linalg.svd(centres - centres.mean(0))
+    places = centres(world_to_camera)
+    if agreement < 0.6 and len(places) >= 5:
+        _, spread, axes = np.linalg.svd(places - places.mean(0))
         if spread[1] > 0.3 * spread[0] and spread[2] < 0.2 * spread[1]:
             return axes[2] if axes[2] @ above >= 0 else -axes[2]
     return above / agreement if agreement > 0.3 else z

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE, frusta, rgb, value_colors, widest
+from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE, centres, frusta, rgb, value_colors, widest
 from experiments.records.recording import Frame, Stage, is_recorded, upward
 
 FARTHEST = 0.8  # sizes of the cloud at which a camera is shown
@@ -143,7 +143,7 @@ def _scene(stage: Stage, frame: Frame, placed: np.ndarray) -> _Scene:
     front, away, above = np.eye(3)[np.abs(up).argmin()], 2.6 * size, 0.35
     if cameras is not None:  # seen from their side, if they have one
         away = 3.3 * size
-        offset = _centres(cameras).mean(0) - middle
+        offset = centres(cameras).mean(0) - middle
         above = float(np.copysign(above, offset @ up))
         side = np.cross(np.cross(up, offset), up)
         front = side if np.linalg.norm(side) > 0.1 * size else front
@@ -182,17 +182,13 @@ def _mesh(tag: str, vertices: np.ndarray, colors: np.ndarray, config: str) -> An
     )
 
 
-def _centres(world_to_camera: np.ndarray) -> np.ndarray:
-    return -np.einsum("vji,vj->vi", world_to_camera[:, :3, :3], world_to_camera[:, :3, 3])
-
-
 def _nearer(world_to_camera: np.ndarray, scene: _Scene) -> np.ndarray:
     """The cameras (V,4,4), those that are too far away moved towards the middle of the cloud."""
-    offsets = _centres(world_to_camera) - scene.middle
+    offsets = centres(world_to_camera) - scene.middle
     away = np.linalg.norm(offsets, axis=1, keepdims=True)
-    centres = scene.middle + offsets * np.minimum(1, FARTHEST * scene.size / np.maximum(away, 1e-300))
+    nearer = scene.middle + offsets * np.minimum(1, FARTHEST * scene.size / np.maximum(away, 1e-300))
     moved = world_to_camera.copy()
-    moved[:, :3, 3] = -np.einsum("vij,vj->vi", moved[:, :3, :3], centres)
+    moved[:, :3, 3] = -np.einsum("vij,vj->vi", moved[:, :3, :3], nearer)
     return moved
 
 
