@@ -9,7 +9,7 @@ their standard deviations, beside OpenCV's joint calibration), `smoke`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments.drawing.figures import loss_curve, trajectories
 from experiments.paper.chessboards import NAMES, SHARED_TARGETS, ChessboardConfig, chessboards
-from experiments.paper.learning import Descent, GaussNewton
+from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.running.config import cli
 from experiments.running.run import Run, experiment
 from geometry import pnp, project, se3
@@ -43,14 +43,6 @@ PRESETS = {
 }
 
 
-class Learned(NamedTuple):
-    """Losses and intrinsics (4,) over iterations, and the last pose (1,4,4)."""
-
-    losses: list[float]
-    history: list[Tensor]
-    pose: Tensor
-
-
 @experiment("camera_calibration")
 def cube(run: Run, config: Config) -> dict:
     """Learn the intrinsics that the published cube was projected with."""
@@ -66,9 +58,10 @@ def cube(run: Run, config: Config) -> dict:
         image_size=torch.tensor([800, 600]),
         targets={"loss": config.threshold, **dict(zip(NAMES, truth.tolist(), strict=True))},
     )
-    learn = by_sgd if config.method == "sgd" else by_gauss_newton
-    losses, history, pose = learn(config, run, points2d, points3d)
-    show(run, len(losses), points3d, pose, history[-1])
+    learning = (by_sgd if config.method == "sgd" else by_gauss_newton)(config, run, points2d, points3d)
+    losses, history, pose = learning.losses, learning.history, learning.poses
+    assert pose is not None
+    show(run, len(losses), learning, points3d)
     run.figure("loss", len(losses), loss_curve(losses, config.threshold), final=True)
     run.figure("intrinsics", len(losses), trajectories(torch.stack(history), NAMES, truth), final=True)
     run.save_points("cube", points3d, cameras=pose, K=matrix_from_intrinsics(history[-1])[None])
@@ -87,47 +80,43 @@ def cube(run: Run, config: Config) -> dict:
     )
 
 
-def show(run: Run, step: int, points3d: Tensor, pose: Tensor, intrinsics: Tensor) -> None:
-    """A frame: the camera (1,4,4), its intrinsics (4,), and where it sees the points (N,3)."""
-    K = matrix_from_intrinsics(intrinsics)
-    run.frame(step, world_to_camera=pose, K=K, points2d=project(points3d, pose[0], K))
-
-
-def by_sgd(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> Learned:
+def by_sgd(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> Learning:
     """The paper's loop."""
     theta = (1.1 * torch.randn(4, dtype=run.dtype)).to(run.device).requires_grad_()
     learning = Descent(run, lambda: 1000 * theta.sigmoid(), torch.optim.SGD([theta], lr=config.learning_rate))
-    for step, intrinsics in learning.steps(config.iterations):
+    for step, intrinsics in learning.steps(config.iterations, config.threshold):
         K = matrix_from_intrinsics(intrinsics)
         pose = pnp(points2d, points3d, K, init=learning.poses).x
         learning.found((project(points3d, pose, K) - points2d).square().sum(), pose)
-        tell(run, step, learning.losses[-1], points3d, pose, learning.history[-1])
-        if learning.losses[-1] < config.threshold:
-            break
-    assert learning.poses is not None
-    return Learned(learning.losses, learning.history, learning.poses)
+        tell(run, step, learning, points3d)
+    return learning
 
 
-def by_gauss_newton(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> Learned:
+def by_gauss_newton(config: Config, run: Run, points2d: Tensor, points3d: Tensor) -> Learning:
     """Gauss-Newton with the pose eliminated, from a random start as spread as the paper's."""
 
     def start() -> tuple[Tensor, None]:
         return (1000 * (1.1 * torch.randn(1, 4, dtype=run.dtype)).sigmoid()).to(run.device), None
 
     mask = torch.ones(points2d.shape[:2], dtype=torch.bool, device=run.device)
-    learning = GaussNewton(run, CalibrationProblem(points2d, points3d, mask), start)
-    for step in learning.steps(config.iterations):
-        tell(run, step, 2 * learning.costs[-1], points3d, learning.poses, learning.history[-1])
-        if 2 * learning.costs[-1] < config.threshold:
-            break
-    return Learned([2 * cost for cost in learning.costs], learning.history, learning.poses)
+    learning = GaussNewton(run, CalibrationProblem(points2d, points3d, mask), start, scale=2)  # sums of squares
+    for step in learning.steps(config.iterations, config.threshold):
+        tell(run, step, learning, points3d)
+    return learning
 
 
-def tell(run: Run, step: int, loss: float, points3d: Tensor, pose: Tensor, intrinsics: Tensor) -> None:
-    """Log intrinsics (4,), and show the camera (1,4,4) that has them."""
-    run.log(step, loss=loss, **dict(zip(NAMES, intrinsics.tolist(), strict=True)))
+def tell(run: Run, step: int, learning: Learning, points3d: Tensor) -> None:
+    """Log the last intrinsics of the history, and show the camera that has them."""
+    run.log(step, loss=learning.losses[-1], **dict(zip(NAMES, learning.history[-1].tolist(), strict=True)))
     if run.records(step):
-        show(run, step, points3d, pose, intrinsics)
+        show(run, step, learning, points3d)
+
+
+def show(run: Run, step: int, learning: Learning, points3d: Tensor) -> None:
+    """A frame: the camera, and where it sees the points (N,3)."""
+    assert learning.poses is not None
+    K = matrix_from_intrinsics(learning.history[-1])
+    run.frame(step, world_to_camera=learning.poses, K=K, points2d=project(points3d, learning.poses[0], K))
 
 
 def main(config: Config) -> dict:

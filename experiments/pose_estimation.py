@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments.drawing.figures import keypoint_tracks, loss_curve
-from experiments.paper.learning import Descent, GaussNewton
+from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.paper.vgg import ConstantVgg11
 from experiments.paper.video import VideoConfig, video
 from experiments.running.config import cli
@@ -94,14 +94,6 @@ class Scene:
             run.figure("keypoints", step, self.tracks(history))
 
 
-class Learned(NamedTuple):
-    """Keypoints (8,2) at the end, and over iterations with their losses."""
-
-    x: Tensor
-    history: list[Tensor]
-    losses: list[float]
-
-
 class KeypointProblem:
     """`NestedProblem` over the keypoints theta (1,8,2), the pose being inner, sought globally each time."""
 
@@ -129,7 +121,7 @@ class KeypointProblem:
         return theta + step
 
 
-def learn_keypoints(config: Config, run: Run, scene: Scene) -> Learned:
+def learn_keypoints(config: Config, run: Run, scene: Scene) -> Learning:
     """Gauss-Newton through the layer."""
 
     def start() -> tuple[Tensor, None]:
@@ -137,25 +129,21 @@ def learn_keypoints(config: Config, run: Run, scene: Scene) -> Learned:
         return 0.06 * torch.randn(1, *scene.target.shape, dtype=run.dtype).to(run.device), None
 
     learning = GaussNewton(run, KeypointProblem(scene), start)
-    for step in learning.steps(config.iterations):
-        scene.tell(run, step, learning.costs[-1], learning.state.inner, learning.history)
-        if learning.costs[-1] < config.threshold:
-            break
-    return Learned(learning.state.theta[0], learning.history, learning.costs)
+    for step in learning.steps(config.iterations, config.threshold):
+        scene.tell(run, step, learning.losses[-1], learning.state.inner, learning.history)
+    return learning
 
 
-def train_network(config: Config, run: Run, scene: Scene) -> Learned:
+def train_network(config: Config, run: Run, scene: Scene) -> Learning:
     """The paper's loop."""
     model = ConstantVgg11(scene.target.numel()).to(run.device, run.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     learning = Descent(run, lambda: model().view(scene.target.shape), optimizer)
-    for step, x in learning.steps(config.iterations):
+    for step, x in learning.steps(config.iterations, config.threshold):
         pose, projected = scene.solve(x[None], learning.poses)
         learning.found(scene.residual(x[None], projected).square().sum(), pose)
         scene.tell(run, step, learning.losses[-1], pose, learning.history)
-        if learning.losses[-1] < config.threshold:
-            break
-    return Learned(learning.predict().detach(), learning.history, learning.losses)
+    return learning
 
 
 @experiment("pose_estimation")
@@ -171,7 +159,8 @@ def cube(run: Run, config: Config) -> dict:
         image_size=torch.tensor([256, 256]),
         targets={"loss": config.threshold, "rotation_deg": 0, "translation": 0},
     )
-    x, history, losses = (train_network if config.method == "vgg11_adam" else learn_keypoints)(config, run, scene)
+    learning = (train_network if config.method == "vgg11_adam" else learn_keypoints)(config, run, scene)
+    x, history, losses = learning.prediction, learning.history, learning.losses
     pose, projected = scene.solve(x[None])
     loss, last = scene.residual(x[None], projected).square().sum().item(), len(losses)
     run.frame(last, points2d=x, world_to_camera=pose)

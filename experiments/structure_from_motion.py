@@ -167,7 +167,7 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     learning = Descent(run, lambda: model().view(N, 3), optimizer)
     mask = scene.visible if config.masked else None
-    for step, points in learning.steps(config.iterations):
+    for step, points in learning.steps(config.iterations, config.threshold):
         found, switched = pnp(scene.points2d, points, scene.K, mask=mask, init=learning.poses), 0
         if learning.poses is not None and config.look_again and step % config.look_again == 0:
             with torch.no_grad():
@@ -183,11 +183,10 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
         run.log(step, loss=losses[-1], switched_views=switched, failed_views=failed, **scene.errors(reached))
         if run.records(step):
             show(run, scene, step, reached, found.x.detach())
-        stalls = sum(0 < before - after < 1e-12 for before, after in pairwise(losses))
-        if losses[-1] < config.threshold or stalls == 20:
+        if sum(0 < before - after < 1e-12 for before, after in pairwise(losses)) == 20:  # it stalls
             break
     assert learning.poses is not None
-    return Learned(learning.predict().detach(), learning.poses, losses, losses[-1] < config.threshold)
+    return Learned(learning.prediction, learning.poses, losses, losses[-1] < config.threshold)
 
 
 def show(

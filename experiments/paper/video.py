@@ -67,15 +67,15 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
     problem = CalibrationProblem(points2d, points3d, mask, camera, kernel=geman_mcclure(config.inlier))
     learning = GaussNewton(run, problem, start)
     for step in learning.steps(config.iterations):
-        share, median = inliers(problem, learning.state.theta[0], learning.poses, config.inlier)
-        run.log(step, loss=learning.costs[-1], focal_px=learning.state.theta.item(), inlier_share=share.mean())
+        share, median = inliers(problem, learning.prediction, learning.poses, config.inlier)
+        run.log(step, loss=learning.losses[-1], focal_px=learning.prediction.item(), inlier_share=share.mean())
         if run.records(step):
-            run.frame(step, world_to_camera=learning.poses, K=camera(learning.state.theta[0])[0])
+            run.frame(step, world_to_camera=learning.poses, K=camera(learning.prediction)[0])
 
     state, poses, last = learning.state, learning.poses, len(learning.history)
-    K = camera(state.theta[0])[0]
+    K = camera(learning.prediction)[0]
     run.frame(last, world_to_camera=poses, K=K)
-    share, median = inliers(problem, state.theta[0], poses, config.inlier)
+    share, median = inliers(problem, learning.prediction, poses, config.inlier)
     deviation = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
     run.figure("scene", last, picture(run.recorded()), final=True)
     run.figure("focal", last, trajectories(torch.stack(learning.history), ["f (px)"]), final=True)
