@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import locate
-from datasets.files import replacing
 from experiments.drawing.figures import BLUE, GREY, ORANGE
-from experiments.records.files import write_json
+from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run, experiment
 from experiments.structure.alignment import rms_radius
@@ -330,28 +329,28 @@ def curves(outcomes: list[Outcome], over: Literal["seconds", "iterations"]) -> F
     return figure
 
 
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """As a file can hold it."""
+    return outcome._asdict() | {"traces": {r: [t._asdict() for t in some] for r, some in outcome.traces.items()}}
+
+
 @experiment("structure_routes", lambda config: "tracks" in config.regimes and locate.locate(config.scene))
 def main(run: Run, config: Config, _: object) -> dict:
     outcomes: list[Outcome] = []
     if saved := run.restore():
-        for regime, best, traces, note in saved["outcomes"]:
-            kept = {route: [Trace(*trace) for trace in some] for route, some in traces.items()}
-            outcomes.append(Outcome(regime, best, kept, note))
+        for kept in saved["outcomes"]:
+            traces = {route: [Trace(**trace) for trace in some] for route, some in kept.pop("traces").items()}
+            outcomes.append(Outcome(traces=traces, **kept))
     for step in run.iterations(len(config.regimes)):
         outcomes.append(run_regime(config.regimes[step], config))
         ends = outcomes[-1].traces
         costs = {route: min(t.costs[-1] for t in ends[route]) if route in ends else math.nan for route in ROUTES}
         run.log(step, loss=outcomes[-1].best, **costs)
-        plain_traces = [
-            (o.regime, o.best, {r: [tuple(t) for t in some] for r, some in o.traces.items()}, o.note) for o in outcomes
-        ]
-        run.checkpoint(step, outcomes=plain_traces)
+        run.checkpoint(step, outcomes=[plain(o) for o in outcomes])
     run.figure("routes", len(outcomes), curves(outcomes, "seconds"), final=True)
     run.figure("iterations", len(outcomes), curves(outcomes, "iterations"), final=True)
-    with replacing(run.folder / "routes.md") as temporary:
-        temporary.write_text(report(outcomes))
-    told = [o._asdict() | {"traces": {r: [t._asdict() for t in s] for r, s in o.traces.items()}} for o in outcomes]
-    write_json(run.folder / "routes.json", told)
+    write_text(run.folder / "routes.md", report(outcomes))
+    write_json(run.folder / "routes.json", [plain(o) for o in outcomes])
     near = [o for o in outcomes if o.regime != "random_start"]
     excess = max((above(o.traces["bundle"][0].costs[-1], o.best) for o in near), default=0.0)
     return run.finish(

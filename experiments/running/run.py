@@ -123,7 +123,7 @@ class Run:
         self.start = 0
         """First iteration that is still to be computed."""
         self.finished: dict[str, Any] | None = None
-        """The stored summary, once there is one."""
+        """The stored summary, where the run to be resumed is done."""
         self._saved: dict[str, Any] | None = None
         self._restored = False
         self._loadable = False
@@ -352,9 +352,7 @@ class Run:
         self._spent["drawing_seconds"] += time.monotonic() - begun
         summary |= self._spent
         write_json(self.folder / "summary.json", summary)
-        self.finished = json.loads((self.folder / "summary.json").read_text())
-        assert self.finished is not None
-        return self.finished
+        return json.loads((self.folder / "summary.json").read_text())
 
     # ---- the folder ----
 
