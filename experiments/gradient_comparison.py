@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from datasets.files import replacing
 from experiments.gradients.measures import Quality, measure
 from experiments.gradients.methods import METHODS, UNWEIGHTED, Method, View, displacement
 from experiments.gradients.report import Outcome, Trace, curves, report, summary
 from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_scene
-from experiments.records.files import write_json
+from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run, experiment
 from geometry import Problem, Solution, minimize, pnp, project, se3
@@ -198,8 +197,7 @@ def main(run: Run, config: Config) -> dict:
     run.figure("curves", len(outcomes), curves(outcomes, config.goal), final=True)
     run.figure("gradient_comparison", len(outcomes), summary(outcomes, quality, config.goal), final=True)
     settings = {key: value for key, value in asdict(config).items() if key in REPORTED}
-    with replacing(run.folder / "gradient_comparison.md") as temporary:
-        temporary.write_text(report(outcomes, quality, config.goal, settings))
+    write_text(run.folder / "gradient_comparison.md", report(outcomes, quality, config.goal, settings))
     told = {
         "outcomes": [outcome.plain() for outcome in outcomes],
         "quality": {noise: {m: q._asdict() for m, q in some.items()} for noise, some in quality.items()},

@@ -21,11 +21,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from datasets.files import replacing
 from datasets.made.published import read_poses
 from datasets.made.scenes import CUBE, random_poses
 from experiments.gradients.derivatives import STEPS, numeric, published, solve, tangent
-from experiments.records.files import write_json
+from experiments.records.files import write_json, write_text
 from geometry import project, se3
 from geometry.camera import matrix_from_intrinsics
 from geometry.optim import Gradient
@@ -126,8 +125,7 @@ def main(config: Config) -> dict[float, dict[str, dict[str, dict[str, float]]]]:
     columns = {noise: measure(config, noise) for noise in config.noise}
     print(text := markdown(config, columns))
     (folder := config.out / "gradient_error").mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(text)
+    write_text(folder / "table.md", text)
     write_json(folder / "table.json", {"config": vars(config), "errors": columns})
     return columns
 

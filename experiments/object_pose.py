@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 
-from datasets.files import replacing, require_file
+from datasets.files import require_file
 from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
 from experiments.object_poses.crops import Batches, Crops, crop_loader
 from experiments.object_poses.estimator import Network, PoseEstimator
@@ -30,7 +30,7 @@ from experiments.object_poses.network import load_backbone
 from experiments.object_poses.pictures import read_picture
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
-from experiments.records.files import write_json
+from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, cli, skip
 from experiments.running.distributed import Group, joined
 from experiments.running.run import Run
@@ -246,8 +246,7 @@ def evaluated(trainer: Trainer, run: Run) -> tuple[dict[str, float], float]:
     records = evaluate(posed, test, trainer.data.models, with_vsd=all(some.depth for some in test))
     table = summarize({trainer.config.objective.loss: records})
     write_json(run.folder / "scores.json", table)
-    with replacing(run.folder / "table.md") as temporary:
-        temporary.write_text(report(table))
+    write_text(run.folder / "table.md", report(table))
     return table[trainer.config.objective.loss]["mean"], len(posed) / len(test)
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from datasets.files import replacing
 from experiments.benchmarks.measuring import choose
 from experiments.object_poses.table import report
-from experiments.records.files import write_json
+from experiments.records.files import write_json, write_text
 from experiments.records.text import table
 
 LOSSES = {
@@ -153,8 +152,7 @@ def main(config: Config) -> dict[str, Any]:
         text += f"\nPer object, mean over seeds.\n\n{report(means)}"
     folder = config.out / "object_pose_study"
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{config.study}.md") as temporary:
-        temporary.write_text(text)
+    write_text(folder / f"{config.study}.md", text)
     write_json(
         folder / f"{config.study}.json", {some.name: rows for some, (_, rows) in zip(wanted, results, strict=True)}
     )

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.files import replacing
-from experiments.records.files import plain
+from experiments.records.files import plain, write_text
 from experiments.records.recording import Frame, Recording, Stage
 
 __all__ = ["encode", "page", "write_page"]
@@ -50,8 +49,7 @@ def _text(name: str) -> str:
 
 def write_page(recording: Recording, path: Path, picture: bytes = b"") -> None:
     """Write `page(recording, picture=picture)` whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(page(recording, picture=picture), "utf-8")
+    write_text(path, page(recording, picture=picture))
 
 
 def encode(recording: Recording) -> bytes:
