@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "about",
     "centre",
     "exp",
     "from_rotvec_t",
@@ -150,6 +151,15 @@ def inverse(pose: Tensor) -> Tensor:
 def centre(pose: Tensor) -> Tensor:
     """Camera centre -R^T t in the world. (…,4,4) -> (…,3)."""
     return -(pose[..., :3, :3].mT @ pose[..., :3, 3:]).squeeze(-1)
+
+
+def about(pose: Tensor, place: Tensor) -> Tensor:
+    """The pose for points that are given relative to a place of the world (…,3): R X + t = R (X - place) + t'.
+
+    About a far origin a rotation moves the points as a translation does, and all digits are lost in between.
+    """
+    R = pose[..., :3, :3]
+    return make(R, pose[..., :3, 3] + (R @ place[..., None]).squeeze(-1))
 
 
 def retract(pose: Tensor, step: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from geometry import se3
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
 from geometry.bundle_adjustment.layout import check_scene, determining, free_names, lay_out
@@ -98,10 +99,36 @@ def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
     return BundleData(points2d, weights, Bundle(*rest[:4]), Prior(*rest[4:]))  # type: ignore[arg-type]
 
 
-def _used(tensors: Sequence[Tensor], order: Tensor) -> list[Tensor]:
-    """What `_flatten` makes of the data, of these observations alone, in float64."""
-    points2d, weights, *rest = tensors
-    return [t.double() for t in (points2d[order], weights[order], *rest)]
+def _used(tensors: Sequence[Tensor], there: Sequence[bool], order: Tensor, place: Tensor) -> list[Tensor]:
+    """What `_flatten` makes of the data, of these observations alone, in float64 and relative to a place (3,)."""
+    points2d, weights, given, prior = _unflatten([t.double() for t in tensors], there)
+    given = given._replace(world_to_camera=se3.about(given.world_to_camera, place), points3d=given.points3d - place)
+    if prior.world_to_camera is not None:
+        prior = prior._replace(world_to_camera=se3.about(prior.world_to_camera, place))
+    if prior.points3d is not None:
+        prior = prior._replace(points3d=prior.points3d - place)
+    return [t for t in _flatten(BundleData(points2d[order], weights[order], given, prior)) if t is not None]
+
+
+def _amid(centres: Tensor, points3d: Tensor) -> Tensor:
+    """A place (3,) amid the points (N,3) that are not much farther than others from the cameras (V,3) that see them.
+
+    It moves with the world, and little with a point that lies at infinity. About it, turns and shifts of cameras can be
+    told apart.
+    """
+    seen_from = centres.mean(0).nan_to_num()
+    distance = (points3d - seen_from).norm(dim=-1, keepdim=True)
+    typical = distance.median().clamp_min(torch.finfo(distance.dtype).tiny) if len(distance) else 1.0
+    weight = 1 / (1 + (distance / typical).square()).square()
+    return seen_from + (weight * (points3d - seen_from)).sum(0) / weight.sum().clamp_min(1e-300)
+
+
+def _moved_back(found: State, given: Bundle, task: Task) -> State:
+    """What was found relative to the task's place, in the caller's world; what has not moved is what was given."""
+    start, R = task.data.given, found.world_to_camera[:, :3, :3]
+    turned, moved = R - start.world_to_camera[:, :3, :3], found.world_to_camera - start.world_to_camera
+    t = given.world_to_camera[:, :3, 3] + moved[:, :3, 3] - (turned @ task.place[:, None]).squeeze(-1)
+    return found._replace(world_to_camera=se3.make(R, t), points3d=given.points3d + (found.points3d - start.points3d))
 
 
 class BundleCovariance(NamedTuple):
@@ -171,6 +198,10 @@ class BundleSolution(Solution):
                 b[layout.held] = 0
                 u = columns(Tangent(cameras.new_zeros(D, 3 * n), b.flatten(2))).points.view(N, 3, n, 3)
                 blocks.append(u[some_points, :, each])
+            # a turn about a camera's place in the world moves t besides
+            moved = torch.eye(p, dtype=cameras.dtype, device=cameras.device).repeat(len(cameras), 1, 1)
+            moved[:, 3:6, :3] = se3.hat((task.poses(state)[:, :3, :3] @ task.place[:, None]).squeeze(-1))
+            cameras = moved @ cameras @ moved.mT
         return BundleCovariance(cameras, torch.cat(blocks) if blocks else cameras.new_zeros(0, 3, 3))
 
 
@@ -214,8 +245,8 @@ def bundle(
     points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each observation.
 
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
-    free view stays, and one coordinate of another's translation; "free": no similarity is added to the start (the
-    cameras as a whole neither turn nor move nor spread). Gradients and covariance refer to it.
+    free view stays, and one coordinate of the place amid the points as another view sees it; "free": no similarity is
+    added to the start (the cameras as a whole neither turn nor move nor spread). Gradients and covariance refer to it.
 
     solver: "dense" factorises the reduced camera matrix, "iterative" multiplies with it (conjugate gradients); "auto"
     takes the latter above 3,000 camera unknowns for the steps, above 12,000 also for the exact end and the gradient.
@@ -274,16 +305,19 @@ def bundle(
         known = (known_poses, known_points)
         layout = lay_out(camera[order], point[order], (still_poses, still_points), known, index, len(names))
         problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
-        data = _unflatten(_used(rest[2:], order), there)
+        seen, seen_from = data.given.points3d[point[order].unique()], data.given.world_to_camera[camera[order].unique()]
+        place = _amid(se3.centre(seen_from.double()), seen.double())
+        data = _unflatten(_used(rest[2:], there, order, place), there)
         start = State(*data.given[:2], problem.theta_of(*data.given[2:]))
-        return order, Task(problem, data, gauge, choose_rows(problem, start, data), solver)
+        return order, Task(problem, data, place, gauge, choose_rows(problem, start, data), solver)
 
     inputs = [t for t in tensors if t is not None]
     order, task = plainly(numbered, camera_index, point_index, index, *still, *inputs, batched=False)
-    inputs = _used(inputs, order)
+    plain = Bundle(*(t.detach().double() for t in given))
+    inputs = _used(inputs, there, order, task.place)
     optimum = _Optimum(task, there, gradient == "exact", max_steps, callback)
     (*found, stiff), (_, cost, status, steps) = implicit(optimum, *inputs)
-    x = task.problem.compose(State(*found), _unflatten(inputs, there).given)
+    x = task.problem.compose(_moved_back(State(*found), plain, task), Bundle(*(t.double() for t in given)))
     state = State(*(t.detach() for t in found))
     nothing = torch.zeros(M, dtype=torch.bool, device=order.device)
     with torch.no_grad():

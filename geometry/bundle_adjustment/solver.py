@@ -26,10 +26,11 @@ _DENSE_TO_THE_END = 12000
 
 @dataclass(frozen=True)
 class Task:
-    """A problem with its data and the options of its solution."""
+    """A problem with its data, relative to a place (3,) of the caller's world, and the options of its solution."""
 
     problem: BundleProblem
     data: BundleData
+    place: Tensor
     gauge: GaugeChoice
     rows: Tensor
     solver: Solver
@@ -40,6 +41,10 @@ class Task:
         """Cost () that a perfect fit leaves: pixels are known to a few digits less than they have."""
         eps = torch.finfo(self.data.points2d.dtype).eps
         return (eps * self.data.weights * self.data.points2d).square().sum()
+
+    def poses(self, state: State) -> Tensor:
+        """world_to_camera (V,4,4), the fixed ones among them."""
+        return self.problem.compose(state, self.data.given).world_to_camera
 
     def gauge_at(self, state: State) -> Gauge | None:
         return gauge_at(self.problem, state, self.data, self.gauge, self.rows)
@@ -61,7 +66,7 @@ class Task:
         unseen = None if gauge is None else gauge.motions.cameras
         coarse = None
         if iterative:
-            coarse = coarse_motions(self.problem.compose(state, self.data.given).world_to_camera, layout)
+            coarse = coarse_motions(self.poses(state), layout)
         return Schur(
             equations, layout, damping, unseen, self.stiff, iterative=iterative, truncated=truncated, coarse=coarse
         )

@@ -22,7 +22,7 @@ def npm() -> Callable[..., None]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([command, *arguments], cwd=WEB, capture_output=True, text=True, check=False)
 
-    installed = run("install", "--no-package-lock", "--no-audit", "--no-fund")
+    installed = run("install", "--no-package-lock", "--no-audit", "--no-fund", "--fetch-retries=0")
     if installed.returncode:
         pytest.skip(f"npm cannot install what package.json names, so the JavaScript is not checked: {installed.stderr}")
 

@@ -52,7 +52,8 @@ def make_tracks(
 ) -> Tracks:
     """V views around a cloud of N points, in front of all of them; `cameras` K are taken in turn, None: one a view.
 
-    seen: share of the points in a view. off: how far the start is from the truth, 0: at it.
+    seen: share of the points in a view. off: how far the start is from the truth, 0: at it. The world's origin is where
+    `bundle` sets it.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -73,7 +74,10 @@ def make_tracks(
     view, point = view[order], point[order]
     pixels = project(X[None], T, K[index], distortion[index], model=model)[view, point] + noise * normal(len(view), 2)
     start = se3.retract(T, 0.02 * off * normal(V, 6)), X + 0.05 * off * normal(N, 3)
-    return Tracks(pixels, view, point, *start, K, distortion, index, model, Bundle(T, X, K, distortion))
+    tracks = Tracks(pixels, view, point, *start, K, distortion, index, model, Bundle(T, X, K, distortion))
+    place = tracks.solve(max_steps=0).task.place
+    (pose, points), (T, X) = ((se3.about(pose, place), points - place) for pose, points in (start, (T, X)))
+    return replace(tracks, world_to_camera=pose, points3d=points, truth=Bundle(T, X, K, distortion))
 
 
 def system_of(tracks: Tracks, **options: Any) -> tuple[BundleProblem, BundleData, State]:
@@ -165,7 +169,7 @@ def dense_problem(tracks: Tracks, still: Tensor, *, lens: bool = False) -> tuple
 
 def still_steps(start: Tensor, found: Tensor) -> Tensor:
     """Components (V,6) of the poses' steps that a solution did not take, but for rounding."""
-    moved = (start - found).abs() > 1e-15
+    moved = (start - found).abs() > 1e-14
     turned = moved[:, :3, :3].flatten(1).any(1)
     return ~torch.cat([turned[:, None].expand(-1, 3), moved[:, :3, 3]], 1)
 

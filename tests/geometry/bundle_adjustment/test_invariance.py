@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from geometry import cauchy, huber
+from geometry import cauchy, huber, se3
 from tests.geometry.bundle_adjustment.scenes import (
     ALL,
     assert_same,
@@ -125,3 +125,27 @@ def test_float32_is_solved_in_float64() -> None:
     for found, expected in zip((*a.x, *ga.values(), a.cost), (*b.x, *gb.values(), b.cost), strict=True):
         assert found.dtype == torch.float32
         assert relative(found, expected.float()) < 3e-6
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("away", [0.0, 1e3, 1e6, 1e8])
+def test_where_the_origin_lies_and_what_the_unit_is(away: float, unit: float) -> None:
+    """Far away the coordinates themselves are rounded, by a part of 1e-16 of the distance."""
+    tracks = make_tracks(5, 20, cameras=2)
+    shift = away * torch.tensor([1.0, 0.5, -0.2], **DOUBLE)
+    pose = tracks.world_to_camera.clone()
+    pose[:, :3, 3] *= unit
+    moved = replace(tracks, points3d=unit * (tracks.points3d + shift), world_to_camera=se3.about(pose, -unit * shift))
+    found, gradients = [], []
+    for one, size, place in ((moved, unit, shift), (tracks, 1.0, 0 * shift)):
+        leaf = one.points2d.clone().requires_grad_()
+        solution = replace(one, points2d=leaf).solve()
+        points = solution.x.points3d / size - place
+        found.append((solution, points.detach()))
+        gradients.append(torch.autograd.grad(points.pow(3).sum(), leaf)[0])
+    (a, points_a), (b, points_b) = found
+    rounding = 1e-9 + 1e-15 * away
+    assert a.converged
+    close(a.cost, b.cost, rounding * float(b.cost))
+    close(points_a, points_b, 100 * rounding)
+    assert relative(gradients[0], gradients[1]) < 100 * rounding
