@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,18 +131,13 @@ def test_the_right_expert_is_learned_from_losses_alone() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_what_there_is_to_see(tmp_path: Path) -> None:
-    summary = main(replace(TINY, out=tmp_path))
+def test_a_run_leaves_what_there_is_to_see_and_resumes(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
+    summary = same_when_resumed(main, TINY, at=3)
     assert summary["figures"] == ["examples.png", "curves.png"]
     for method, others in (("esac", ("even", "hard")), ("separate", ("mixture", "even"))):
         for name in (method, *(f"{method}_{other}" for other in others)):
             right, correct = (summary["errors"][f"{name}_{key}"] for key in ("right_expert", "correct"))
             assert 0 <= correct <= right <= 1
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
-    same_when_resumed(main, TINY, at=3)
 
 
 def test_presets_are_told_apart() -> None:

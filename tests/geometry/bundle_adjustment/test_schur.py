@@ -75,24 +75,36 @@ def dense_blocks(layout: Layout, U: Tensor, W: Tensor, V: Tensor) -> tuple[Tenso
     return H[:D, :D], H[:D, D:], H[D:, D:]
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """One thread or two, however few the observations."""
+@pytest.fixture
+def one_and_two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Iterator[int]]:
+    """One thread, then two, however few the observations."""
     monkeypatch.setattr("geometry.bundle_adjustment.indices._WORTH_A_THREAD", 10)
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+
+    def numbers() -> Iterator[int]:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            yield threads
+
+    yield numbers()
     torch.set_num_threads(before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("P", [0, 1, 3, 9, 16])
 @pytest.mark.parametrize("kind", ["own", "shared", "fixed"])
-def test_products_are_those_of_dense_matrices(kind: str, P: int, threads: int) -> None:
-    layout = make_layout(kind, P)
-    assert len(layout.parts) == threads + 1
-    U, W, V = random_blocks(layout)
-    dense_U, dense_W, dense_V = dense_blocks(layout, U, W, V)
+def test_products_are_those_of_dense_matrices(kind: str, P: int, one_and_two_threads: Iterator[int]) -> None:
+    U, W, V = random_blocks(make_layout(kind, P))
+    dense = dense_blocks(make_layout(kind, P), U, W, V)
+    for threads in one_and_two_threads:
+        layout = make_layout(kind, P)
+        assert len(layout.parts) == threads + 1
+        assert_products(layout, (U, W, V), dense)
+
+
+def assert_products(layout: Layout, blocks: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> None:
+    (U, W, V), (dense_U, dense_W, dense_V) = blocks, dense
+    P = layout.rows.shape[1] - 6
     assert relative(reduce(U, W, V, layout), dense_U - dense_W @ dense_V @ dense_W.T) < 1e-13
     for R in (1, 3):
         g = torch.Generator().manual_seed(R)
@@ -173,13 +185,17 @@ def blocks_of(equations: NormalEquations) -> dict[str, Tensor]:
     ("scene", "kernel"), [*((scene, "none") for scene in SCENES), *(("own f, k1, k2", kernel) for kernel in KERNELS),
                           ("two cameras, nine intrinsics", "cauchy"), ("zero weights", "huber")],
 )  # fmt: skip
-def test_compiled_blocks_are_those_in_tensors(scene: str, kernel: str, exact: bool, threads: int) -> None:
+def test_compiled_blocks_are_those_in_tensors(
+    scene: str, kernel: str, exact: bool, one_and_two_threads: Iterator[int]
+) -> None:
     problem, data, state = make_system(scene, kernel)
-    assert problem._compiled(data)
-    found = blocks_of(problem.linearize(state, data, exact=exact))
     expected = blocks_of(replace(problem, in_tensors=True).linearize(state, data, exact=exact))
-    for name, block in expected.items():
-        assert relative(found[name], block) < 1e-12, name
+    for threads in one_and_two_threads:
+        problem, data, state = make_system(scene, kernel)
+        assert problem._compiled(data)
+        found = blocks_of(problem.linearize(state, data, exact=exact))
+        for name, block in expected.items():
+            assert relative(found[name], block) < 1e-12, (name, threads)
 
 
 def known_beforehand() -> Prior:
