@@ -15,15 +15,13 @@ DRIVERS = [
 ]  # fmt: skip
 
 PROBE = """
-import importlib, json, multiprocessing, sys
-import torch
+import importlib, json, sys
 
-def loaded_by(module):
+def loaded_with(module):  # and with those before it: the first that brings a viewer is the one to blame
     importlib.import_module(module)
     return sorted(sys.modules)
 
-with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # each in a process of its own
-    print(json.dumps(pool.map(loaded_by, sys.argv[1:], chunksize=1)))
+print(json.dumps([loaded_with(module) for module in sys.argv[1:]]))
 """
 
 TRAINING = """
