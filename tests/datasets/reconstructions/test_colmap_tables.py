@@ -67,6 +67,7 @@ def test_layout_of_the_fields(write):
     ]
 
 
+@pytest.mark.slow
 def test_windows_line_ends_and_no_comments(write, assert_same):
     wanted = read_colmap(write())
     bare = {name: "\n".join(row for row in text.split("\n") if row[:1] != "#") for name, text in TEXT.items()}

@@ -85,6 +85,7 @@ def test_an_interrupted_run_keeps_every_row_and_resumes(
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
 
 
+@pytest.mark.slow
 def test_rows_past_the_checkpoint_are_gone_when_a_resumed_run_dies_earlier(
     config: Config, uninterrupted: tuple[dict, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_weight_of_zero_is_as_if_absent() -> None:
     torch.testing.assert_close(relative_pose(a, b, K, K_B, weights).x, wanted.x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_other_way_round_it_is_the_inverse() -> None:
     a, b = matches()
     there, back = relative_pose(a, b, K, K_B), relative_pose(b, a, K_B, K)
