@@ -1,5 +1,5 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
-# make test   lint, types and all tests, in eight minutes (`.venv/bin/pytest -m "not slow"` takes a minute or so)
+# make test   lint, types and all tests (`.venv/bin/pytest -m "not slow"` takes a minute or so)
 # make test-machines   all tests as on other processors: instruction sets and threads (.ci/machines says which), half an hour
 # make docs   the pages of docs/, to build/docs/index.html
 # make clean  remove the environment and every cache; results/ stays

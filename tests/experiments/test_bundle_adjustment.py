@@ -9,7 +9,6 @@ from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.colmap import read_colmap
 from experiments.benchmarks.bundle_solvers import bundle_cost, synthetic_scene
 from experiments.bundle_adjustment import Config, main
-from experiments.records.files import EXIT_SKIPPED
 
 
 @pytest.mark.slow
@@ -38,10 +37,3 @@ def test_least_squares_bends_to_outliers_and_a_kernel_does_not(tmp_path: Path) -
         K = read_colmap(tmp_path / "bundle_adjustment" / name / "colmap").K
         found[robust_px] = (K - truth.K)[:, 0, 0].abs().median()
     assert found[1.0] < 0.1 * found[0.0]
-
-
-def test_without_the_file_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(Config(scene="nowhere/at_all.txt", out=tmp_path))
-    assert end.value.code == EXIT_SKIPPED
-    assert "nowhere" in capsys.readouterr().err

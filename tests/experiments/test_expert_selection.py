@@ -138,7 +138,3 @@ def test_a_run_leaves_what_there_is_to_see_and_resumes(same_when_resumed: Callab
         for name in (method, *(f"{method}_{other}" for other in others)):
             right, correct = (summary["errors"][f"{name}_{key}"] for key in ("right_expert", "correct"))
             assert 0 <= correct <= right <= 1
-
-
-def test_presets_are_told_apart() -> None:
-    assert {name: config.preset for name, config in PRESETS.items()} == {name: name for name in PRESETS}

@@ -18,7 +18,6 @@ from datasets.objects.layout import read_models, read_results, read_split
 from experiments import object_pose
 from experiments.object_pose import PRESETS, Config, Trainer, main
 from experiments.object_poses.estimator import Network, load_estimator
-from experiments.records.files import EXIT_SKIPPED
 from experiments.running.run import Run
 from tests.experiments.summaries import without_times
 
@@ -290,16 +289,6 @@ def test_a_validation_counts_poses_that_place_the_keypoints(data: Path) -> None:
 
 
 # ---- what cannot be ----
-
-
-def test_absent_data_are_one_sentence_and_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(replace(SMOKE, data=tmp_path / "nowhere", out=tmp_path / "out"))
-    assert ended.value.code == EXIT_SKIPPED
-    said = capsys.readouterr().err
-    assert "nowhere does not exist: --data wants" in said
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_no_data_set_and_a_split_that_is_not_there_are_named(data: Path, tmp_path: Path) -> None:

@@ -212,33 +212,15 @@ def test_a_killed_paper_run_resumes_to_the_same_numbers(driver: str, at: int, tm
 
 
 @pytest.mark.slow
-def test_an_interrupted_network_of_points_resumes_to_the_same_numbers(tmp_path: Path, interrupted: Any) -> None:
+def test_an_interrupted_network_of_points_resumes_to_the_same_numbers(
+    same_when_resumed: Callable[..., dict[str, Any]],
+) -> None:
     preset = structure_from_motion.PRESETS["paper"]
     config = replace(preset, points=30, views=4, iterations=4, log_every=3, look_again=2, threads=1)
-    structure_from_motion.main(replace(config, out=tmp_path / "whole"))
-    interrupted(structure_from_motion.main, replace(config, out=tmp_path / "cut"), at=2)
-    structure_from_motion.main(replace(config, out=tmp_path / "cut", resume=True))
-    one, other = (tmp_path / name / "structure_from_motion" / "paper-seed0" for name in ("whole", "cut"))
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    assert len(rows(one)) == 4
+    assert same_when_resumed(structure_from_motion.main, config, at=2)["iterations"] == 4
 
 
 # ---- real data ----
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_absent_data_are_one_sentence_and_exit_code_3(
-    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LEARNABLE_GEOMETRY_DATA", str(tmp_path / "empty"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        module(driver).main(replace(module(driver).PRESETS["real"], out=tmp_path / "out"))
-    assert ended.value.code == EXIT_SKIPPED == 3
-    said = capsys.readouterr().err
-    assert "LEARNABLE_GEOMETRY_DATA" in said
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_run_outlives_absent_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +262,8 @@ def test_a_camera_beside_nothing() -> None:
     assert chessboards.opencv_calibration(fisheye, None) is None  # type: ignore[arg-type]
 
 
-def test_presets_are_told_apart() -> None:
-    for driver in (pose_estimation, structure_from_motion, camera_calibration):
-        assert {name: config.preset for name, config in driver.PRESETS.items()} == {n: n for n in driver.PRESETS}
-        assert {"default", "paper", "real", "smoke"} <= driver.PRESETS.keys()
+def test_the_paper_s_drivers_have_its_preset_and_real_data() -> None:
+    for driver in DRIVERS:
+        assert {"paper", "real"} <= module(driver).PRESETS.keys()
     paper, unregularised = pose_estimation.PRESETS["paper"], pose_estimation.PRESETS["unregularised"]
     assert replace(unregularised, preset="paper", regularise=True) == paper

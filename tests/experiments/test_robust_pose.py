@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.records.files import EXIT_SKIPPED
 from experiments.robust_pose import PRESETS, Config, Learner, all_odds, drawn_right, errors_of, main
 from experiments.toys.correspondences import Matches, MatchNetwork, camera_residual, consensus, make_matches, pose_error
 from geometry import draw_sets, project, se3
@@ -228,14 +227,3 @@ def test_real_matches_are_searched_against_a_long_search(tmp_path: Path) -> None
     assert errors["uniform_box_1"] < 1
     assert "classify_box_64" in errors
     assert "Real matches" in (tmp_path / "robust_pose" / "smoke-seed0" / "table.md").read_text()
-
-
-def test_absent_data_are_skipped(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(replace(PRESETS["real"], matches=Path("no_such_matches"), out=tmp_path))
-    assert ended.value.code == EXIT_SKIPPED
-    assert not (tmp_path / "robust_pose").exists()
-
-
-def test_presets_are_told_apart() -> None:
-    assert {name: config.preset for name, config in PRESETS.items()} == {name: name for name in PRESETS}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from experiments import structure_routes
-from experiments.records.files import EXIT_SKIPPED
 from experiments.structure.routes import Regime, Tracks, make_starts, read_file, solid
 from experiments.structure_routes import (
     NEAR,
@@ -145,18 +144,6 @@ def test_a_run_says_what_came_out_and_resumes(tmp_path: Path, interrupted: Any) 
                 assert trace["seconds"] == sorted(trace["seconds"])
         for name in ("routes.png", "iterations.png"):
             assert (folder / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_absent_tracks_are_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LEARNABLE_GEOMETRY_DATA", str(tmp_path / "empty"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        structure_routes.main(replace(PRESETS["real"], out=tmp_path / "out"))
-    assert ended.value.code == EXIT_SKIPPED
-    assert "LEARNABLE_GEOMETRY_DATA" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_ladybug_ends_where_bundle_does(real_data) -> None:
