@@ -11,14 +11,12 @@ documentation; Brown 1966 for radtan, Kannala and Brandt 2006 (TPAMI 28(8), eq. 
 dimensions broadcast; everything is differentiable in every tensor argument.
 """
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry._forward import directional
 
 __all__ = [
     "Model",
@@ -38,6 +36,8 @@ Model = Literal["radtan", "fisheye"]
 _LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
 # A fisheye ray is accepted up to this angle from the optical axis: the pole at 180 degrees has no direction.
 _FISHEYE_LIMIT_COS = -0.995
+# Below this (r / z)^2 the derivatives of theta / r by r^2 are taken from their series: the formulas cancel there.
+_NEAR_AXIS = 1e-4
 
 
 class Rays(NamedTuple):
@@ -81,9 +81,7 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
     c = distortion[..., None, :].unbind(-1)
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
-    radial = 1 + r2 * (c[0] + r2 * (c[1] + (r2 * c[4] if k > 4 else 0)))
-    if k > 5:
-        radial = radial / (1 + r2 * (c[5] + r2 * (c[6] + r2 * c[7])))
+    (radial,) = _radial(distortion, r2, 0)
     u, v = x * radial, y * radial
     if k > 2:
         u = u + 2 * c[2] * x * y + c[3] * (r2 + 2 * x * x)
@@ -94,14 +92,157 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
     return torch.stack([u, v], -1)
 
 
-def _fisheye_radius(theta: Tensor, distortion: Tensor) -> Tensor:
-    """theta (1 + k1 theta^2 + k2 theta^4 + …), the distance from the image centre in focal lengths."""
-    theta2, factor = theta * theta, torch.ones_like(theta)
-    power = torch.ones_like(theta)
-    for i in range(distortion.shape[-1]):
-        power = power * theta2
-        factor = factor + distortion[..., None, i] * power
-    return theta * factor
+class _Bend(NamedTuple):
+    """First and second derivatives of a function of two variables, here of normalised coordinates (x, y)."""
+
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+def _horner(coefficients: Tensor, t: Tensor) -> Tensor:
+    """c_0 + c_1 t + c_2 t^2 + … (…,N) of coefficients (…,k), k > 0, at t (…,N)."""
+    *rest, value = coefficients[..., None, :].unbind(-1)
+    value = value.expand_as(t) if not rest else value
+    for c in reversed(rest):
+        value = torch.addcmul(c, value, t)
+    return value
+
+
+def _even_polynomial(coefficients: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
+    """1 + c_1 t + c_2 t^2 + … and its first `order` derivatives by t. (…,k), (…,N) -> each (…,N)."""
+    if coefficients.shape[-1] == 0:
+        return torch.ones_like(t), *[torch.zeros_like(t)] * order
+    values = [1 + t * _horner(coefficients, t)]
+    for _ in range(order):
+        coefficients = coefficients * torch.arange(1, coefficients.shape[-1] + 1, dtype=t.dtype, device=t.device)
+        values.append(_horner(coefficients, t) if coefficients.shape[-1] else torch.zeros_like(t))
+        coefficients = coefficients[..., 1:]
+    return tuple(values)
+
+
+def _radial(distortion: Tensor, r2: Tensor, order: int) -> tuple[Tensor, ...]:
+    """The radial factor of "radtan" and its first `order` derivatives by r2 (…,N)."""
+    k = distortion.shape[-1]
+    above = torch.cat([distortion[..., :2], distortion[..., 4:5]], -1) if k > 4 else distortion[..., :2]
+    values = _even_polynomial(above, r2, order)
+    if k <= 5:
+        return values
+    below = _even_polynomial(distortion[..., 5:8], r2, order)
+    inverse = 1 / below[0]
+    g = values[0] * inverse
+    if order == 0:
+        return (g,)
+    g1 = (values[1] - g * below[1]) * inverse
+    if order == 1:
+        return g, g1
+    return g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse
+
+
+def _distort_slopes(xy: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivatives u_x, u_y, v_x, v_y (…,N) of `distort` (u, v) by normalised coordinates (x, y)."""
+    k = distortion.shape[-1]
+    c = distortion[..., None, :].unbind(-1)
+    x, y = xy.unbind(-1)
+    xx, yy = x * x, y * y
+    r2 = xx + yy
+    g, g1 = _radial(distortion, r2, 1)
+    g1 = 2 * g1
+    mixed = x * y * g1
+    u_x, u_y, v_x, v_y = torch.addcmul(g, xx, g1), mixed, mixed, torch.addcmul(g, yy, g1)
+    if k > 2:
+        p1, p2 = 2 * c[2], 2 * c[3]
+        a, b = p2 * x, p1 * y
+        u_x, v_y = u_x + b + 3 * a, v_y + 3 * b + a
+        mixed = mixed + p1 * x + p2 * y
+        u_y, v_x = mixed, mixed
+    if k > 8:
+        prism_u, prism_v = 2 * c[8] + 4 * c[9] * r2, 2 * c[10] + 4 * c[11] * r2
+        u_x, u_y = torch.addcmul(u_x, prism_u, x), torch.addcmul(u_y, prism_u, y)
+        v_x, v_y = torch.addcmul(v_x, prism_v, x), torch.addcmul(v_y, prism_v, y)
+    return u_x, u_y, v_x, v_y
+
+
+def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
+    """Derivatives of <covector, distort(xy)> by normalised coordinates. xy, covector (…,N,2) -> each (…,N)."""
+    bu, bv = covector.unbind(-1)
+    if distortion.shape[-1] == 0:
+        zero = torch.zeros_like(bu)
+        return _Bend(bu, bv, zero, zero, zero)
+    k = distortion.shape[-1]
+    c = distortion[..., None, :].unbind(-1)
+    x, y = xy.unbind(-1)
+    r2 = x * x + y * y
+    _, g1, g2 = _radial(distortion, r2, 2)
+    u_x, u_y, v_x, v_y = _distort_slopes(xy, distortion)
+    radial = bu * x + bv * y
+    along, twice, g1 = 2 * radial * g1, 4 * radial * g2, 2 * g1
+    if k > 8:
+        along = along + 2 * (bu * (c[8] + 2 * r2 * c[9]) + bv * (c[10] + 2 * r2 * c[11]))
+        twice = twice + 8 * (bu * c[9] + bv * c[11])
+    xx = along + x * (twice * x + 2 * bu * g1)
+    yy = along + y * (twice * y + 2 * bv * g1)
+    mixed = twice * x * y + g1 * (bu * y + bv * x)
+    if k > 2:
+        p1, p2 = 2 * c[2], 2 * c[3]
+        xx, yy = xx + 3 * bu * p2 + bv * p1, yy + bu * p2 + 3 * bv * p1
+        mixed = mixed + bu * p1 + bv * p2
+    return _Bend(bu * u_x + bv * v_x, bu * u_y + bv * v_y, xx, mixed, yy)
+
+
+class _Magnification(NamedTuple):
+    """m with fisheye(p) = (x, y) m, as a function of s = x^2 + y^2 and z, and its derivatives (…,N)."""
+
+    m: Tensor
+    s: Tensor
+    z: Tensor
+    ss: Tensor | None = None
+    sz: Tensor | None = None
+    zz: Tensor | None = None
+
+
+def _fisheye_magnification(p: Tensor, distortion: Tensor, order: int) -> _Magnification:
+    """The magnification of points (…,N,3) with its derivatives up to `order` 1 or 2.
+
+    With h = theta / r, L = s + z^2 and t = theta^2: m = h F(t), F = 1 + k1 t + …, and everything follows from
+    h_z = -1 / L,  2 s h_s = z / L - h,  t_s = h z / L,  t_z = -2 s h / L,  which cancel nowhere but in h_s on the axis.
+    """
+    z = p[..., 2]
+    s = p[..., :2].square().sum(-1)
+    inverse = 1 / (s + z * z)
+    near = s < _NEAR_AXIS * z * z.abs()  # where z is positive
+    off = torch.where(near, 1, s)
+    r = off.sqrt()
+    ahead = torch.where(near, z, 1)
+    u = torch.where(near, s, 0) / (ahead * ahead)
+    series = 1 - u * (1 / 3 - u * (1 / 5 - u * (1 / 7 - u / 9)))
+    h = torch.where(near, series / ahead, torch.atan2(r, z) / r)
+    slope = -1 / 3 + u * (2 / 5 - u * (3 / 7 - u * (4 / 9 - u * 5 / 11)))
+    zl = z * inverse
+    half = 0.5 / off
+    h_s = torch.where(near, slope / ahead**3, (zl - h) * half)
+    hs = h * s
+    F = _even_polynomial(distortion, hs * h, order)
+    t_s, t_z = h * zl, -2 * hs * inverse
+    hF1 = h * F[1]
+    m, m_s = h * F[0], h_s * F[0] + hF1 * t_s
+    m_z = hF1 * t_z - inverse * F[0]
+    if order == 1:
+        return _Magnification(m, m_s, m_z)
+    inverse2 = inverse * inverse
+    bend = 2 / 5 - u * (6 / 7 - u * (12 / 9 - u * (20 / 11 - u * 30 / 13)))
+    h_ss = torch.where(near, bend / ahead**5, (-z * inverse2 - 3 * h_s) * half)
+    hz = h * z
+    t_ss = (h_s - h * inverse) * zl
+    t_sz = h * inverse - z * inverse2 * (1 + 2 * hz)
+    t_zz = 2 * s * inverse2 * (1 + 2 * hz)
+    hF2 = h * F[2]
+    m_ss = h_ss * F[0] + 2 * h_s * F[1] * t_s + hF2 * t_s * t_s + hF1 * t_ss
+    m_sz = inverse2 * F[0] + (h_s * t_z - inverse * t_s) * F[1] + hF2 * t_s * t_z + hF1 * t_sz
+    m_zz = 2 * zl * inverse * F[0] - 2 * inverse * t_z * F[1] + hF2 * t_z * t_z + hF1 * t_zz
+    return _Magnification(m, m_s, m_z, m_ss, m_sz, m_zz)
 
 
 def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
@@ -115,10 +256,7 @@ def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
     series = 1 - s * (1 / 3 - s * (1 / 5 - s * (1 / 7 - s * (1 / 9 - s / 11))))
     theta_by_r = torch.where(near, series / z_safe, torch.atan2(r, z) / r)
     theta2 = theta_by_r * theta_by_r * r2
-    factor, power = torch.ones_like(theta2), torch.ones_like(theta2)
-    for i in range(distortion.shape[-1]):
-        power = power * theta2
-        factor = factor + distortion[..., None, i] * power
+    (factor,) = _even_polynomial(distortion, theta2, 0)
     return p[..., :2] * (theta_by_r * factor)[..., None]
 
 
@@ -164,54 +302,67 @@ def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
 
 
 def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model) -> tuple[Tensor, Tensor]:
-    """Pixels (…,N,2) and their derivatives (…,N,2,3) with respect to the point in the camera frame.
+    """Pixels (…,N,2) and their derivatives (…,N,2,3) with respect to the point in the camera frame, in closed form.
 
-    Closed form for the pinhole; three forward-mode passes for every other lens, so that a lens is one function.
+    Both are views of tensors whose last dimension is N, so that what is computed of them stays contiguous.
     """
-    if model == "radtan" and distortion.shape[-1] == 0:
-        x, y, z = points_camera.unbind(-1)
+    x, y, z = points_camera.unbind(-1)
+    if model == "fisheye":
+        m, m_s, m_z = _fisheye_magnification(points_camera, distortion, 1)[:3]
+        across = torch.stack([x, y], -2)
+        image = across * m[..., None, :]
+        # d (x, y) m = m I + (x, y) (2 m_s x, 2 m_s y, m_z)
+        slopes = torch.stack([2 * m_s * x, 2 * m_s * y, m_z], -2)
+        rows = across[..., :, None, :] * slopes[..., None, :, :]
+        zero = torch.zeros_like(m)
+        rows = rows + torch.stack([m, zero, zero, zero, m, zero], -2).unflatten(-2, (2, 3))
+    else:
         iz = 1 / z
-        zero = torch.zeros_like(iz)
-        rows = torch.stack([iz, zero, -x * iz * iz, zero, iz, -y * iz * iz], -1).unflatten(-1, (2, 3))
-        return _apply_K(points_camera[..., :2] * iz[..., None], K), K[..., None, :2, :2] @ rows
-
-    def f(p: Tensor) -> Tensor:
-        return project_camera_frame(p, K, distortion, model=model)
-
-    columns = []
-    for axis in torch.eye(3, dtype=points_camera.dtype, device=points_camera.device):
-        pixels, column = directional(f, points_camera, axis)
-        columns.append(column)
-    return pixels, torch.stack(columns, -1)
+        x, y = x * iz, y * iz
+        if distortion.shape[-1] == 0:
+            image, zero = torch.stack([x, y], -2), torch.zeros_like(iz)
+            rows = torch.stack([iz, zero, -x * iz, zero, iz, -y * iz], -2).unflatten(-2, (2, 3))
+        else:
+            xy = torch.stack([x, y], -1)
+            image = distort(xy, distortion).mT
+            u_x, u_y, v_x, v_y = _distort_slopes(xy, distortion)
+            rows = torch.stack([u_x, u_y, -(u_x * x + u_y * y), v_x, v_y, -(v_x * x + v_y * y)], -2) * iz[..., None, :]
+            rows = rows.unflatten(-2, (2, 3))
+    A = K[..., :2, :2]
+    jacobian = (A @ rows.flatten(-2)).unflatten(-1, rows.shape[-2:])
+    return (A @ image + K[..., :2, 2:]).mT, jacobian.movedim(-1, -3)
 
 
 def projection_curvature(
     points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model, covector: Tensor
 ) -> Tensor:
-    """Second derivative of <covector, pixels> with respect to the point. covector (…,N,2) -> (…,N,3,3)."""
-    p = points_camera
-    if model == "radtan" and distortion.shape[-1] == 0:
-        x, y, z = p.unbind(-1)
-        a, b = (covector @ K[..., :2, :2]).unbind(-1)
-        iz2 = 1 / (z * z)
-        zero = torch.zeros_like(z)
-        xz, yz, zz = -a * iz2, -b * iz2, 2 * (a * x + b * y) * iz2 / z
-        return torch.stack([zero, zero, xz, zero, zero, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
-
-    def slope(axis: Tensor) -> Callable[[Tensor], Tensor]:
-        """<covector, d pixels / d axis> as a function of the point."""
-
-        def f(p: Tensor) -> Tensor:
-            return (
-                covector * directional(lambda q: project_camera_frame(q, K, distortion, model=model), p, axis)[1]
-            ).sum(-1)
-
-        return f
-
-    axes = torch.eye(3, dtype=p.dtype, device=p.device).unbind(0)
-    entry = {(i, j): directional(slope(axes[i]), p, axes[j])[1] for i in range(3) for j in range(i, 3)}
-    rows = [entry[min(i, j), max(i, j)] for i in range(3) for j in range(3)]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    """Second derivative of <covector, pixels> with respect to the point, in closed form. (…,N,2) -> (…,N,3,3)."""
+    x, y, z = points_camera.unbind(-1)
+    covector = covector @ K[..., :2, :2]
+    if model == "fisheye":
+        m = _fisheye_magnification(points_camera, distortion, 2)
+        assert m.ss is not None
+        assert m.sz is not None
+        assert m.zz is not None
+        a, b = covector.unbind(-1)
+        along = a * x + b * y
+        # Hessian of along * m: covector (x) grad m, twice symmetrised, and along times the Hessian of m
+        px, py, common = 2 * m.s * x, 2 * m.s * y, 2 * along * m.s
+        bend = 4 * along * m.ss
+        xx, yy = 2 * a * px + common + bend * x * x, 2 * b * py + common + bend * y * y
+        xy = a * py + b * px + bend * x * y
+        across = 2 * along * m.sz
+        xz, yz, zz = a * m.z + across * x, b * m.z + across * y, along * m.zz
+    else:
+        iz = 1 / z
+        x, y, iz2 = x * iz, y * iz, iz * iz
+        f = _distort_bend(torch.stack([x, y], -1), covector, distortion)
+        # chain rule through the division by depth
+        xx, xy, yy = f.xx * iz2, f.xy * iz2, f.yy * iz2
+        a, b = f.x * iz2, f.y * iz2
+        xz, yz = -(x * xx + y * xy + a), -(x * xy + y * yy + b)
+        zz = x * (a - xz) + y * (b - yz)
+    return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
 
 
 def unproject(
@@ -235,18 +386,16 @@ def unproject(
     if distortion is None:
         distortion = points2d.new_zeros(0)
     check_distortion(distortion, model)
-    target = torch.linalg.solve(K[..., None, :2, :2], (points2d - K[..., None, :2, 2])[..., None]).squeeze(-1)
+    (a, b), (c, d) = (row.unbind(-1) for row in K[..., None, :2, :2].unbind(-2))
+    u, v = (points2d - K[..., None, :2, 2]).unbind(-1)
+    target = torch.stack([d * u - b * v, a * v - c * u], -1) / (a * d - b * c)[..., None]
     tolerance = 1e-6 if points2d.dtype == torch.float64 else 1e-4
     if model == "fisheye":
         return _unproject_fisheye(target, distortion, max_steps, tolerance)
 
     def newton(xy: Tensor) -> tuple[Tensor, Tensor]:
-        value, columns = xy, []
-        for axis in torch.eye(2, dtype=xy.dtype, device=xy.device):
-            value, column = directional(lambda q: distort(q, distortion), xy, axis)
-            columns.append(column)
-        (a, c), (b, d) = columns[0].unbind(-1), columns[1].unbind(-1)
-        ex, ey = (value - target).unbind(-1)
+        a, b, c, d = _distort_slopes(xy, distortion)
+        ex, ey = (distort(xy, distortion) - target).unbind(-1)
         det = a * d - b * c
         step = torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
         # both eigenvalues positive: far out a folded lens may turn both, and the determinant does not show it
@@ -274,14 +423,16 @@ def _unproject_fisheye(target: Tensor, distortion: Tensor, max_steps: int, toler
     radius = torch.where(at_centre, torch.ones_like(r2), r2).sqrt()
 
     def newton(theta: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = directional(lambda a: _fisheye_radius(a, distortion), theta, torch.ones_like(theta))
-        return theta - (value - radius) / slope, slope
+        theta2 = theta * theta
+        factor, bend = _even_polynomial(distortion, theta2, 1)
+        slope = factor + 2 * theta2 * bend
+        return theta - (theta * factor - radius) / slope, slope
 
     with torch.no_grad():
         theta = radius.clamp(max=torch.pi)
         for _ in range(max_steps):
             theta = newton(theta)[0].clamp(0, torch.pi)
-        good = (_fisheye_radius(theta, distortion) - radius).abs() <= tolerance
+        good = (theta * _even_polynomial(distortion, theta * theta, 0)[0] - radius).abs() <= tolerance
     theta, slope = newton(torch.where(good, theta, torch.zeros_like(theta)))
     valid = at_centre | (good & (slope > 0) & (theta.cos() > _FISHEYE_LIMIT_COS))
     lateral = torch.where(at_centre, torch.ones_like(theta), theta.sin() / radius)
