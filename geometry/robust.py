@@ -2,8 +2,8 @@
 
 A kernel is a function rho(s) of s = |r|^2 >= 0 with rho(s) ~ s near zero, applied element by element; the cost is
 half the sum of rho. Scales are in the units of the residual (pixels divided by sigma, for PnP). Any such function
-of tensors is a kernel: its derivatives are taken by forward-mode differentiation. Those made here are also known to
-the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs. 8 to 13, times 2 scale^2.
+of tensors is a kernel: its derivatives are taken by forward-mode differentiation. Those made here bring theirs, and are
+also known to the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs. 8 to 13, times 2 scale^2.
 """
 
 import math
@@ -34,17 +34,30 @@ class RobustKernel:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
 
     def __call__(self, s: Tensor) -> Tensor:
+        return self.derivatives(s)[0]
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """rho(s), rho'(s), rho''(s), element by element."""
         square = self.scale * self.scale
         if self.name == "huber":
             outside = s > square
-            root = torch.where(outside, s, torch.ones_like(s)).sqrt()
-            return torch.where(outside, 2 * self.scale * root - square, s)
+            safe = torch.where(outside, s, 1)
+            root = safe.sqrt()
+            rho = torch.where(outside, 2 * self.scale * root - square, s)
+            slope = torch.where(outside, self.scale / root, 1)
+            return rho, slope, torch.where(outside, -0.5 * slope / safe, 0)
         if self.name == "cauchy":
-            return square * torch.log1p(s / square)
+            slope = 1 / (1 + s / square)
+            return square * torch.log1p(s / square), slope, -slope * slope / square
         if self.name == "geman_mcclure":
-            return s / (1 + s / square)
+            inverse = 1 / (1 + s / square)
+            slope = inverse * inverse
+            return s * inverse, slope, -2 / square * slope * inverse
         width = square * abs(self.alpha - 2)
-        return 2 * width / self.alpha * torch.expm1(0.5 * self.alpha * torch.log1p(s / width))
+        logarithm = torch.log1p(s / width)
+        slope = torch.exp((0.5 * self.alpha - 1) * logarithm)
+        rho = 2 * width / self.alpha * torch.expm1(0.5 * self.alpha * logarithm)
+        return rho, slope, (0.5 * self.alpha - 1) * slope / (width + s)
 
 
 def huber(scale: float) -> RobustKernel:
@@ -77,7 +90,8 @@ def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor
     """rho(s), rho'(s), rho''(s), element by element; the identity where kernel is None."""
     if kernel is None:
         return s, torch.ones_like(s), torch.zeros_like(s)
+    if isinstance(kernel, RobustKernel):
+        return kernel.derivatives(s)
     one = torch.ones_like(s)
-
     first, second = directional(lambda a: directional(kernel, a, one)[1], s, one)
     return kernel(s), first, second
