@@ -36,8 +36,6 @@ Model = Literal["radtan", "fisheye"]
 _LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
 # A fisheye ray is accepted up to this angle from the optical axis: the pole at 180 degrees has no direction.
 _FISHEYE_LIMIT_COS = -0.995
-# Below this (r / z)^2 the derivatives of theta / r by r^2 are taken from their series: the formulas cancel there.
-_NEAR_AXIS = 1e-4
 
 
 class Rays(NamedTuple):
@@ -141,28 +139,33 @@ def _radial(distortion: Tensor, r2: Tensor, order: int) -> tuple[Tensor, ...]:
     return g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse
 
 
-def _distort_slopes(xy: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives u_x, u_y, v_x, v_y (…,N) of `distort` (u, v) by normalised coordinates (x, y)."""
+def _distorted(xy: Tensor, distortion: Tensor) -> tuple[Tensor, ...]:
+    """u, v = `distort` (…,N) and u_x, u_y, v_x, v_y, their derivatives by normalised coordinates (x, y)."""
     k = distortion.shape[-1]
     c = distortion[..., None, :].unbind(-1)
     x, y = xy.unbind(-1)
-    xx, yy = x * x, y * y
+    xx, xy, yy = x * x, x * y, y * y
     r2 = xx + yy
     g, g1 = _radial(distortion, r2, 1)
     g1 = 2 * g1
-    mixed = x * y * g1
-    u_x, u_y, v_x, v_y = torch.addcmul(g, xx, g1), mixed, mixed, torch.addcmul(g, yy, g1)
+    u, v = x * g, y * g
+    u_x, u_y, v_y = torch.addcmul(g, xx, g1), xy * g1, torch.addcmul(g, yy, g1)
     if k > 2:
         p1, p2 = 2 * c[2], 2 * c[3]
         a, b = p2 * x, p1 * y
-        u_x, v_y = u_x + b + 3 * a, v_y + 3 * b + a
-        mixed = mixed + p1 * x + p2 * y
-        u_y, v_x = mixed, mixed
+        # the tangential part is (b x + a x + c3 r2, a y + b y + c2 r2)
+        both = a + b
+        u, v = torch.addcmul(torch.addcmul(u, x, both), c[3], r2), torch.addcmul(torch.addcmul(v, y, both), c[2], r2)
+        u_x, v_y = torch.add(u_x + both, a, alpha=2), torch.add(v_y + both, b, alpha=2)
+        u_y = torch.addcmul(torch.addcmul(u_y, p1, x), p2, y)
+    v_x = u_y
     if k > 8:
+        r4 = r2 * r2
+        u, v = u + c[8] * r2 + c[9] * r4, v + c[10] * r2 + c[11] * r4
         prism_u, prism_v = 2 * c[8] + 4 * c[9] * r2, 2 * c[10] + 4 * c[11] * r2
         u_x, u_y = torch.addcmul(u_x, prism_u, x), torch.addcmul(u_y, prism_u, y)
         v_x, v_y = torch.addcmul(v_x, prism_v, x), torch.addcmul(v_y, prism_v, y)
-    return u_x, u_y, v_x, v_y
+    return u, v, u_x, u_y, v_x, v_y
 
 
 def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
@@ -176,7 +179,7 @@ def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
     _, g1, g2 = _radial(distortion, r2, 2)
-    u_x, u_y, v_x, v_y = _distort_slopes(xy, distortion)
+    _, _, u_x, u_y, v_x, v_y = _distorted(xy, distortion)
     radial = bu * x + bv * y
     along, twice, g1 = 2 * radial * g1, 4 * radial * g2, 2 * g1
     if k > 8:
@@ -192,57 +195,49 @@ def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
     return _Bend(bu * u_x + bv * v_x, bu * u_y + bv * v_y, xx, mixed, yy)
 
 
-class _Magnification(NamedTuple):
-    """m with fisheye(p) = (x, y) m, as a function of s = x^2 + y^2 and z, and its derivatives (…,N)."""
+class _Polar(NamedTuple):
+    """A fisheye in polar coordinates (…,N): distance r from the axis, unit vector (…,2,N) away from it, inverse squared
+    distance L from the camera, d = theta (1 + k1 theta^2 + …) by its derivatives d' and d'' by theta, m = d / r, and
+    e = d' z / L - m, which vanishes on the axis."""
 
+    r: Tensor
+    away: Tensor
+    inverse: Tensor
+    theta: Tensor
+    d1: Tensor
     m: Tensor
-    s: Tensor
-    z: Tensor
-    ss: Tensor | None = None
-    sz: Tensor | None = None
-    zz: Tensor | None = None
+    e: Tensor
 
 
-def _fisheye_magnification(p: Tensor, distortion: Tensor, order: int) -> _Magnification:
-    """The magnification of points (…,N,3) with its derivatives up to `order` 1 or 2.
+def _polar(x: Tensor, y: Tensor, z: Tensor, distortion: Tensor) -> _Polar:
+    s = torch.addcmul(x * x, y, y)
+    inverse = 1 / torch.addcmul(s, z, z)
+    r = s.clamp_min(torch.finfo(s.dtype).tiny).sqrt()
+    theta = torch.atan2(r, z)
+    t, m, d1 = theta * theta, theta / r, None
+    if distortion.shape[-1] > 0:
+        odd = torch.arange(3, 2 * distortion.shape[-1] + 2, 2, dtype=s.dtype, device=s.device)
+        m, d1 = torch.addcmul(m, m * t, _horner(distortion, t)), 1 + t * _horner(distortion * odd, t)
+    d1 = torch.ones_like(t) if d1 is None else d1
+    return _Polar(r, torch.stack([x, y], -2) / r[..., None, :], inverse, theta, d1, m, d1 * z * inverse - m)
 
-    With h = theta / r, L = s + z^2 and t = theta^2: m = h F(t), F = 1 + k1 t + …, and everything follows from
-    h_z = -1 / L,  2 s h_s = z / L - h,  t_s = h z / L,  t_z = -2 s h / L,  which cancel nowhere but in h_s on the axis.
-    """
-    z = p[..., 2]
-    s = p[..., :2].square().sum(-1)
-    inverse = 1 / (s + z * z)
-    near = s < _NEAR_AXIS * z * z.abs()  # where z is positive
-    off = torch.where(near, 1, s)
-    r = off.sqrt()
-    ahead = torch.where(near, z, 1)
-    u = torch.where(near, s, 0) / (ahead * ahead)
-    series = 1 - u * (1 / 3 - u * (1 / 5 - u * (1 / 7 - u / 9)))
-    h = torch.where(near, series / ahead, torch.atan2(r, z) / r)
-    slope = -1 / 3 + u * (2 / 5 - u * (3 / 7 - u * (4 / 9 - u * 5 / 11)))
-    zl = z * inverse
-    half = 0.5 / off
-    h_s = torch.where(near, slope / ahead**3, (zl - h) * half)
-    hs = h * s
-    F = _even_polynomial(distortion, hs * h, order)
-    t_s, t_z = h * zl, -2 * hs * inverse
-    hF1 = h * F[1]
-    m, m_s = h * F[0], h_s * F[0] + hF1 * t_s
-    m_z = hF1 * t_z - inverse * F[0]
-    if order == 1:
-        return _Magnification(m, m_s, m_z)
-    inverse2 = inverse * inverse
-    bend = 2 / 5 - u * (6 / 7 - u * (12 / 9 - u * (20 / 11 - u * 30 / 13)))
-    h_ss = torch.where(near, bend / ahead**5, (-z * inverse2 - 3 * h_s) * half)
-    hz = h * z
-    t_ss = (h_s - h * inverse) * zl
-    t_sz = h * inverse - z * inverse2 * (1 + 2 * hz)
-    t_zz = 2 * s * inverse2 * (1 + 2 * hz)
-    hF2 = h * F[2]
-    m_ss = h_ss * F[0] + 2 * h_s * F[1] * t_s + hF2 * t_s * t_s + hF1 * t_ss
-    m_sz = inverse2 * F[0] + (h_s * t_z - inverse * t_s) * F[1] + hF2 * t_s * t_z + hF1 * t_sz
-    m_zz = 2 * zl * inverse * F[0] - 2 * inverse * t_z * F[1] + hF2 * t_z * t_z + hF1 * t_zz
-    return _Magnification(m, m_s, m_z, m_ss, m_sz, m_zz)
+
+def _odd_bend(distortion: Tensor, theta: Tensor) -> Tensor:
+    """d'' of `_Polar`: 6 k1 theta + 20 k2 theta^3 + …"""
+    if distortion.shape[-1] == 0:
+        return torch.zeros_like(theta)
+    even = torch.arange(2, 2 * distortion.shape[-1] + 2, 2, dtype=theta.dtype, device=theta.device)
+    return theta * _horner(distortion * even * (even + 1), theta * theta)
+
+
+def _near_axis(f: _Polar, z: Tensor, distortion: Tensor) -> Tensor:
+    """e / r of `_Polar`, near the axis by its series in r / z: the formula of e cancels there."""
+    k1, k2 = (distortion[..., i, None] if i < distortion.shape[-1] else 0.0 for i in range(2))
+    inverse = 1 / z
+    u = (f.r * inverse).square()
+    near = (u < torch.finfo(z.dtype).eps ** (1 / 3)) & (z > 0)
+    series = 2 * (k1 - 1 / 3 + 2 * (k2 - k1 + 1 / 5) * u) * f.r * inverse * inverse * inverse
+    return torch.where(near, series, f.e / f.r)
 
 
 def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
@@ -295,7 +290,8 @@ def project(
 
 def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
     """Whether the camera model can see a point: z > 0, or for "fisheye" within 174 degrees. (…,N,3) -> (…,N)."""
-    z, length = points_camera[..., 2], points_camera.norm(dim=-1)
+    x, y, z = points_camera.unbind(-1)
+    length = torch.addcmul(torch.addcmul(x * x, y, y), z, z).sqrt()
     if model == "fisheye":
         return (length > 0) & (z > _FISHEYE_LIMIT_COS * length)
     return z > torch.finfo(z.dtype).eps * length
@@ -304,18 +300,17 @@ def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
 def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model) -> tuple[Tensor, Tensor]:
     """Pixels (…,N,2) and their derivatives (…,N,2,3) with respect to the point in the camera frame, in closed form.
 
-    Both are views of tensors whose last dimension is N, so that what is computed of them stays contiguous.
+    Like the curvature, they are views of tensors whose last dimension is N: so are fast to compute with.
     """
     x, y, z = points_camera.unbind(-1)
     if model == "fisheye":
-        m, m_s, m_z = _fisheye_magnification(points_camera, distortion, 1)[:3]
-        across = torch.stack([x, y], -2)
-        image = across * m[..., None, :]
-        # d (x, y) m = m I + (x, y) (2 m_s x, 2 m_s y, m_z)
-        slopes = torch.stack([2 * m_s * x, 2 * m_s * y, m_z], -2)
-        rows = across[..., :, None, :] * slopes[..., None, :, :]
-        zero = torch.zeros_like(m)
-        rows = rows + torch.stack([m, zero, zero, zero, m, zero], -2).unflatten(-2, (2, 3))
+        f = _polar(x, y, z, distortion)
+        image = torch.stack([x, y], -2) * f.m[..., None, :]
+        # across the axis e away away^T + m I, along it -(d' r / L) away
+        slopes = torch.cat([f.away * f.e[..., None, :], (-f.d1 * f.r * f.inverse)[..., None, :]], -2)
+        rows = f.away[..., :, None, :] * slopes[..., None, :, :]
+        rows[..., 0, 0, :] += f.m
+        rows[..., 1, 1, :] += f.m
     else:
         iz = 1 / z
         x, y = x * iz, y * iz
@@ -323,10 +318,10 @@ def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, mo
             image, zero = torch.stack([x, y], -2), torch.zeros_like(iz)
             rows = torch.stack([iz, zero, -x * iz, zero, iz, -y * iz], -2).unflatten(-2, (2, 3))
         else:
-            xy = torch.stack([x, y], -1)
-            image = distort(xy, distortion).mT
-            u_x, u_y, v_x, v_y = _distort_slopes(xy, distortion)
-            rows = torch.stack([u_x, u_y, -(u_x * x + u_y * y), v_x, v_y, -(v_x * x + v_y * y)], -2) * iz[..., None, :]
+            u, v, u_x, u_y, v_x, v_y = _distorted(torch.stack([x, y], -1), distortion)
+            image = torch.stack([u, v], -2)
+            u_z, v_z = -torch.addcmul(u_x * x, u_y, y), -torch.addcmul(v_x * x, v_y, y)
+            rows = torch.stack([u_x, u_y, u_z, v_x, v_y, v_z], -2) * iz[..., None, :]
             rows = rows.unflatten(-2, (2, 3))
     A = K[..., :2, :2]
     jacobian = (A @ rows.flatten(-2)).unflatten(-1, rows.shape[-2:])
@@ -340,19 +335,21 @@ def projection_curvature(
     x, y, z = points_camera.unbind(-1)
     covector = covector @ K[..., :2, :2]
     if model == "fisheye":
-        m = _fisheye_magnification(points_camera, distortion, 2)
-        assert m.ss is not None
-        assert m.sz is not None
-        assert m.zz is not None
-        a, b = covector.unbind(-1)
-        along = a * x + b * y
-        # Hessian of along * m: covector (x) grad m, twice symmetrised, and along times the Hessian of m
-        px, py, common = 2 * m.s * x, 2 * m.s * y, 2 * along * m.s
-        bend = 4 * along * m.ss
-        xx, yy = 2 * a * px + common + bend * x * x, 2 * b * py + common + bend * y * y
-        xy = a * py + b * px + bend * x * y
-        across = 2 * along * m.sz
-        xz, yz, zz = a * m.z + across * x, b * m.z + across * y, along * m.zz
+        f = _polar(x, y, z, distortion)
+        c, (a, b) = covector.unbind(-1), f.away.unbind(-2)
+        along = c[0] * a + c[1] * b
+        bent = _odd_bend(distortion, f.theta)
+        rz, inverse2 = f.r * along, f.inverse * f.inverse
+        G = (2 * f.d1 * f.r - bent * z) * inverse2
+        k = _near_axis(f, z, distortion)
+        # k (along I + c away^T + away c^T) - along (z G + 3 k) away away^T, and likewise for z
+        ka, kb, common = k * a, k * b, k * along
+        across = -along * (z * G + 3 * k)
+        pa, pb = across * a, across * b
+        xx, xy, yy = common + 2 * ka * c[0] + pa * a, ka * c[1] + kb * c[0] + pa * b, common + 2 * kb * c[1] + pb * b
+        zG, slope = rz * G, f.d1 * f.inverse
+        xz, yz = zG * a - slope * c[0], zG * b - slope * c[1]
+        zz = rz * (bent * f.r + 2 * f.d1 * z) * inverse2
     else:
         iz = 1 / z
         x, y, iz2 = x * iz, y * iz, iz * iz
@@ -362,7 +359,7 @@ def projection_curvature(
         a, b = f.x * iz2, f.y * iz2
         xz, yz = -(x * xx + y * xy + a), -(x * xy + y * yy + b)
         zz = x * (a - xz) + y * (b - yz)
-    return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -1).unflatten(-1, (3, 3))
+    return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -2).unflatten(-2, (3, 3)).movedim(-1, -3)
 
 
 def unproject(
@@ -394,8 +391,8 @@ def unproject(
         return _unproject_fisheye(target, distortion, max_steps, tolerance)
 
     def newton(xy: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, c, d = _distort_slopes(xy, distortion)
-        ex, ey = (distort(xy, distortion) - target).unbind(-1)
+        u, v, a, b, c, d = _distorted(xy, distortion)
+        ex, ey = u - target[..., 0], v - target[..., 1]
         det = a * d - b * c
         step = torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
         # both eigenvalues positive: far out a folded lens may turn both, and the determinant does not show it

@@ -12,14 +12,41 @@ from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["pnp_problem"]
 
-_AHEAD = (0.0, 0.0, 1.0)
+
+def _points(pose: Tensor, points3d: Tensor, mask: Tensor, model: Model) -> tuple[Tensor, Tensor, Tensor]:
+    """R X (…,3,N), R X + t (…,3,N), and whether the camera sees every visible point (…).
+
+    Masked points sit at (1, 1, 1), ahead of the camera and out of harm. Coordinates come first, so that each of them
+    is contiguous.
+    """
+    rotated = pose[..., :3, :3] @ points3d.mT
+    p = torch.where(mask[..., None, :], rotated + pose[..., :3, 3:], 1.0)
+    return rotated, p, in_front(p.mT, model=model).all(-1)
 
 
-def _visible_points(pose: Tensor, points3d: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotated points R X and camera-frame points R X + t; masked points sit ahead of the camera, out of harm."""
-    rotated = points3d @ pose[..., :3, :3].mT
-    p = rotated + pose[..., None, :3, 3]
-    return rotated, torch.where(mask[..., None], p, p.new_tensor(_AHEAD))
+def _retract(pose: Tensor, step: Tensor) -> Tensor:
+    """`se3.retract` with the rotation of the quaternion (1, omega / 2) for exp(omega): the same to second order.
+
+    It needs no trigonometry and no series, and leaves a rotation a rotation to rounding.
+    """
+    half = 0.5 * step[..., :3]
+    W = se3.hat(half)
+    R = pose[..., :3, :3]
+    turned = W @ R
+    scale = 2 / (1 + half.square().sum(-1))
+    R = R + scale[..., None, None] * (turned + W @ turned)
+    top = torch.cat([R, pose[..., :3, 3:] + step[..., 3:, None]], -1)
+    return torch.cat([top, pose[..., 3:, :]], -2)
+
+
+def _by_step(D: Tensor, rotated: Tensor) -> Tensor:
+    """Derivatives by the step (B,k,6,N) of what has the derivatives D (B,k,3,N) by the camera-frame point.
+
+    d p / d step = [-hat(R X) | I], so that a row d becomes (R X) x d | d.
+    """
+    q, d = torch.cat([rotated, rotated[:, :2]], 1)[:, None], torch.cat([D, D[:, :, :2]], 2)
+    turn = torch.addcmul(q[:, :, 1:4] * d[:, :, 2:5], q[:, :, 2:5], d[:, :, 1:4], value=-1)
+    return torch.cat([turn, D], 2)
 
 
 @lru_cache(maxsize=64)
@@ -33,49 +60,53 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
     def residual(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
     ) -> Tensor:
-        _, p = _visible_points(pose, points3d, mask)
+        p = se3.transform(pose, points3d)
+        p = torch.where(mask[..., None], p, 1.0)
         r = weights * (project_camera_frame(p, K, distortion, model=model) - points2d)
-        r = torch.where(in_front(p, model=model)[..., None], r, r.new_full((), torch.inf))
-        return torch.where(mask[..., None], r, r.new_zeros(()))
+        r = torch.where(in_front(p, model=model)[..., None], r, torch.inf)
+        return torch.where(mask[..., None], r, 0.0)
 
     def linearize(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
     ) -> Linearization:
-        rotated, p = _visible_points(pose, points3d, mask)
-        pixels, D = projection_jacobian(p, K, distortion, model)
-        r = weights * (pixels - points2d) * mask[..., None]
-        D = weights[..., None] * D * mask[..., None, None]
-        rho, slope, _ = kernel_derivatives(kernel, r.square().sum(-1))
-        # d p / d step = [-hat(R X) | I]; rows of D times that: (R X) x d | d
-        J = torch.cat([torch.linalg.cross(rotated[..., None, :].expand_as(D), D), D], -1).flatten(1, 2)
-        root = slope.repeat_interleave(2, -1)[..., None] * J
-        visible = (in_front(p, model=model) | ~mask).all(-1)
-        cost = torch.where(visible, 0.5 * rho.sum(-1), torch.inf)
-        return Linearization(cost, (root * r.flatten(1)[..., None]).sum(1), J.mT @ root)
+        rotated, p, seen = _points(pose, points3d, mask, model)
+        pixels, D = projection_jacobian(p.mT, K, distortion, model)
+        D = D.movedim(-3, -1)  # (B,2,3,N)
+        J = torch.cat([_by_step(D, rotated), (pixels - points2d).mT[:, :, None]], 2)  # (B,2,7,N)
+        u, v = (J * torch.where(mask[..., None], weights, 0.0).mT[:, :, None]).unbind(1)
+        rho, left, right = torch.addcmul(u[:, 6] * u[:, 6], v[:, 6], v[:, 6]), u, v
+        if kernel is not None:
+            rho, slope, _ = kernel_derivatives(kernel, rho)
+            left, right = slope[:, None] * u, slope[:, None] * v
+        products = torch.baddbmm(left @ u.mT, right, v.mT)
+        cost = torch.where(seen, 0.5 * rho.sum(-1), torch.inf)
+        return Linearization(cost, products[:, :6, 6], products[:, :6, :6])
 
     def hessian(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
     ) -> Tensor:
-        rotated, p = _visible_points(pose, points3d, mask)
-        pixels, D = projection_jacobian(p, K, distortion, model)
-        weights = weights * mask[..., None]
-        r = weights * (pixels - points2d)
-        D = weights[..., None] * D
-        _, slope, bend = kernel_derivatives(kernel, r.square().sum(-1))
-        # gradient a (B,N,3) and Hessian C (B,N,3,3) of each point's cost with respect to the camera-frame point
-        Dr = (D.mT @ r[..., None]).squeeze(-1)
-        a = slope[..., None] * Dr
-        C = slope[..., None, None] * (D.mT @ D) + 2 * bend[..., None, None] * Dr[..., :, None] * Dr[..., None, :]
-        covector = slope[..., None] * weights * r
-        C = C + projection_curvature(p, K, distortion, model, covector)
-        M = torch.cat([-se3.hat(rotated), torch.eye(3, dtype=p.dtype, device=p.device).expand_as(C)], -1)
-        H = (M.mT @ C @ M).sum(1)
+        rotated, p, _ = _points(pose, points3d, mask, model)
+        pixels, D = projection_jacobian(p.mT, K, distortion, model)
+        weights = torch.where(mask[..., None], weights, 0.0).mT  # (B,2,N)
+        r = weights * (pixels - points2d).mT
+        D = weights[:, :, None] * D.movedim(-3, -1)  # (B,2,3,N)
+        # gradient a (B,3,N) and Hessian C (B,3,3,N) of each point's cost with respect to the camera-frame point
+        a, covector = (D * r[:, :, None]).sum(1), weights * r
+        if kernel is None:
+            C = (D[:, :, :, None] * D[:, :, None]).sum(1)
+        else:
+            _, slope, bend = kernel_derivatives(kernel, r.square().sum(1))
+            slope, bend = slope[:, None], 2 * bend[:, None]
+            C = ((slope[:, None] * D)[:, :, :, None] * D[:, :, None]).sum(1) + (bend * a)[:, :, None] * a[:, None]
+            a, covector = slope * a, slope * covector
+        C = C + projection_curvature(p.mT, K, distortion, model, covector.mT).movedim(-3, -1)
+        eye = torch.eye(3, dtype=p.dtype, device=p.device)
+        along = _by_step(eye[..., None].expand_as(C), rotated)
+        H = (along @ _by_step(C, rotated).mT).sum(1)
         # second order of exp: omega x (omega x q) = omega (omega . q) - q |omega|^2
-        aq = (a[..., :, None] * rotated[..., None, :]).sum(1)
+        aq = a @ rotated.mT
         trace = aq.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        rotation = 0.5 * (aq + aq.mT) - trace * torch.eye(3, dtype=p.dtype, device=p.device)
+        rotation = 0.5 * (aq + aq.mT) - trace * eye
         return H + nn.functional.pad(rotation, (0, 3, 0, 3))
 
-    return Problem(
-        residual, dof=6, retract=se3.retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,)
-    )
+    return Problem(residual, dof=6, retract=_retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,))
