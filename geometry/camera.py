@@ -353,10 +353,10 @@ def projection_curvature(
     else:
         iz = 1 / z
         x, y, iz2 = x * iz, y * iz, iz * iz
-        f = _distort_bend(torch.stack([x, y], -1), covector, distortion)
+        bend = _distort_bend(torch.stack([x, y], -1), covector, distortion)
         # chain rule through the division by depth
-        xx, xy, yy = f.xx * iz2, f.xy * iz2, f.yy * iz2
-        a, b = f.x * iz2, f.y * iz2
+        xx, xy, yy = bend.xx * iz2, bend.xy * iz2, bend.yy * iz2
+        a, b = bend.x * iz2, bend.y * iz2
         xz, yz = -(x * xx + y * xy + a), -(x * xy + y * yy + b)
         zz = x * (a - xz) + y * (b - yz)
     return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -2).unflatten(-2, (3, 3)).movedim(-1, -3)

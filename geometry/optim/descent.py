@@ -190,13 +190,13 @@ class _Dense:
 
 
 def levenberg_marquardt(
-    problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int
+    problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int, enough: float = 1e-12
 ) -> tuple[State, Tensor, Tensor]:
     """`descend` of a `Problem` from x: x, accepted steps (B,), and whether the start was feasible (B,)."""
     dense = _Dense(problem, data)
     start = dense.at(x)
     # predicted relative decrease that ends a problem: a few digits above rounding of the cost
-    tolerance = max(1e-12, 50 * torch.finfo(start.cost.dtype).eps)
+    tolerance = max(enough, 50 * torch.finfo(start.cost.dtype).eps)
     found = descend(dense, start, tolerance, max_steps)
     return found.at.x, found.accepted, torch.isfinite(start.cost)
 

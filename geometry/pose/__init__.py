@@ -1,8 +1,9 @@
 """Perspective-n-point: a camera pose from 2D-3D correspondences, and what is learned through it.
 
-layer     pnp, BPnP                                     data      what they are given, checked
-start     the global start                              problem   PnP as a Problem, in tensor operations
-operator  the compiled solver as torch operators        ransac    pnp_ransac: a pose among wrong matches
+layer     pnp, BPnP                                     data      PnPData: what they are given, checked, masked, centred
+compiled  the back end of kernels                       tensors   the back end of tensor operations: one contract
+operator  the kernels as torch operators                start     the global start in tensors
+problem   PnP as a Problem, in tensor operations        ransac    pnp_ransac: a pose among wrong matches
 losses    losses of poses as distributions              sampling  draws from such distributions
 """
 

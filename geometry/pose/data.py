@@ -1,9 +1,109 @@
-"""What PnP is given: its arguments checked, and each with its batch dimension."""
+"""What PnP is given: its arguments checked, masked and centred, each with its batch dimension."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from geometry import se3
 from geometry.camera import Model, check_distortion
+from geometry.optim import Gradient
+from geometry.robust import Kernel
+
+__all__ = ["Frame", "Options", "PnPData", "check_pose", "check_shape", "precision", "prepare"]
+
+
+class Options(NamedTuple):
+    """What is to be minimised and how, beside the data: arguments of `geometry.pnp`."""
+
+    model: Model = "radtan"
+    kernel: Kernel | None = None
+    gradient: Gradient = "exact"
+    max_steps: int = 50
+
+
+class Frame(NamedTuple):
+    """A frame of the world: its origin (B,3) and its unit of length (B,), a power of two, so that no digit is lost."""
+
+    origin: Tensor
+    unit: Tensor
+
+    def to_frame(self, pose: Tensor) -> Tensor:
+        """world_to_camera (B,4,4) of points that are given in this frame."""
+        R, t = pose[:, :3, :3], pose[:, :3, 3]
+        return se3.make(R, (t + (R @ self.origin[..., None]).squeeze(-1)) / self.unit[:, None])
+
+    def from_frame(self, pose: Tensor) -> Tensor:
+        """The inverse of `to_frame`."""
+        R, t = pose[:, :3, :3], pose[:, :3, 3]
+        return se3.make(R, self.unit[:, None] * t - (R @ self.origin[..., None]).squeeze(-1))
+
+
+class PnPData(NamedTuple):
+    """The tensors of `pnp_problem`, in its order.
+
+    points2d (B,N,2), points3d (B|1,N,3), K (B|1,3,3), distortion (B|1,k), weights (B|1,N,2), or (1,1,1) for ones, mask
+    (B|1,N), or (1,1) for True. `prepared` gives all of them their full size.
+    """
+
+    points2d: Tensor
+    points3d: Tensor
+    K: Tensor
+    distortion: Tensor
+    weights: Tensor
+    mask: Tensor
+
+    def to(self, dtype: torch.dtype) -> "PnPData":
+        """The same in another precision."""
+        points2d, points3d, K, distortion, weights = (d if d.dtype == dtype else d.to(dtype) for d in self[:5])
+        return PnPData(points2d, points3d, K, distortion, weights, self.mask)
+
+    def detached(self) -> "PnPData":
+        """The same without a graph."""
+        return PnPData(*(d.detach() for d in self))
+
+    def prepared(self, init: Tensor | None = None) -> "PnPData":
+        """Everything of full size, zeros for what is masked, and mask False where the weights are zero as well.
+
+        A masked entry may hold anything, NaN included: it is replaced before it meets a derivative. A point of weight
+        zero is as if absent, also behind the camera. Raises ValueError naming what is not finite, init included.
+        """
+        B, N, _ = self.points2d.shape
+        mask = self.mask.expand(B, N)
+        seen = mask[..., None]
+        points2d, points3d = (torch.where(seen, d, 0.0) for d in self[:2])
+        weights = torch.where(seen, self.weights.expand(B, N, 2), 0.0)
+        K, distortion = self.K.expand(B, 3, 3), self.distortion.expand(B, -1)
+        check_finite({"points2d": points2d, "points3d": points3d, "K": self.K, "distortion": self.distortion,
+                      "weights": weights, "init": init})  # fmt: skip
+        return PnPData(points2d, points3d, K, distortion, weights, mask & (weights != 0).any(-1))
+
+    def centred(self, mask: Tensor | None = None, scaled: bool = False) -> tuple["PnPData", Frame]:
+        """Prepared data with points3d about the middle of those visible (or of `mask`), and that frame.
+
+        About a far origin, rotation and translation can hardly be told apart. scaled: in units of about the extent of
+        the points, too, so that a step says by its size whether it matters.
+        """
+        mask = self.mask if mask is None else mask
+        X = self.points3d.detach()
+        present = mask[..., None].to(X.dtype)
+        count = present.sum(1).clamp_min(1)
+        origin = (X * present).sum(1) / count
+        unit = torch.ones_like(origin[:, 0])
+        if scaled:
+            square = ((X - origin[:, None]) * present).square().sum((1, 2)) / count[:, 0]
+            unit = torch.where(square > 0, square, 1.0).sqrt().log2().round().exp2()
+        points3d = (self.points3d - origin[:, None]) / unit[:, None, None]
+        return self._replace(points3d=points3d, mask=mask), Frame(origin, unit)
+
+
+def check_finite(named: dict[str, Tensor | None]) -> None:
+    """Raise ValueError naming the first that holds a NaN or an infinity. One look at the device for all of them."""
+    given = {name: value for name, value in named.items() if value is not None}
+    finite = torch.stack([(0 * value).sum() == 0 for value in given.values()])
+    if not finite.all():
+        name = [*given][finite.tolist().index(False)]
+        raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
 
 
 def check_shape(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
@@ -26,7 +126,7 @@ def prepare(
     mask: Tensor | None,
     init: Tensor | None,
     model: Model,
-) -> tuple[Tensor, ...]:
+) -> PnPData:
     """Check shapes, dtypes and devices, and give every argument its batch dimension, of size 1 where shared.
 
     Nothing here looks at values or moves data. Weights become (B|1,N,2), or (1,1,1) where there are none, mask (1,1).
@@ -72,4 +172,19 @@ def prepare(
         raise ValueError(f"points2d must hold at least {needed} points{start}, got N={N}")
     points3d = points3d if points3d.ndim == 3 else points3d[None]
     K = K if K.ndim == 3 else K[None]
-    return points2d, points3d, K, distortion if distortion.ndim == 2 else distortion[None], weights, mask
+    distortion = distortion if distortion.ndim == 2 else distortion[None]
+    return PnPData(points2d, points3d, K, distortion, weights, mask)
+
+
+def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
+    """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
+    B, N, _ = points2d.shape
+    check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+    if precision(pose) != precision(points2d) or pose.device != points2d.device:
+        raise ValueError(
+            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
+            f"got {pose.dtype}, {pose.device}"
+        )
+    if not torch.isfinite(pose).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return pose.expand(B, 4, 4)

@@ -6,21 +6,19 @@ After "End-to-End Learnable Geometric Vision by Backpropagating PnP Optimization
 """
 
 from dataclasses import dataclass
-from typing import TypeGuard
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.optim import Gradient, Solution, Status, argmin, minimize
-from geometry.pose import operator
-from geometry.pose.data import precision, prepare
-from geometry.pose.problem import pnp_problem
-from geometry.pose.start import find_pose
+from geometry.optim import Gradient, Solution
+from geometry.pose import compiled, tensors
+from geometry.pose.data import Options, PnPData, precision, prepare
 from geometry.robust import Kernel, RobustKernel
 
-__all__ = ["BPnP", "PoseSolution", "pnp", "pnp_problem"]
+__all__ = ["BPnP", "PoseSolution", "pnp"]
 
 
 @dataclass(frozen=True)
@@ -74,29 +72,23 @@ def pnp(
 
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; it can be
     vmapped, differentiated twice, and stands in torch.compile'd code. Elsewhere, and for what the kernel does not know
-    (model="fisheye", kernels of your own, gradient="unrolled"), the batched tensor operations of
-    `geometry.pose.problem` do: the same poses and gradients, once differentiable, and on a CPU two hundred times
-    slower.
+    (model="fisheye", kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do:
+    the same algorithm, the same poses and gradients, once differentiable, and slower on a CPU.
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
-    tensors = prepare(points2d, points3d, K, distortion, weights, mask, init, model)
-    if any(d.dtype != solve_dtype for d in tensors[:5]):
-        tensors = (*(d.to(solve_dtype) for d in tensors[:5]), tensors[5])
+    data = prepare(points2d, points3d, K, distortion, weights, mask, init, model).to(solve_dtype)
     if init is not None:
         init = init.detach().to(solve_dtype)
+    options = Options(model, kernel, gradient, max_steps)
+    back_end = _back_end(data, options)
+    data = back_end.prepared(data, init)
     second = ratio = None
-    if points2d.device.type == "cpu" and model == "radtan" and gradient != "unrolled" and _is_known(kernel):
-        name, scale, alpha = ("none", 1.0, 1.0) if kernel is None else (kernel.name, kernel.scale, kernel.alpha)
-        options = (name, scale, alpha, max_steps)
-        fewest = 3
-        if init is None:
-            with torch.no_grad():
-                init, second, ratio = operator.search(*tensors, *options)
-            fewest = 4
-        pose, cost, status, steps = operator.solve(*tensors, init, *options, fewest, gradient == "exact")
-    else:
-        pose, cost, status, steps, second, ratio = _pnp_in_tensors(tensors, init, model, kernel, gradient, max_steps)
+    fewest = 3
+    if init is None:
+        init, second, ratio = back_end.search(data.detached(), options)
+        fewest = 4
+    pose, cost, status, steps = back_end.solve(data, init, options, fewest)
     if second is not None and ratio is not None:
         second = torch.where((ratio > 0)[:, None, None], second, pose.detach())
     dtype = precision(points2d)
@@ -109,61 +101,11 @@ def pnp(
     return solution
 
 
-def _is_known(kernel: Kernel | None) -> TypeGuard[RobustKernel | None]:
-    """Whether the compiled solver knows this robust kernel."""
-    return kernel is None or isinstance(kernel, RobustKernel)
-
-
-def _pnp_in_tensors(
-    tensors: tuple[Tensor, ...],
-    init: Tensor | None,
-    model: Model,
-    kernel: Kernel | None,
-    gradient: Gradient,
-    max_steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What `operator` does, by `minimize` and `argmin` on `pnp_problem`."""
-    B, N, _ = tensors[0].shape
-    points2d, points3d, K, distortion, weights, mask = (d.expand(B, *d.shape[1:]) for d in tensors)
-    visible = mask.expand(B, N)
-    # A masked entry may hold anything, NaN included: it is replaced before it meets a derivative.
-    points2d, points3d, weights = (
-        torch.where(visible[..., None], d, 0) for d in (points2d, points3d, weights.expand(B, N, 2))
-    )
-    named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights}
-    for name, value in named.items() if init is None else (*named.items(), ("init", init)):
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
-    # weight zero means absent, also where the point lies behind the camera
-    visible = visible & (weights != 0).any(-1)
-    # Turn about the middle of the object: about a far origin, rotation and translation can hardly be told apart.
-    count = visible.sum(-1, keepdim=True)
-    centre = (points3d.detach() * visible[..., None]).sum(1) / count.clamp_min(1)
-    data = (points2d, points3d - centre[:, None], K, distortion, weights, visible)
-    problem = pnp_problem(model, kernel)
-
-    def moved(pose: Tensor, sign: float) -> Tensor:
-        """The pose about the centre instead of the origin (1), or back (-1)."""
-        R = pose[:, :3, :3]
-        return se3.make(R, pose[:, :3, 3] + sign * (R @ centre[..., None]).squeeze(-1))
-
-    second = ratio = None
-    with torch.no_grad():
-        if init is None:
-            a, b = (minimize(problem, start, *data, max_steps=max_steps) for start in find_pose(problem, *data, model))
-            start, second, ratio = operator.better(a.x, a.cost, a.status, b.x, b.cost, b.status)
-            second = moved(second, -1)
-        else:
-            # a rotation that was rounded to float32, or came from a file, is made one again
-            R = se3.rotation_from_quat_wxyz(se3.quat_wxyz_from_rotation(init[..., :3, :3]))
-            start = moved(se3.make(R, init[..., :3, 3]).expand(B, 4, 4), 1)
-    found = argmin(problem, start, *data, gradient=gradient, max_steps=max_steps)
-    # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
-    enough = count.squeeze(-1) >= (4 if init is None else 3)
-    pose = moved(found.x, -1)
-    pose = torch.where(enough[:, None, None], pose, pose.detach())
-    status = torch.where(enough, found.status, torch.full_like(found.status, Status.TOO_FEW))
-    return pose, found.cost, status, found.steps, second, ratio
+def _back_end(data: PnPData, options: Options) -> ModuleType:
+    """The module that does the work: `geometry.pose.compiled` where it can, `geometry.pose.tensors` elsewhere."""
+    known = options.kernel is None or isinstance(options.kernel, RobustKernel)
+    on_cpu = data.points2d.device.type == "cpu"
+    return compiled if on_cpu and known and options.model == "radtan" and options.gradient != "unrolled" else tensors
 
 
 class BPnP(nn.Module):

@@ -25,7 +25,7 @@ from geometry.optim import (
     solve_spd,
     stop_gradient_where,
 )
-from geometry.pose.data import check_shape, precision, prepare
+from geometry.pose.data import PnPData, check_pose, precision, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.pose.sampling import log_normaliser, sample_poses
@@ -99,14 +99,15 @@ def monte_carlo_pose_loss(
     SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, precision(points2d))
-    truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d))
+    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(precision(points2d))
+    data, frame = given.prepared().centred()
+    truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).to(data.K.dtype))
     if init is not None:
-        init = _about(centre, _checked_pose("init", init, points2d)).detach()
+        init = frame.to_frame(check_pose("init", init, points2d).detach().to(data.K.dtype))
     if len(points2d) == 0:
         nothing = _empty(data)
         return MonteCarloLoss(nothing, nothing.to(torch.int8), nothing.detach())
-    plain = tuple(d.detach() for d in data)
+    plain = data.detached()
     with torch.no_grad():
         found = pnp(
             *plain[:3], distortion=plain[3], weights=plain[4], mask=plain[5], init=init, model=model, kernel=kernel
@@ -117,7 +118,7 @@ def monte_carlo_pose_loss(
         status = torch.where(found.converged & ~drawn.ok, Status.SINGULAR, found.status)
         status = torch.where(found.converged & ~feasible, Status.INFEASIBLE, status).to(torch.int8)
     ok = status == Status.CONVERGED
-    data, truth = stop_gradient_where(~ok, data), stop_gradient_where(~ok, truth)
+    data, truth = stop_gradient_where(~ok, tuple(data)), stop_gradient_where(~ok, truth)
     drawn = replace(drawn, ok=ok)
     loss = problem.costs(truth, *data) + log_normaliser(problem, drawn, *data)
     return MonteCarloLoss(torch.where(ok, loss, 0), status, drawn.effective)
@@ -181,17 +182,18 @@ def linear_covariance_loss(
     points (less than 4); INFEASIBLE (a point behind the camera at pose_gt); SINGULAR.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, torch.float64)
-    truth = _about(centre, _checked_pose("pose_gt", pose_gt, points2d)).detach()
+    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(torch.float64)
+    data, frame = given.prepared().centred()
+    truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).detach().double())
     if len(points2d) == 0:
         nothing = _empty(data).to(precision(points2d))
         return PoseLoss(nothing, nothing.to(torch.int8))
     problem = pnp_problem(model)
     with torch.no_grad():
         feasible = torch.isfinite(problem.costs(truth, *data))
-        seen = data[5][..., None, None]
-        count = data[5].sum(-1)
-        turn = -se3.hat(data[1] @ truth[:, :3, :3].mT)
+        seen = data.mask[..., None, None]
+        count = data.mask.sum(-1)
+        turn = -se3.hat(data.points3d @ truth[:, :3, :3].mT)
         eye = torch.eye(3, dtype=turn.dtype, device=turn.device).expand_as(turn)
         M = torch.cat([turn, eye], -1) * seen
         metric = (M.mT @ M).sum(1) / count.clamp_min(1)[:, None, None]
@@ -228,66 +230,17 @@ def pose_covariance(
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
     """
-    data, centre = _pnp_data(points2d, points3d, K, distortion, weights, mask, model, torch.float64)
-    pose = _checked_pose("pose", pose, points2d).detach()
-    C = covariance(pnp_problem(model, kernel), _about(centre, pose), *data, sigma=sigma)
+    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(torch.float64)
+    data, frame = given.prepared().centred()
+    pose = check_pose("pose", pose, points2d).detach().double()
+    C = covariance(pnp_problem(model, kernel), frame.to_frame(pose), *data, sigma=sigma)
     # t = t_c - R c, so that v = v_c + (R c) x omega
-    shift = se3.hat((pose.to(C.dtype)[:, :3, :3] @ centre[..., None]).squeeze(-1))
+    shift = se3.hat((pose[:, :3, :3] @ frame.origin[..., None]).squeeze(-1))
     eye = torch.eye(3, dtype=C.dtype, device=C.device).expand_as(shift)
     G = torch.cat([torch.cat([eye, torch.zeros_like(eye)], -1), torch.cat([shift, eye], -1)], -2)
     return (G @ C @ G.mT).to(precision(points2d))
 
 
-def _pnp_data(
-    points2d: Tensor,
-    points3d: Tensor,
-    K: Tensor,
-    distortion: Tensor | None,
-    weights: Tensor | None,
-    mask: Tensor | None,
-    model: Model,
-    dtype: torch.dtype,
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The data of `pnp_problem`, of batch B and of `dtype`, points3d about their centre; the centre (B,3)."""
-    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
-    B, N, _ = points2d.shape
-    points2d, points3d, K, distortion, weights = (d.expand(B, *d.shape[1:]).to(dtype) for d in tensors[:5])
-    visible = tensors[5].expand(B, N)
-    # A masked entry may hold anything, NaN included: it is replaced before it meets a derivative.
-    points2d, points3d, weights = (
-        torch.where(visible[..., None], d, 0) for d in (points2d, points3d, weights.expand(B, N, 2))
-    )
-    named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights}
-    for name, value in named.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
-    visible = visible & (weights != 0).any(-1)
-    count = visible.sum(-1, keepdim=True).clamp_min(1)
-    centre = (points3d.detach() * visible[..., None]).sum(1) / count
-    return (points2d, points3d - centre[:, None], K, distortion, weights, visible), centre
-
-
-def _checked_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
-    """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
-    B, N, _ = points2d.shape
-    check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
-    if precision(pose) != precision(points2d) or pose.device != points2d.device:
-        raise ValueError(
-            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
-            f"got {pose.dtype}, {pose.device}"
-        )
-    if not torch.isfinite(pose).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return pose.expand(B, 4, 4)
-
-
-def _about(centre: Tensor, pose: Tensor) -> Tensor:
-    """The pose of points given about `centre` (B,3), in the precision of that."""
-    pose = pose.to(centre.dtype)
-    R = pose[:, :3, :3]
-    return se3.make(R, pose[:, :3, 3] + (R @ centre[..., None]).squeeze(-1))
-
-
-def _empty(data: tuple[Tensor, ...]) -> Tensor:
+def _empty(data: PnPData) -> Tensor:
     """The losses (0,) of an empty batch, which belong to the graph of its data: vmap cannot map over nothing."""
     return torch.stack([d.flatten(1).sum(1) for d in data[:5]]).sum(0)

@@ -17,7 +17,6 @@ from geometry import se3
 from geometry.compiled.launch import in_parallel
 from geometry.optim import ADJOINT, FEIGNED, Status, chain_of_blocks, margin, solve_spd
 from geometry.pose.problem import pnp_problem
-from geometry.pose.start import better
 from geometry.robust import RobustKernel
 
 __all__ = ["adjoint", "search", "solve"]
@@ -156,7 +155,26 @@ def search(
     other = (starts[0] != starts[1]).flatten(1).any(1).nonzero().flatten()
     part = [points2d[other], *(d if d.shape[0] == 1 else d[other] for d in data[1:])]
     b = _solve(*part, starts[1, other], robust, scale, alpha, max_steps, 4, True)[:3]
-    return better(*a, *(x.index_copy(0, other, y) for x, y in zip(a, b, strict=True)))
+    return _better(*a, *(x.index_copy(0, other, y) for x, y in zip(a, b, strict=True)))
+
+
+# Two minima less than about this many radians apart are one.
+_SAME = 1e-3
+
+
+def _better(
+    pose_a: Tensor, cost_a: Tensor, status_a: Tensor, pose_b: Tensor, cost_b: Tensor, status_b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The better minimum, the other (a copy of the better where it is none), and the ratio of their costs, or 0."""
+    good_a, good_b = status_a == Status.CONVERGED, status_b == Status.CONVERGED
+    swap = (good_b & ((cost_b < cost_a) | ~good_a))[:, None, None]
+    first, second = torch.where(swap, pose_b, pose_a), torch.where(swap, pose_a, pose_b)
+    # sqrt(8) sin(angle / 2), element by element: torch's threads, once woken, hold their cores for milliseconds
+    chord = (first - second)[:, :3, :3].square().sum((-2, -1)).sqrt()
+    two = good_a & good_b & (chord > _SAME)
+    low, high = torch.minimum(cost_a, cost_b), torch.maximum(cost_a, cost_b)
+    ratio = torch.where(two, low / high.clamp_min(torch.finfo(low.dtype).tiny), 0)
+    return first, torch.where(two[:, None, None], second, first), ratio
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::pnp_search")

@@ -24,19 +24,22 @@ def _points(pose: Tensor, points3d: Tensor, mask: Tensor, model: Model) -> tuple
     return rotated, p, in_front(p.mT, model=model).all(-1)
 
 
-def _retract(pose: Tensor, step: Tensor) -> Tensor:
-    """`se3.retract` with the rotation of the quaternion (1, omega / 2) for exp(omega): the same to second order.
+def turned(R: Tensor, omega: Tensor) -> Tensor:
+    """The rotation of the quaternion (1, omega / 2) times R: exp(omega) R to second order. (…,3,3), (…,3) -> (…,3,3).
 
-    It needs no trigonometry and no series, and leaves a rotation a rotation to rounding.
+    It needs no trigonometry and no series, and a rotation stays one to rounding.
     """
-    half = 0.5 * step[..., :3]
+    half = 0.5 * omega
     W = se3.hat(half)
-    R = pose[..., :3, :3]
-    turned = W @ R
+    moved = W @ R
     scale = 2 / (1 + half.square().sum(-1))
-    R = R + scale[..., None, None] * (turned + W @ turned)
-    top = torch.cat([R, pose[..., :3, 3:] + step[..., 3:, None]], -1)
-    return torch.cat([top, pose[..., 3:, :]], -2)
+    return R + scale[..., None, None] * (moved + W @ moved)
+
+
+def _retract(pose: Tensor, step: Tensor) -> Tensor:
+    """`se3.retract` to second order, by `turned`."""
+    R, t = turned(pose[..., :3, :3], step[..., :3]), pose[..., :3, 3:] + step[..., 3:, None]
+    return torch.cat([torch.cat([R, t], -1), pose[..., 3:, :]], -2)
 
 
 def _by_step(D: Tensor, rotated: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
 from geometry.consensus.search import search
 from geometry.optim import Gradient, Status
-from geometry.pose.data import prepare
+from geometry.pose.data import PnPData, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel
@@ -65,7 +65,7 @@ def pnp_ransac(
     """
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"threshold must be a positive number, got {threshold}")
-    tensors = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    data = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
     B, N, _ = points2d.shape
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
@@ -75,11 +75,8 @@ def pnp_ransac(
         raise ValueError("candidates must be finite and not negative, got some that are not")
     on_cpu = points2d.device.type == "cpu" and model == "radtan"
     with torch.no_grad():
-        *numbers, visible, odds = (d.detach() for d in (*tensors, candidates))
-        double = (*(d.double() for d in numbers), visible, odds.double())
-        work = (
-            _Compiled(*double, threshold=threshold) if on_cpu else _Tensors(*double, model=model, threshold=threshold)
-        )
+        double, odds = data.detached().to(torch.float64), candidates.detach().double()
+        work = _Compiled(double, odds, threshold) if on_cpu else _Tensors(double, odds, threshold, model)
         pose, inliers, samples, count, chance = work.search(hypotheses, confidence, generator)
         support = inliers.sum(1)
         enough = (support >= 4) & ~_by_chance(count, support, samples, chance)
@@ -110,25 +107,13 @@ def _by_chance(n: Tensor, k: Tensor, samples: Tensor, chance: Tensor) -> Tensor:
 class _Tensors:
     """The search in batched tensor operations: the reference, and what runs elsewhere than on the CPU."""
 
-    def __init__(
-        self, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
-        candidates: Tensor, *, model: Model, threshold: float,
-    ) -> None:  # fmt: skip
-        B, N, _ = points2d.shape
-        mask, weights = mask.expand(B, N), weights.expand(B, N, 2)
-        points2d, points3d, weights = (torch.where(mask[..., None], d, 0) for d in (points2d, points3d, weights))
-        named = {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "weights": weights}
-        for name, value in named.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
-        self.rays, valid = unproject(points2d, K, distortion, model=model)
+    def __init__(self, data: PnPData, candidates: Tensor, threshold: float, model: Model) -> None:
+        data = data.prepared()
+        self.rays, valid = unproject(data.points2d, data.K, data.distortion, model=model)
         # what the lens cannot have imaged is as if absent
-        present = mask & (weights != 0).any(-1) & (candidates > 0) & valid
-        count = present.sum(1, keepdim=True)
-        # about a far origin, rotation and translation can hardly be told apart
-        self.centre = (points3d * present[..., None]).sum(1) / count.clamp_min(1)
-        self.data = (points2d, points3d - self.centre[:, None], K, distortion, weights, present)
-        self.odds = torch.where(present, candidates.expand(B, N), 0)
+        present = data.mask & (candidates > 0) & valid
+        self.data, self.frame = data.centred(present)
+        self.odds = torch.where(present, candidates.expand(present.shape), 0)
         self.threshold, self.model = threshold, model
 
     def search(
@@ -138,7 +123,7 @@ class _Tensors:
         rows = torch.arange(len(self.odds), device=self.odds.device)[:, None, None]
 
         def three_points(index: Tensor) -> Tensor:
-            return p3p(self.rays[rows, index], self.data[1][rows, index]).flatten(1, 2)
+            return p3p(self.rays[rows, index], self.data.points3d[rows, index]).flatten(1, 2)
 
         found = ransac(
             pnp_problem(self.model), three_points, *self.data, candidates=self.odds, size=3, threshold=self.threshold,
@@ -146,7 +131,7 @@ class _Tensors:
         )  # fmt: skip
         # where no sample has a root there is nothing but NaN
         pose = torch.where(torch.isfinite(found.x), found.x, torch.eye(4, dtype=found.x.dtype, device=found.x.device))
-        points2d, weights, present = self.data[0], self.data[4], self.data[5]
+        points2d, weights, present = self.data.points2d, self.data.weights, self.data.mask
         count = present.sum(1)
         low = torch.where(present[..., None], points2d, torch.inf).amin(1)
         high = torch.where(present[..., None], points2d, -torch.inf).amax(1)
@@ -154,32 +139,26 @@ class _Tensors:
         area = torch.where(present, 1 / weights.prod(-1).abs().clamp_min(tiny), 0).sum(1) / count.clamp_min(1)
         box = torch.where(count > 0, (high - low).prod(-1), 1.0).clamp_min(tiny)
         chance = (math.pi * self.threshold**2 * area / box).clamp(max=1)
-        return _moved(pose, -self.centre), found.inliers, found.steps, count, chance
+        return self.frame.from_frame(pose), found.inliers, found.steps, count, chance
 
     def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Costs (B,) and inliers (B,N) of poses (B,4,4)."""
         points2d, points3d, K, distortion, weights, present = self.data
-        points = se3.transform(_moved(pose, self.centre), points3d)
+        points = se3.transform(self.frame.to_frame(pose), points3d)
         r = weights * (project_camera_frame(points, K, distortion, model=self.model) - points2d)
         square, bound = r.square().sum(-1), self.threshold**2
         inliers = present & in_front(points, model=self.model) & (square <= bound)
         return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), inliers
 
 
-def _moved(pose: Tensor, by: Tensor) -> Tensor:
-    """The pose of points that are given about `by`."""
-    R = pose[:, :3, :3]
-    return se3.make(R, pose[:, :3, 3] + (R @ by[..., None]).squeeze(-1))
-
-
 class _Compiled:
     """The same by kernels alone, so that torch's threads stay asleep."""
 
-    def __init__(self, *data: Tensor, threshold: float) -> None:
-        *numbers, mask, candidates = (d.contiguous() for d in data)
+    def __init__(self, data: PnPData, candidates: Tensor, threshold: float) -> None:
+        *numbers, mask = (d.contiguous() for d in data)
         self.arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
-        self.candidates, self.threshold = candidates.numpy(), threshold
-        self.B, self.N, _ = data[0].shape
+        self.candidates, self.threshold = candidates.contiguous().numpy(), threshold
+        self.B, self.N, _ = data.points2d.shape
 
     def _run(self, kernel: Callable[..., int], *arguments: Any, out: Sequence[Tensor]) -> None:
         """The kernel on all problems, by as many threads as torch has; out are the tensors that it fills."""

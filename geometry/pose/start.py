@@ -1,27 +1,144 @@
-"""The global start of PnP: every minimum of an algebraic error on SO(3), the best ones refined.
+"""The global start of PnP in tensors: minima of an algebraic error on SO(3), the best refined; `geometry.compiled.pose`
+does the same.
 
 With b_i the unit ray of pixel i and V_i = I - b_i b_i^T, the object-space error sum_i w_i^2 |V_i (R X_i + t)|^2 (Lu,
 Hager and Mjolsness 2000, TPAMI 22(6), eq. 17) is quadratic in t, which is eliminated, and then quadratic in the
 nine entries of R: r^T Omega r with one 9 x 9 matrix per problem, whatever N (the form of SQPnP, Terzakis and Lourakis,
 ECCV 2020, eq. 8). Minimising it on SO(3) costs nothing per point, so it is done from many rotations at once.
+
+Gross outliers bend that start. With a robust kernel rho the candidates are therefore refined twice, by it and by
+graduated non-convexity, which begins with a kernel so wide that it is none (Yang, Antonante, Tzoumas and Carlone 2020,
+RA-L 5(2)); the better of the two is kept. k^2 rho(s / k^2) is rho of k times the scale: the weights divided by k, which
+serves any kernel.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.camera import Model, unproject
-from geometry.optim import Problem, Status, levenberg_marquardt
+from geometry.camera import unproject
+from geometry.optim import levenberg_marquardt
+from geometry.pose.data import Options, PnPData
+from geometry.pose.problem import pnp_problem, turned
 from geometry.se3 import cube_rotations
 
-__all__ = ["find_pose", "better"]
+__all__ = ["CANDIDATES", "Starts", "find_poses"]
 
-_DESCENT_STEPS = 10
-_CANDIDATES = 7
-_DISTINCT = 0.1  # radians
-_REFINE_STEPS = 12
+CANDIDATES = 8
+"""Minima of the algebraic error that are refined."""
+_DESCENT_STEPS = 8
+_DISTINCT = 1 + 2 * math.cos(0.1)  # of the trace of R_a^T R_b: 0.1 rad
+_FEW = 64  # points that candidates are refined on
+_STEPS = 6  # of a refinement
+_ENOUGH = 1e-4  # relative decrease that is left to `geometry.pose.tensors`
+_HOPELESS = 100.0  # times the lowest cost: not worth another step
+_GRADUAL = (30.0, 8.0, 2.0, 1.0)  # times the scale of a robust kernel, one after the other
+_LENS_STEPS = 10  # of Newton's method through a lens
+
+
+class Starts(NamedTuple):
+    """Poses (M,4,4) from which to look for minima: of problem `owner` (M,), of which they are candidate `rank` (M,)."""
+
+    poses: Tensor
+    owner: Tensor
+    rank: Tensor
+
+
+def find_poses(data: PnPData, options: Options) -> Starts:
+    """Starts near the minima of the reprojection error that may be the lowest, two of them or more where there are two.
+
+    data: prepared, centred and scaled. 1. descend r^T Omega r from the 24 rotations of a cube; 2. take the lowest
+    minima, distinct by 0.1 rad, those with the points ahead of the camera first; 3. refine them on the reprojection
+    error of some of the points; 4. keep what may be the lowest, and the best besides.
+    """
+    rays, valid = unproject(data.points2d, data.K, data.distortion, model=options.model, max_steps=_LENS_STEPS)
+    w2 = data.weights.square().mean(-1) * valid
+    w2 = w2 / w2.sum(-1, keepdim=True).clamp_min(torch.finfo(w2.dtype).tiny)
+    rays = torch.where(valid[..., None], rays, 0.0)
+    middle = (w2[:, None] @ data.points3d).mT  # (B,3,1)
+    X = data.points3d - middle.mT
+    size = (w2 * X.square().sum(-1)).sum(-1).sqrt()
+    size = torch.where(size > 0, size, 1.0)[:, None, None]
+    R, t, found = _algebraic_minima(rays, X / size, w2)
+    pose = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
+    few = _some_points(data)
+    cost, pose = _refined(few, pose, found, options)
+    owner, rank = _worth_more(cost, pose).nonzero().unbind(1)
+    pose = pose[owner, rank]
+    if options.model == "radtan":  # a point that the refinement has not seen may lie behind
+        pose = _push_ahead(pose, data.points3d[owner], data.mask[owner], only_behind=True)
+    return Starts(pose, owner, rank)
+
+
+def _algebraic_minima(rays: Tensor, X: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest distinct minima of the object-space error: R (B,C,3,3), t (B,C,3), and whether there is one (B,C).
+
+    Those behind the camera are taken where there is none ahead. rays and X (B,N,3), the points about their weighted
+    centre and of size 1, w2 (B,N).
+    """
+    omega, T = _quadratic_form(rays, X, w2)
+    R = cube_rotations(X.dtype, X.device).expand(len(X), -1, 3, 3)
+    R, value = _descend(omega, R, _DESCENT_STEPS)
+    t = R.mT.flatten(-2) @ T.mT
+    # mean of b . (R X + t): negative for the mirror images behind the camera
+    weighted = w2[..., None] * rays
+    depth = (R * (weighted.mT @ X)[:, None]).sum((-2, -1)) + (t * weighted.sum(1)[:, None]).sum(-1)
+    value = torch.where(depth > 0, value, value + 2)
+    value, order = value.sort(-1)
+    r = R.flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))
+    t = t.gather(1, order[..., None].expand(-1, -1, 3))
+    # a minimum that lies next to a lower one is that one
+    again = ((r @ r.mT > _DISTINCT).tril(-1)).any(-1)
+    value, chosen = torch.where(again, torch.inf, value).topk(CANDIDATES, -1, largest=False)
+    found, chosen = value < 1.5, chosen[..., None]
+    found[:, 0] = True
+    r, t = r.gather(1, chosen.expand(-1, -1, 9)), t.gather(1, chosen.expand(-1, -1, 3))
+    return r.unflatten(-1, (3, 3)), t, found
+
+
+def _quadratic_form(rays: Tensor, X: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
+    """Omega (B,9,9) over r = (first, second, third column of R), and T (B,3,9) with t = T r; zero if not finite."""
+    eye = torch.eye(3, dtype=X.dtype, device=X.device)
+    V = (w2[..., None, None] * (eye - rays[..., :, None] * rays[..., None, :])).flatten(-2)
+    # sums over points of V, V X_k and V X_k X_l, with R X_i = (X_i^T (x) I) r
+    X = torch.cat([X, (X[..., :, None] * X[..., None, :]).flatten(-2)], -1)
+    sums = V.mT @ X  # (B, ij, 3 + 9)
+    VA = sums[..., :3].unflatten(1, (3, 3)).transpose(-2, -1).flatten(-2)
+    AVA = sums[..., 3:].unflatten(1, (3, 3)).unflatten(-1, (3, 3)).permute(0, 3, 1, 4, 2).flatten(1, 2).flatten(2)
+    # Pixels that all but coincide leave the depth free to rounding; solve_ex never raises for one bad sample.
+    ridge = 4 * torch.finfo(X.dtype).eps * w2.sum(-1).clamp_min(torch.finfo(X.dtype).tiny)[:, None, None] * eye
+    T = -torch.linalg.solve_ex(V.sum(1).unflatten(-1, (3, 3)) + ridge, VA)[0]
+    omega = AVA + VA.mT @ T
+    finite = torch.isfinite(omega.sum((-2, -1)) + T.sum((-2, -1)))[:, None, None]
+    return torch.where(finite, omega, 0.0), torch.where(finite, T, 0.0)
+
+
+def _descend(omega: Tensor, R: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt on r^T Omega r over SO(3). omega (B,9,9), R (B,S,3,3) -> R, value (B,S)."""
+    eye = torch.eye(3, dtype=R.dtype, device=R.device)
+    r = R.mT.flatten(-2)
+    y = r @ omega
+    value = (r * y).sum(-1)
+    damping = torch.full_like(value, 0.1)
+    for _ in range(steps):
+        # d r_k = omega x r_k for each column: G (B,S,9,3)
+        G = se3.hat(R.mT).flatten(-3, -2)
+        gradient = (y[..., None, :] @ G).squeeze(-2)
+        H = G.mT @ (omega[:, None] @ G)
+        scale = H.diagonal(dim1=-2, dim2=-1).sum(-1) / 3 + torch.finfo(R.dtype).tiny
+        trial = turned(R, _solve3(H + (damping * scale)[..., None, None] * eye, gradient))
+        r = trial.mT.flatten(-2)
+        new_y = r @ omega
+        new_value = (r * new_y).sum(-1)
+        accept = new_value < value
+        R = torch.where(accept[..., None, None], trial, R)
+        y = torch.where(accept[..., None], new_y, y)
+        value = torch.where(accept, new_value, value)
+        damping = (damping * torch.where(accept, 0.1, 8.0)).clamp(1e-9, 1e9)
+    return R, value
 
 
 def _solve3(A: Tensor, b: Tensor) -> Tensor:
@@ -33,142 +150,64 @@ def _solve3(A: Tensor, b: Tensor) -> Tensor:
     return (rows @ b[..., None]).squeeze(-1) / det
 
 
-def _quadratic_form(rays: Tensor, X: Tensor, w2: Tensor) -> tuple[Tensor, Tensor]:
-    """Omega (B,9,9) over r = (first, second, third column of R), and T (B,3,9) with t = T r."""
-    eye = torch.eye(3, dtype=X.dtype, device=X.device)
-    V = w2[..., None, None] * (eye - rays[..., :, None] * rays[..., None, :])
-    # A_i r = R X_i with A_i = X_i^T (x) I; sums over points of V, V A and A^T V A
-    VA = torch.einsum("bnij,bnk->bikj", V, X).flatten(-2)
-    AVA = torch.einsum("bnk,bnij,bnl->bkilj", X, V, X).reshape(-1, 9, 9)
-    trace = w2.sum(-1).clamp_min(torch.finfo(X.dtype).tiny)
-    # Pixels that all but coincide leave the depth free to rounding; solve_ex never raises for one bad sample.
-    ridge = 4 * torch.finfo(X.dtype).eps * trace[:, None, None] * eye
-    T = -torch.linalg.solve_ex(V.sum(1) + ridge, VA)[0]
-    return AVA + VA.mT @ T, T
+def _some_points(data: PnPData) -> PnPData:
+    """At most `_FEW` of the visible points, spread over all of them, but for a jitter, lest they run along a grid."""
+    N = data.points2d.shape[1]
+    if N <= _FEW:
+        return data
+    visible_first = data.mask.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    count = data.mask.sum(-1, keepdim=True)
+    steps = torch.arange(_FEW, dtype=torch.float64, device=count.device)
+    places = torch.where(count > _FEW, ((steps + 0.618034 * steps % 1) * count / _FEW).long(), steps.long())
+    index = visible_first.gather(1, places)[..., None]
+    points2d, weights = (d.gather(1, index.expand(-1, -1, 2)) for d in (data.points2d, data.weights))
+    points3d = data.points3d.gather(1, index.expand(-1, -1, 3))
+    return data._replace(points2d=points2d, points3d=points3d, weights=weights, mask=data.mask.gather(1, index[..., 0]))
 
 
-def _descend(omega: Tensor, R: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on r^T Omega r over SO(3). omega (B,9,9), R (B,S,3,3) -> R, value (B,S)."""
-
-    def value_and_product(R: Tensor) -> tuple[Tensor, Tensor]:
-        r = R.mT.flatten(-2)
-        y = r @ omega
-        return (r * y).sum(-1), y
-
-    value, y = value_and_product(R)
-    damping = torch.full_like(value, 0.1)
-    eye = torch.eye(3, dtype=R.dtype, device=R.device)
-    for _ in range(steps):
-        # d r_k = omega x r_k for each column: G (B,S,9,3)
-        G = -se3.hat(R.mT).flatten(-3, -2)
-        gradient = (G.mT @ y[..., None]).squeeze(-1)
-        H = G.mT @ (omega[:, None] @ G)
-        scale = H.diagonal(dim1=-2, dim2=-1).sum(-1) / 3 + torch.finfo(R.dtype).tiny
-        step = -_solve3(H + (damping * scale)[..., None, None] * eye, gradient)
-        candidate = se3.exp(step) @ R
-        new_value, new_y = value_and_product(candidate)
-        accept = new_value < value
-        R = torch.where(accept[..., None, None], candidate, R)
-        y = torch.where(accept[..., None], new_y, y)
-        value = torch.where(accept, new_value, value)
-        damping = torch.where(accept, damping * 0.1, damping * 8).clamp(1e-9, 1e9)
-    return R, value
-
-
-def find_pose(
-    problem: Problem,
-    points2d: Tensor,
-    points3d: Tensor,
-    K: Tensor,
-    distortion: Tensor,
-    weights: Tensor,
-    mask: Tensor,
-    model: Model,
-) -> tuple[Tensor, Tensor]:
-    """Start of PnP near its global minimum, and the best start elsewhere. Batched data of `pnp_problem` -> twice
-    world_to_camera (B,4,4), always finite.
-
-    1. descend r^T Omega r from the 24 rotations of a cube; 2. keep the lowest minima, distinct by 0.1 rad, whose
-    points lie ahead of the camera; 3. refine them on the reprojection error (with the robust kernel, if any), keep
-    the two best.
-    """
-    B = len(points2d)
-    rays, valid = unproject(points2d, K, distortion, model=model)
-    w2 = weights.square().mean(-1) * (mask & valid)
-    w2 = w2 / w2.sum(-1, keepdim=True).clamp_min(torch.finfo(w2.dtype).tiny)
-    rays = torch.where(valid[..., None], rays, rays.new_tensor([0.0, 0.0, 1.0]))
-    # centre and scale the object, so that nothing below depends on its units
-    centre = (w2[..., None] * points3d).sum(1, keepdim=True)
-    X = points3d - centre
-    size = (w2 * X.square().sum(-1)).sum(-1).sqrt()
-    size = torch.where(size > 0, size, torch.ones_like(size))
-    X = X / size[:, None, None]
-    omega, T = _quadratic_form(rays, X, w2)
-    omega = torch.where(torch.isfinite(omega), omega, torch.zeros_like(omega))
-    T = torch.where(torch.isfinite(T), T, torch.zeros_like(T))
-
-    R = cube_rotations(X.dtype, X.device).expand(B, -1, 3, 3)
-    R, value = _descend(omega, R, _DESCENT_STEPS)
-    t = (T[:, None] @ R.mT.flatten(-2)[..., None]).squeeze(-1)
-    # mean of b . (R X + t): negative for the mirror images behind the camera
-    ahead = ((w2[..., None] * rays)[:, :, :, None] * X[:, :, None, :]).sum(1)
-    depth = (R * ahead[:, None]).sum((-2, -1)) + (t * (w2[..., None] * rays).sum(1)[:, None]).sum(-1)
-    value = torch.where(depth > 0, value, value + value.amax(-1, keepdim=True) + 1)
-
-    chosen = []
-    for _ in range(_CANDIDATES):
-        best = value.argmin(-1)
-        index = best[:, None, None, None].expand(B, 1, 3, 3)
-        R_best = R.gather(1, index)
-        chosen.append(se3.make(R_best.squeeze(1), t.gather(1, best[:, None, None].expand(B, 1, 3)).squeeze(1)))
-        # trace(R_a^T R_b) = 1 + 2 cos(angle)
-        cosine = ((R * R_best).sum((-2, -1)) - 1) / 2
-        value = torch.where(cosine > math.cos(_DISTINCT), torch.inf, value)
-    pose = torch.stack(chosen, 1)
-
-    # back to the caller's units: R (X s + c) + t' with t' = s t - R c
-    R, t = pose[..., :3, :3], pose[..., :3, 3]
-    if model == "radtan":
-        t = _push_ahead(R, t, X, mask)
-    t = size[:, None, None] * t - (R @ centre[:, None].mT).squeeze(-1)
-    start = se3.make(R, t).flatten(0, 1)
-    data = tuple(d.repeat_interleave(_CANDIDATES, 0) for d in (points2d, points3d, K, distortion, weights, mask))
-    refined, _, _ = levenberg_marquardt(problem, start, data, _REFINE_STEPS)
+def _refined(data: PnPData, pose: Tensor, found: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Candidates (B,C,4,4) after some steps on the reprojection error, and their costs (B,C), infinite unless found."""
+    problem = pnp_problem(options.model, options.kernel)
     assert problem.linearize is not None
-    cost = problem.linearize(refined, *data).cost.unflatten(0, (B, _CANDIDATES))
-    cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-    poses = refined.unflatten(0, (B, _CANDIDATES))
-
-    def pick(cost: Tensor) -> Tensor:
-        return poses.gather(1, cost.argmin(-1)[:, None, None, None].expand(B, 1, 4, 4)).squeeze(1)
-
-    best = pick(cost)
-    cosine = ((poses[..., :3, :3] * best[:, None, :3, :3]).sum((-2, -1)) - 1) / 2
-    return best, pick(torch.where(cosine > math.cos(_DISTINCT), torch.inf, cost))
-
-
-def _push_ahead(R: Tensor, t: Tensor, X: Tensor, mask: Tensor) -> Tensor:
-    """Shift candidates (B,C) along z until every visible point is at least a tenth of the object ahead."""
-    z = (X[:, None] @ R.mT)[..., 2] + t[..., None, 2]
-    nearest = torch.where(mask[:, None], z, torch.inf).amin(-1)
-    shift = (0.1 - nearest).clamp(min=0)
-    return t + torch.stack([torch.zeros_like(shift), torch.zeros_like(shift), torch.nan_to_num(shift)], -1)
-
-
-# Two minima less than about this many radians apart are one.
-_SAME = 1e-3
+    many = PnPData(*(d.repeat_interleave(CANDIDATES, 0) for d in data))
+    pose = pose.flatten(0, 1)
+    if options.model == "radtan":
+        pose = _push_ahead(pose, many.points3d, many.mask)
+    if options.kernel is not None:
+        other = pose
+        for wider in _GRADUAL:
+            widened = many._replace(weights=many.weights / wider)
+            other, _, _ = levenberg_marquardt(problem, other, widened, _STEPS, _ENOUGH)
+        other_cost = problem.linearize(other, *many).cost
+    pose, _, _ = levenberg_marquardt(problem, pose, many, _STEPS, _ENOUGH)
+    cost = problem.linearize(pose, *many).cost
+    if options.kernel is not None:
+        better = other_cost < cost
+        pose, cost = torch.where(better[:, None, None], other, pose), torch.where(better, other_cost, cost)
+    cost = torch.where(found.flatten() & torch.isfinite(cost), cost, torch.inf)
+    return cost.unflatten(0, found.shape), pose.unflatten(0, found.shape)
 
 
-def better(
-    pose_a: Tensor, cost_a: Tensor, status_a: Tensor, pose_b: Tensor, cost_b: Tensor, status_b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The better minimum, the other (a copy of the better where it is none), and the ratio of their costs, or 0."""
-    good_a, good_b = status_a == Status.CONVERGED, status_b == Status.CONVERGED
-    swap = (good_b & ((cost_b < cost_a) | ~good_a))[:, None, None]
-    first, second = torch.where(swap, pose_b, pose_a), torch.where(swap, pose_a, pose_b)
-    # sqrt(8) sin(angle / 2), element by element: torch's threads, once woken, hold their cores for milliseconds
-    chord = (first - second)[:, :3, :3].square().sum((-2, -1)).sqrt()
-    two = good_a & good_b & (chord > _SAME)
-    low, high = torch.minimum(cost_a, cost_b), torch.maximum(cost_a, cost_b)
-    ratio = torch.where(two, low / high.clamp_min(torch.finfo(low.dtype).tiny), 0)
-    return first, torch.where(two[:, None, None], second, first), ratio
+def _worth_more(cost: Tensor, pose: Tensor) -> Tensor:
+    """Which candidates (B,C) to look at further: those that may be the lowest minimum, and the best two in any case."""
+    ascending, order = cost.sort(-1)
+    r = pose[..., :3, :3].flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))
+    own = ~((r @ r.mT > _DISTINCT).tril(-1)).any(-1) & torch.isfinite(ascending)
+    worth = own & ((ascending <= _HOPELESS * ascending[:, :1]) | (own.cumsum(-1) <= 2))
+    worth[:, 0] = True
+    return torch.zeros_like(worth).scatter(1, order, worth)
+
+
+def _push_ahead(pose: Tensor, X: Tensor, mask: Tensor, only_behind: bool = False) -> Tensor:
+    """Shift poses (M,4,4) along z until every visible point X (M,N,3) is ahead by a tenth of the object's size, 1.
+
+    only_behind: leave those alone whose points are ahead.
+    """
+    z = (pose[:, None, 2, :3] @ X.mT).squeeze(1) + pose[:, 2, 3:]
+    nearest = torch.where(mask, z, torch.inf).amin(-1)
+    shift = (0.1 - nearest).clamp(0, torch.finfo(z.dtype).max)
+    if only_behind:
+        shift = torch.where(nearest > 0, 0.0, shift)
+    up = torch.zeros_like(pose)
+    up[:, 2, 3] = shift
+    return pose + up

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geometry import RansacSolution, SolverError, Status, pnp, pnp_ransac, se3
 from geometry.camera import in_front, project_camera_frame
+from geometry.pose.data import PnPData
 from geometry.pose.ransac import _Compiled, _Tensors
 from tests.numbers import generator
 
@@ -252,16 +253,16 @@ def test_threads_change_nothing(spoil: Callable[..., Any]) -> None:
 
 def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tuple[_Tensors, _Compiled]:
     """The two ways to search, given the same data."""
-    data = (
+    data = PnPData(
         points2d,
         scene.points3d,
         scene.K[None],
         scene.distortion[None],
         options.get("weights", torch.ones(1, 1, 1).double()),
         options.get("mask", torch.ones(1, 1, dtype=torch.bool)),
-        options.get("candidates", torch.ones(1, 1).double()),
     )
-    return _Tensors(*data, model="radtan", threshold=threshold), _Compiled(*data, threshold=threshold)
+    candidates = options.get("candidates", torch.ones(1, 1).double())
+    return _Tensors(data, candidates, threshold, "radtan"), _Compiled(data, candidates, threshold)
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from geometry import cauchy, huber, minimize, pnp, pnp_problem, project, se3, unproject
 from geometry.camera import in_front
-from geometry.pose.start import _descend, _quadratic_form, find_pose
+from geometry.pose import tensors
+from geometry.pose.data import Options, PnPData
+from geometry.pose.start import _descend, _quadratic_form
 from geometry.se3 import cube_rotations
 from tests.numbers import DOUBLE
 
@@ -172,7 +174,7 @@ def test_float32_inside(make_scene: Any) -> None:
 
 def test_no_start_is_worse_than_opencv_s_sqpnp(make_scene: Any) -> None:
     scene = make_scene(20, 6, 3.0, depth=3.0, seed=7)
-    start, _ = find_pose(pnp_problem(), *full_data(scene), "radtan")
+    start, _, _ = tensors.search(PnPData(*full_data(scene)), Options())
     for i in range(20):
         arrays = scene.points3d[i].numpy(), scene.points2d[i].numpy(), scene.K.numpy(), None
         _, rvec, tvec = cv2.solvePnP(*arrays, flags=cv2.SOLVEPNP_SQPNP)
