@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry.optim.linear import determined, solve_damped
+from geometry.optim.linear import damped_step, determined, solve_damped
 from geometry.optim.problem import (
     Linearization,
     Problem,
@@ -35,6 +35,8 @@ DAMPING = 1e-4
 """Of the first step: in parts of the diagonal of the Gauss-Newton matrix (Marquardt 1963)."""
 LEAST_DAMPING, MOST_DAMPING = 1e-14, 1e12
 """Damping never falls below the one; a problem whose steps are refused up to the other has ended."""
+
+_SHORT = 6
 
 At = TypeVar("At", bound="Place")
 
@@ -86,7 +88,7 @@ class Descent(NamedTuple):
 def begin(at: Place, damping: float = DAMPING) -> Descent:
     """A descent at its start; problems without a finite cost there have ended."""
     cost = at.cost
-    accepted = torch.zeros(cost.shape, dtype=torch.int32, device=cost.device)
+    accepted = torch.zeros_like(cost, dtype=torch.int32)
     return Descent(at, torch.full_like(cost, damping), torch.full_like(cost, 2.0), torch.isfinite(cost), accepted, 0)
 
 
@@ -115,9 +117,18 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
 
 
 def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
-    """`trial` after trial from a place, until all problems have ended or made `max_steps`."""
-    state = begin(at)
-    while state.trials < max_steps and state.running.any():
+    """`trial` after trial from a place, until all problems have ended or made `max_steps`.
+
+    Whether all have ended is asked after 1, 3, 6, 10, … trials, as the host waits for the answer, and not at all where
+    there are so few that it would gain nothing.
+    """
+    state, look, gap = begin(at), 1, 1
+    for i in range(max_steps):
+        if i == look and max_steps > _SHORT:
+            if not state.running.any():
+                break
+            gap += 1
+            look += gap
         state = trial(system, state, tolerance)
     return state
 
@@ -134,15 +145,15 @@ def _below_resolution(candidate: State, x: State) -> Tensor:
     def small(a: Tensor, b: Tensor) -> Tensor:
         if a.numel() == 0:
             return torch.ones(len(a), dtype=torch.bool, device=a.device)
-        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)  # one number per problem has no dimension 1
+        a, b = a.detach().reshape(len(a), -1), b.detach().reshape(len(b), -1)  # one number a problem: no dimension 1
         return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** 0.7 * b.abs().amax(1)
 
-    still = map_state(small, map_state(torch.Tensor.detach, candidate), map_state(torch.Tensor.detach, x))
+    still = map_state(small, candidate, x)
     return still if isinstance(still, Tensor) else torch.stack(still).all(0)
 
 
 def _infinite_where_nan(cost: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(cost), cost, torch.full_like(cost, torch.inf))
+    return cost.nan_to_num(torch.inf, torch.inf, torch.inf)
 
 
 class _Point(NamedTuple):
@@ -167,19 +178,10 @@ class _Dense:
         return _Point(x, linearize(self.problem, x, self.data))
 
     def step(self, at: _Point, damping: Tensor) -> tuple[Tensor, Tensor]:
-        _, gradient, gauss_newton = at.lin
-        diagonal = gauss_newton.diagonal(dim1=-2, dim2=-1).detach()
-        # a direction that the data do not see still gets some damping
-        floor = 1e-9 * diagonal.amax(-1, keepdim=True) + torch.finfo(damping.dtype).tiny
-        step, _ = solve_damped(
-            gauss_newton + torch.diag_embed(damping[:, None] * torch.maximum(diagonal, floor)), -gradient
-        )
-        return step, 0.5 * (step * (damping[:, None] * diagonal * step - gradient)).sum(-1).detach()
+        return damped_step(at.lin.gauss_newton, at.lin.gradient, damping)
 
     def move(self, at: _Point, step: Tensor, running: Tensor) -> _Point:
-        retract = self.problem.retract
-        candidate = at.x + step if retract is _add else vmap(retract)(at.x, step)
-        return self.at(select(running, candidate, at.x))
+        return self.at(select(running, _moved(self.problem, at.x, step), at.x))
 
     def choose(self, accept: Tensor, there: _Point, at: _Point) -> _Point:
         lin = Linearization(*(select(accept, a, b) for a, b in zip(there.lin, at.lin, strict=True)))
@@ -187,6 +189,11 @@ class _Dense:
 
     def still(self, at: _Point, there: _Point) -> Tensor:
         return _below_resolution(there.x, at.x)
+
+
+def _moved(problem: Problem, x: State, step: Tensor) -> State:
+    """The batch x, moved by steps (B,P)."""
+    return problem.retract(x, step) if problem.broadcasts or problem.retract is _add else vmap(problem.retract)(x, step)
 
 
 def levenberg_marquardt(
@@ -206,30 +213,26 @@ def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -
 
     Returns x, cost (B,), whether stationary (B,), whether the data determine x (B,), as `geometry.optim.linear` says.
     """
-    eps = torch.finfo(zero_step(problem, x).dtype).eps
-    lin = linearize(problem, x, data)
-    best = lin
-    best_x, candidate = x, x
-    stationary, hessian = torch.zeros_like(lin.cost, dtype=torch.bool), lin.gauss_newton
+    best, candidate, lin = x, x, linearize(problem, x, data)
+    eps, tiny = torch.finfo(lin.cost.dtype).eps, torch.finfo(lin.cost.dtype).tiny
+    norm2 = _norm2(lin.gradient, lin.gauss_newton)
     for i in range(rounds + 1):
         if i > 0:
-            lin = linearize(problem, candidate, data)
-        norm2, best_norm2 = _norm2(lin.gradient, lin.gauss_newton), _norm2(best.gradient, best.gauss_newton)
-        # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        better = torch.isfinite(lin.cost) & (norm2 <= best_norm2) & (lin.cost <= 1.001 * best.cost + 1e3 * eps)
-        if i > 0:
-            best_x = select(better, candidate, best_x)
-            best = Linearization(*(select(better, a, b) for a, b in zip(lin, best, strict=True)))
-        hessian = exact_hessian(problem, best_x, data)
-        step, definite = solve_damped(hessian, -best.gradient)
-        candidate = vmap(problem.retract)(best_x, step)
-        # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the
-        # Jacobian up to rounding. The second test alone would fail where the residual itself is rounding.
-        cosine2 = _norm2(best.gradient, best.gauss_newton) / (2 * best.cost + torch.finfo(lin.cost.dtype).tiny)
-        stationary = definite & (_below_resolution(candidate, best_x) | (cosine2 <= eps))
-    least = singular_below(problem, best_x, data)
-    definite = determined(hessian, best.gauss_newton, best.gradient, best.cost, least, problem.alike)
-    return best_x, best.cost, stationary & definite, definite
+            there = linearize(problem, candidate, data)
+            new = _norm2(there.gradient, there.gauss_newton)
+            # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
+            better = (new <= norm2) & (there.cost <= 1.001 * lin.cost + 1e3 * eps)
+            best, norm2 = select(better, candidate, best), torch.where(better, new, norm2)
+            lin = Linearization(*(select(better, a, b) for a, b in zip(there, lin, strict=True)))
+        hessian = exact_hessian(problem, best, data)
+        step, definite = solve_damped(hessian, -lin.gradient)
+        candidate = _moved(problem, best, step)
+    # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the Jacobian up
+    # to rounding. The second test alone would fail where the residual itself is rounding.
+    stationary = definite & (_below_resolution(candidate, best) | (norm2 <= eps * (2 * lin.cost + tiny)))
+    least = singular_below(problem, best, data)
+    definite = determined(hessian, lin.gauss_newton, lin.gradient, lin.cost, least, problem.alike)
+    return best, lin.cost, stationary & definite, definite
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,25 @@ def solve_damped(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return _solved(scale, factor, b, ok), ok
 
 
+def damped_step(A: Tensor, gradient: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Step (B,P) of a descent by (A + damping D) step = -gradient, and the decrease (B,) of the cost it predicts.
+
+    A (B,P,P) positive semidefinite, damping (B,), D the diagonal of A (Marquardt): a direction that the data do not see
+    still gets some damping. The step is zero where that is not positive definite. Decisions carry no graph.
+    """
+    diagonal = A.diagonal(dim1=-2, dim2=-1).detach()
+    scale = torch.maximum(diagonal, 1e-9 * diagonal.amax(-1, keepdim=True)).clamp_min(torch.finfo(A.dtype).tiny).rsqrt()
+    scaled = A * scale[:, :, None] * scale[:, None]
+    scaled.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    ok = (info == 0)[:, None]
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    target = -gradient * scale
+    u = torch.where(ok, torch.cholesky_solve(target[..., None], torch.where(ok[..., None], factor, eye))[..., 0], 0.0)
+    decrease = 0.5 * (u * torch.addcmul(target, damping[:, None], u)).sum(-1)
+    return u * scale, decrease.detach()
+
+
 def share_of_factor(factor: Tensor) -> Tensor:
     """`share` () of one large matrix by its Cholesky factor (P,P), the matrix scaled by what is to be measured against.
 

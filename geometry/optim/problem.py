@@ -37,6 +37,8 @@ class Problem:
 
     alike: numbers of unknowns, from the first, that have a unit in common: (3,) where a step begins with a rotation
     (`geometry.optim.linear.determined` says what it is for).
+
+    broadcasts: whether retract takes a whole batch (B,…) and steps (B,P) as well, and so needs no vmap.
     """
 
     residual: Callable[..., Tensor]
@@ -46,6 +48,7 @@ class Problem:
     linearize: "Callable[..., Linearization] | None" = None
     hessian: Callable[..., Tensor] | None = None
     alike: tuple[int, ...] = ()
+    broadcasts: bool = False
 
     def cost(self, x: State, *data: Tensor) -> Tensor:
         """Cost () of one instance."""

@@ -112,4 +112,7 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
         rotation = 0.5 * (aq + aq.mT) - trace * eye
         return H + nn.functional.pad(rotation, (0, 3, 0, 3))
 
-    return Problem(residual, dof=6, retract=_retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,))
+    return Problem(
+        residual, dof=6, retract=_retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,),
+        broadcasts=True,
+    )  # fmt: skip
