@@ -48,11 +48,11 @@ class Starts(NamedTuple):
 
 
 def find_poses(data: PnPData, options: Options) -> Starts:
-    """Starts near the minima of the reprojection error that may be the lowest, two of them or more where there are two.
+    """Starts near the minima of the reprojection error that may be the lowest, one or more for every problem.
 
     data: prepared, centred and scaled. 1. descend r^T Omega r from the 24 rotations of a cube; 2. take the lowest
     minima, distinct by 0.1 rad, those with the points ahead of the camera first; 3. refine them on the reprojection
-    error of some of the points; 4. keep what may be the lowest, and the best besides.
+    error of some of the points; 4. keep what may be the lowest.
     """
     rays, valid = unproject(data.points2d, data.K, data.distortion, model=options.model, max_steps=_LENS_STEPS)
     w2 = data.weights.square().mean(-1) * valid
@@ -189,11 +189,11 @@ def _refined(data: PnPData, pose: Tensor, found: Tensor, options: Options) -> tu
 
 
 def _worth_more(cost: Tensor, pose: Tensor) -> Tensor:
-    """Which candidates (B,C) to look at further: those that may be the lowest minimum, and the best two in any case."""
+    """Which candidates (B,C) to look at further: those that may be the lowest minimum, each once."""
     ascending, order = cost.sort(-1)
     r = pose[..., :3, :3].flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))
     own = ~((r @ r.mT > _DISTINCT).tril(-1)).any(-1) & torch.isfinite(ascending)
-    worth = own & ((ascending <= _HOPELESS * ascending[:, :1]) | (own.cumsum(-1) <= 2))
+    worth = own & (ascending <= _HOPELESS * ascending[:, :1])
     worth[:, 0] = True
     return torch.zeros_like(worth).scatter(1, order, worth)
 

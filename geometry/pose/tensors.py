@@ -3,17 +3,22 @@
 The contract is that of `geometry.pose.compiled`, which says it, and the algorithm the same.
 """
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geometry import se3
-from geometry.optim import Solution, Status, argmin, minimize
+from geometry.optim import Solution, Status, argmin, attach_gradient, levenberg_marquardt, minimize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import CANDIDATES, Starts, find_poses
 
 __all__ = ["prepared", "search", "solve"]
 
+_NEAR = 1e-7  # predicted relative decrease at which Newton takes over
+_NEWTON = 3  # of its steps
+_STEPS = 10  # on a candidate: those that need more run away, or are left to `solve`
 _SAME = 1e-3  # two minima less than about this many radians apart are one
 
 
@@ -27,8 +32,8 @@ def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
         data, frame = data.centred(scaled=True)
         starts = find_poses(data, options)
-        part = (d[starts.owner] for d in data)
-        found = minimize(pnp_problem(options.model, options.kernel), starts.poses, *part, max_steps=options.max_steps)
+        part = tuple(d[starts.owner] for d in data)
+        found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS))
         best, second, ratio = _best_two(found, starts, len(data.points2d))
         return frame.from_frame(best), frame.from_frame(second), ratio
 
@@ -37,17 +42,37 @@ def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[T
     """See `geometry.pose.compiled`."""
     data, frame = data.centred(scaled=True)
     with torch.no_grad():
-        # a rotation that was rounded to float32, or came from a file, is made one again
-        R = se3.rotation_from_quat_wxyz(se3.quat_wxyz_from_rotation(init[..., :3, :3]))
-        start = frame.to_frame(se3.make(R, init[..., :3, 3]).expand(len(data.points2d), 4, 4))
+        start = frame.to_frame(_rigid(init).expand(len(data.points2d), 4, 4))
     problem = pnp_problem(options.model, options.kernel)
-    found = argmin(problem, start, *data, gradient=options.gradient, max_steps=options.max_steps)
-    pose = frame.from_frame(found.x)
+    if options.gradient == "unrolled":
+        found = argmin(problem, start, *data, gradient="unrolled", max_steps=options.max_steps)
+        x = found.x
+    else:
+        with torch.no_grad():
+            found = _minima(start, data, options, options.max_steps)
+        x = attach_gradient(problem, found.x, *data, ok=found.converged, gradient=options.gradient)
+    pose = frame.from_frame(x)
     # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
     enough = data.mask.sum(-1) >= fewest
     pose = torch.where(enough[:, None, None], pose, pose.detach())
     status = torch.where(enough, found.status, Status.TOO_FEW).to(torch.int8)
     return pose, found.cost, status, found.steps
+
+
+def _minima(start: Tensor, data: tuple[Tensor, ...], options: Options, max_steps: int) -> Solution:
+    """Local minima next to the starts (M,4,4): Levenberg-Marquardt as long as it pays, then Newton's method."""
+    problem = pnp_problem(options.model, options.kernel)
+    x, steps, _ = levenberg_marquardt(problem, start, data, max_steps, _NEAR)
+    found = minimize(problem, x, *data, max_steps=0, polish=_NEWTON)
+    return replace(found, steps=steps)
+
+
+def _rigid(pose: Tensor) -> Tensor:
+    """The pose, its rotation made orthonormal, which may have been rounded to float32, or come from a file."""
+    a, b = pose[..., 0, :3], pose[..., 1, :3]
+    a = nn.functional.normalize(a, dim=-1)
+    b = nn.functional.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
+    return se3.make(torch.stack([a, b, torch.linalg.cross(a, b)], -2), pose[..., :3, 3])
 
 
 def _best_two(found: Solution, starts: Starts, B: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,11 +82,13 @@ def _best_two(found: Solution, starts: Starts, B: int) -> tuple[Tensor, Tensor, 
     """
     place = starts.owner * CANDIDATES + starts.rank
     poses = found.x.new_zeros(B * CANDIDATES, 4, 4).index_copy(0, place, found.x).unflatten(0, (B, CANDIDATES))
-    # what did not converge comes after all that did
-    none = found.cost.new_full((2, B * CANDIDATES), torch.inf)
-    key = torch.stack([torch.where(found.converged, found.cost, torch.inf), found.cost.nan_to_num(torch.inf)])
-    converged, cost = none.index_copy(1, place, key).unflatten(1, (B, CANDIDATES))
-    first = torch.where(torch.isfinite(converged).any(-1), converged.argmin(-1), cost.argmin(-1))[:, None]
+    # what is singular comes after all that may be a minimum, and what is still on its way is left to `solve`
+    none = found.cost.new_full((3, B * CANDIDATES), torch.inf)
+    cost = found.cost.nan_to_num(torch.inf, torch.inf)
+    isolated = found.converged | (found.status == Status.STALLED)
+    key = torch.stack([torch.where(found.converged, cost, torch.inf), torch.where(isolated, cost, torch.inf), cost])
+    converged, isolated, cost = none.index_copy(1, place, key).unflatten(1, (B, CANDIDATES))
+    first = torch.where(torch.isfinite(isolated).any(-1), isolated.argmin(-1), cost.argmin(-1))[:, None]
     best = poses.gather(1, first[..., None, None].expand(-1, -1, 4, 4))
     # sqrt(8) sin(angle / 2)
     chord = (poses - best)[..., :3, :3].square().sum((-2, -1)).sqrt()
