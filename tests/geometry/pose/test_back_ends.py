@@ -1,0 +1,194 @@
+"""The two back ends of `pnp` keep one contract: same status, cost and pose, whatever the problem, its origin, its unit."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from geometry import PoseSolution, Status, barron, cauchy, geman_mcclure, huber, pnp, project, se3
+from geometry.pose import compiled, tensors
+from geometry.pose.data import Options, prepare
+from geometry.robust import RobustKernel
+from tests.numbers import DOUBLE, generator
+
+KERNELS: dict[str, RobustKernel | None] = {
+    "none": None,
+    "huber": huber(3.0),
+    "cauchy": cauchy(3.0),
+    "geman_mcclure": geman_mcclure(3.0),
+    "barron": barron(-1.0, 3.0),
+}
+LENSES = {0: (), 5: (-0.28, 0.11, 0.0011, -0.0015, -0.02)}
+BACK_ENDS = {"compiled": compiled, "tensors": tensors}
+
+
+class Problems(NamedTuple):
+    """B views of N points, and the poses behind them."""
+
+    points2d: Tensor
+    points3d: Tensor
+    K: Tensor
+    distortion: Tensor
+    truth: Tensor
+
+
+def problems(B: int, N: int, lens: int = 0, wrong: float = 0.0, noise: float = 1.0, seed: int = 0) -> Problems:
+    """A share `wrong` of the pixels lies anywhere in the image, all others within the noise."""
+    g = generator(seed)
+    points3d = 2 * torch.rand(B, N, 3, generator=g, **DOUBLE) - 1
+    ahead = torch.tensor([0.0, 0.0, 6.0], **DOUBLE).expand(B, 3)
+    truth = se3.from_rotvec_t(torch.cat([torch.randn(B, 3, generator=g, **DOUBLE), ahead], -1))
+    K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], **DOUBLE)
+    distortion = torch.tensor(LENSES[lens], **DOUBLE)
+    points2d = project(points3d, truth, K, distortion) + noise * torch.randn(B, N, 2, generator=g, **DOUBLE)
+    count = round(wrong * N)
+    points2d[:, :count] = torch.rand(B, count, 2, generator=g, **DOUBLE) * torch.tensor([640.0, 480.0], **DOUBLE)
+    return Problems(points2d, points3d, K, distortion, truth)
+
+
+def solved(back_end: str, scene: Problems, options: Options | None = None, **arguments: Any) -> PoseSolution:
+    """What `pnp` does, by one of the back ends."""
+    options = options or Options()
+    module, init = BACK_ENDS[back_end], arguments.get("init")
+    data = prepare(*scene[:4], arguments.get("weights"), arguments.get("mask"), init, "radtan")
+    data, second, ratio, fewest = module.prepared(data, init), None, None, 3  # type: ignore[attr-defined]
+    if init is None:
+        init, second, ratio = module.search(data.detached(), options)  # type: ignore[attr-defined]
+        fewest = 4
+    return PoseSolution(*module.solve(data, init, options, fewest), second, ratio)  # type: ignore[attr-defined]
+
+
+def near(scene: Problems) -> Tensor:
+    """Starts a few degrees off."""
+    return se3.retract(scene.truth, 0.05 * torch.randn(len(scene.truth), 6, generator=generator(9), **DOUBLE))
+
+
+def right(found: PoseSolution, scene: Problems) -> float:
+    """Share of poses within a degree of the truth."""
+    angle = se3.rotation_angle(found.x[:, :3, :3] @ scene.truth[:, :3, :3].mT)  # type: ignore[index]
+    return (torch.rad2deg(angle) < 1).double().mean().item()
+
+
+def assert_alike(scene: Problems, options: Options, agree: float, rounding: float, **arguments: Any) -> None:
+    """In a share `agree` of the problems at least the statuses are equal, and so are costs and poses to `rounding`."""
+    one, other = (solved(name, scene, options, **arguments) for name in BACK_ENDS)
+    both = one.converged & other.converged
+    assert (one.status == other.status).double().mean() >= agree
+    close = (one.cost - other.cost).abs() <= rounding * other.cost + 1e-18
+    assert (close | ~both).double().mean() >= agree
+    together = both & close
+    torch.testing.assert_close(one.x[together], other.x[together], rtol=0, atol=1e-6)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_next_to_a_start(kernel: str, wrong: float, lens: int) -> None:
+    """Next to the same start lies the same minimum, unless a step leads one of them over a ridge."""
+    scene = problems(24, 20, lens, wrong)
+    assert_alike(scene, Options(kernel=KERNELS[kernel], max_steps=200), 0.9 if wrong else 1.0, 1e-9, init=near(scene))
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+@pytest.mark.parametrize(("kernel", "lens"), [(k, 0) for k in KERNELS] + [("none", 5), ("cauchy", 5)])
+def test_without_a_start(kernel: str, wrong: float, lens: int) -> None:
+    scene = problems(24, 20, lens, wrong)
+    assert_alike(scene, Options(kernel=KERNELS[kernel], max_steps=200), 0.9 if wrong else 1.0, 1e-9)
+
+
+@pytest.mark.parametrize("N", [4, 5, 6, 9, 70, 150])
+def test_without_a_start_for_few_points_and_for_many(N: int) -> None:
+    """Four to six noisy points have several deep minima: the same one is found to be the lowest."""
+    assert_alike(problems(24, N, noise=0.5), Options(), 0.95, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "wrong"), [("cauchy", 0.5), ("geman_mcclure", 0.5), ("geman_mcclure", 0.6)])
+def test_as_many_poses_are_right_among_outliers(kernel: str, wrong: float) -> None:
+    scene = problems(150, 40, wrong=wrong)
+    shares = [right(solved(name, scene, Options(kernel=KERNELS[kernel])), scene) for name in BACK_ENDS]
+    assert min(shares) > (0.97 if wrong == 0.5 else 0.92)
+    assert abs(shares[0] - shares[1]) < 0.02
+
+
+def test_a_kernel_of_the_user_and_a_fisheye_are_as_good_among_outliers() -> None:
+    scene = problems(40, 40, wrong=0.5)
+    own = pnp(*scene[:3], kernel=lambda s: s / (1 + s / 9.0))
+    assert right(own, scene) > 0.94
+    pixels = project(scene.points3d, scene.truth, scene.K, model="fisheye")
+    pixels[:, :20] = scene.points2d[:, :20]
+    bent = pnp(pixels, *scene[1:3], model="fisheye", kernel=KERNELS["geman_mcclure"])
+    assert right(bent, scene) > 0.94
+
+
+DEGENERATE = ["collinear", "one point", "behind", "masked", "far plane"]
+
+
+@pytest.mark.parametrize("start", ["init", "global"])
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_what_is_degenerate(kind: str, start: str) -> None:
+    scene = problems(6, 12)
+    init, mask = near(scene), torch.ones(6, 12, dtype=torch.bool)
+    if kind == "collinear":
+        scene.points3d[::2] = torch.linspace(-1, 1, 12, **DOUBLE)[:, None] * torch.tensor([0.5, 0.3, 0.2], **DOUBLE)
+        scene.points2d[::2] = project(scene.points3d, scene.truth, scene.K)[::2]
+    if kind == "one point":
+        scene.points3d[::2] = 0.3
+    if kind == "behind":
+        init[::2, 2, 3] = -6
+    if kind == "masked":
+        mask[::2, 2:] = False
+    if kind == "far plane":
+        scene.points3d[..., 2] = 0
+        scene.truth[:, 2, 3], init = 40.0, scene.truth
+        scene.points2d.copy_(project(scene.points3d, scene.truth, scene.K))
+    arguments = {"mask": mask} | ({"init": init} if start == "init" else {})
+    one, other = (solved(name, scene, **arguments) for name in BACK_ENDS)
+    expected = {"behind": Status.INFEASIBLE, "masked": Status.TOO_FEW, "far plane": Status.CONVERGED}
+    status = Status.CONVERGED if (kind, start) == ("behind", "global") else expected.get(kind, Status.SINGULAR)
+    assert one.status.tolist() == other.status.tolist() == [status, Status.CONVERGED] * 3
+    good = one.converged
+    torch.testing.assert_close(one.x[good], other.x[good], rtol=0, atol=1e-6)  # type: ignore[index]
+
+
+# ---- the origin and the unit of the world ----
+
+
+@pytest.mark.parametrize("start", ["init", "global"])
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize("shift", [0.0, 1e3, 1e6, 1e8])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_neither_origin_nor_unit_matters(unit: float, shift: float, back_end: str, start: str) -> None:
+    """The world at `shift` extents from its origin, measured in another unit: the same status, cost and gradient.
+
+    Coordinates carry 16 digits: those of a point at 1e8 are off by 1e-8, and that is what poses and gradients lose.
+    """
+    scene = problems(8, 12)
+    away = shift * torch.tensor([1.0, -0.5, 0.7], **DOUBLE)
+    there = se3.make(torch.eye(3, **DOUBLE), away)
+    there_given = unit * (scene.points3d + away)
+    kept = (there_given - unit * away) / unit  # what the digits of a far point have left of it
+    plain, moved = scene._replace(points3d=kept), scene._replace(points3d=there_given)
+    init = near(scene)
+    far = init @ se3.inverse(there)
+    far[:, :3, 3] *= unit
+    given = [{"init": a} if start == "init" else {} for a in (init, far)]
+    solutions, gradients = [], []
+    for world, arguments, scale, back in zip((plain, moved), given, (1.0, unit), (0 * away, away), strict=True):
+        leaves = [d.clone().requires_grad_() for d in world[:3]]
+        found = solved(back_end, Problems(*leaves, *world[3:]), **arguments)  # type: ignore[arg-type]
+        # where the camera sees the middle of the points, a function of the pose that has no far origin
+        seen = found.x[:, :3, 3] / scale + found.x[:, :3, :3] @ back  # type: ignore[index]
+        value = (seen * torch.tensor([1.0, 2, 3], **DOUBLE)).sum() + found.x[:, :3, :3].sum()  # type: ignore[index]
+        gradient = torch.autograd.grad(value, leaves)
+        solutions.append(found)
+        gradients.append((gradient[0], scale * gradient[1], gradient[2]))
+    lost = 1e-9 + 4e-15 * shift
+    one, other = solutions
+    assert one.converged.all()
+    assert torch.equal(one.status, other.status)
+    torch.testing.assert_close(other.cost, one.cost, rtol=1e-9, atol=0)
+    torch.testing.assert_close(other.x[:, :3, :3], one.x[:, :3, :3], rtol=0, atol=lost)  # type: ignore[index]
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).norm() <= 100 * lost * b.norm()
