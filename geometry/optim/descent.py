@@ -37,6 +37,7 @@ LEAST_DAMPING, MOST_DAMPING = 1e-14, 1e12
 """Damping never falls below the one; a problem whose steps are refused up to the other has ended."""
 
 _SHORT = 6
+"""Trials among which it gains nothing to ask whether all problems have ended."""
 
 At = TypeVar("At", bound="Place")
 
