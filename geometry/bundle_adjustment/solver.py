@@ -102,7 +102,11 @@ class _Bundle:
         predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(gradient))
         step = step if at.gauge is None else at.gauge.section(step)
         nothing = Tangent(torch.zeros_like(step.cameras), torch.zeros_like(step.points))
-        return (step, predicted[None]) if system.ok else (nothing, torch.full_like(damping, torch.inf))
+        return (
+            (step, predicted[None].nan_to_num(torch.inf))
+            if system.ok
+            else (nothing, torch.full_like(damping, torch.inf))
+        )
 
     def move(self, at: _Place, step: Tangent, running: Tensor) -> _Place:
         return _Place(self.task, *self.task.problem.advance(at.state, step, self.task.data))

@@ -108,7 +108,7 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
     accept = running & (new < cost)
     ratio = (cost - new) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
     small = (predicted <= tolerance * torch.minimum(cost, new) + floor) | system.still(at, there)
-    shrink = (1 - (2 * ratio.nan_to_num(-1.0).clamp(-1, 2) - 1) ** 3).clamp(1 / 3, 1)
+    shrink = (1 - (2 * ratio - 1).clamp(-3, 3) ** 3).clamp(1 / 3, 1)
     further = torch.where(accept, (damping * shrink).clamp_min(LEAST_DAMPING), damping * growth)
     wider = torch.where(accept, 2.0, 2 * growth)
     # that of a finished problem would grow without end while others go on, and its unrolled gradient be nan
@@ -120,16 +120,15 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
 def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
     """`trial` after trial from a place, until all problems have ended or made `max_steps`.
 
-    Whether all have ended is asked after 1, 3, 6, 10, … trials, as the host waits for the answer, and not at all where
-    there are so few that it would gain nothing.
+    Whether all have ended is asked after 2, 4, 8, … trials, as the host waits for the answer, and not at all where there
+    are so few that it would gain nothing.
     """
-    state, look, gap = begin(at), 1, 1
+    state, look = begin(at), 2
     for i in range(max_steps):
         if i == look and max_steps > _SHORT:
             if not state.running.any():
                 break
-            gap += 1
-            look += gap
+            look *= 2
         state = trial(system, state, tolerance)
     return state
 
@@ -201,20 +200,29 @@ def levenberg_marquardt(
     problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int, enough: float = 1e-12
 ) -> tuple[State, Tensor, Tensor]:
     """`descend` of a `Problem` from x: x, accepted steps (B,), and whether the start was feasible (B,)."""
+    at, steps, feasible = _descended(problem, x, data, max_steps, enough)
+    return at.x, steps, feasible
+
+
+def _descended(
+    problem: Problem, x: State, data: tuple[Tensor, ...], max_steps: int, enough: float
+) -> tuple[_Point, Tensor, Tensor]:
     dense = _Dense(problem, data)
     start = dense.at(x)
     # predicted relative decrease that ends a problem: a few digits above rounding of the cost
     tolerance = max(enough, 50 * torch.finfo(start.cost.dtype).eps)
     found = descend(dense, start, tolerance, max_steps)
-    return found.at.x, found.accepted, torch.isfinite(start.cost)
+    return found.at, found.accepted, torch.isfinite(start.cost)
 
 
-def _polish(problem: Problem, x: State, data: tuple[Tensor, ...], rounds: int) -> tuple[State, Tensor, Tensor, Tensor]:
+def _polish(
+    problem: Problem, at: _Point, data: tuple[Tensor, ...], rounds: int
+) -> tuple[State, Tensor, Tensor, Tensor]:
     """Undamped Newton steps that shrink the gradient: accepting by cost alone stops at sqrt(eps) of the optimum.
 
     Returns x, cost (B,), whether stationary (B,), whether the data determine x (B,), as `geometry.optim.linear` says.
     """
-    best, candidate, lin = x, x, linearize(problem, x, data)
+    (best, lin), candidate = at, at.x
     eps, tiny = torch.finfo(lin.cost.dtype).eps, torch.finfo(lin.cost.dtype).tiny
     norm2 = _norm2(lin.gradient, lin.gauss_newton)
     for i in range(rounds + 1):
@@ -246,26 +254,32 @@ class Search:
     single: bool
     max_steps: int
     polish: int
+    enough: float = 1e-12
 
     def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
         """x, and whether it converged (B,), cost (B,), status (B,) and steps (B,)."""
         given, data = tensors[: self.first], tensors[self.first :]
         x0 = (given[0] if self.single else given) if self.start is None else self.start(*data)
-        found = _least_squares(self.problem, x0, data, self.max_steps, self.polish)
+        found = _least_squares(self.problem, x0, data, self.max_steps, self.polish, self.enough)
         return found.x, (found.converged, found.cost, found.status, found.steps)
 
 
 def search(
-    problem: Problem, x0: State | Callable[..., State], data: tuple[Tensor, ...], max_steps: int, polish: int
+    problem: Problem,
+    x0: State | Callable[..., State],
+    data: tuple[Tensor, ...],
+    max_steps: int,
+    polish: int,
+    enough: float = 1e-12,
 ) -> tuple[Search, tuple[Tensor, ...]]:
     """The search for a minimum, and the tensors (B,…) that it is a function of."""
     if callable(x0):
         size = max(len(d) for d in data)
-        return Search(problem, x0, 0, True, max_steps, polish), batch_data(
+        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(
             data[0].expand(size, *data[0].shape[1:]), data
         )
     parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
-    one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish)
+    one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish, enough)
     return one, (*(a.detach() for a in parts), *batch_data(x0, data))
 
 
@@ -275,19 +289,21 @@ def minimize(
     *data: Any,
     max_steps: int = 50,
     polish: int = 2,
+    enough: float = 1e-12,
     throw: bool = False,
 ) -> Solution:
     """Find a local minimum of B problems at once, without an autograd graph.
 
     x0: a tensor (B,…) or a tuple of them, or a function of the data (B,…) that makes such a start; data: tensors with
-    leading size B, or 1 where shared. Levenberg-Marquardt (`levenberg_marquardt`), then `polish` exact Newton steps on
-    the gradient. Each problem gets a `Status`; a failed one keeps the best x found and leaves the others untouched.
+    leading size B, or 1 where shared. Levenberg-Marquardt (`descend`) until it predicts a relative decrease of no more
+    than `enough`, then `polish` exact Newton steps on the gradient. Each problem gets a `Status`; a failed one keeps
+    the best x found and leaves the others untouched.
     Under torch.func.vmap the problems of all instances are one batch. Raises ValueError for data that does not fit
     the batch and, with throw=True, SolverError if any problem failed. A `Program` (`geometry.optim.quadratic`,
     `geometry.optim.constrained`) is solved by its own method, to which max_steps and polish go.
     """
     if isinstance(problem, Problem):
-        one, tensors = search(problem, x0, data, max_steps, polish)
+        one, tensors = search(problem, x0, data, max_steps, polish, enough)
         x, (_, *others) = opaque(one.find, *tensors)
         solution = Solution(x, *others)
     else:
@@ -297,13 +313,15 @@ def minimize(
     return solution
 
 
-def _least_squares(problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int) -> Solution:
+def _least_squares(
+    problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int, enough: float
+) -> Solution:
     with torch.no_grad():
         if len(zero_step(problem, x0)) == 0:
             empty = zero_step(problem, x0).sum(-1)
             return Solution(x0, empty, empty.to(torch.int8), empty.int())
-        x, steps, feasible = levenberg_marquardt(problem, x0, data, max_steps)
-        x, cost, stationary, definite = _polish(problem, x, data, polish)
+        at, steps, feasible = _descended(problem, x0, data, max_steps, enough)
+        x, cost, stationary, definite = _polish(problem, at, data, polish)
         status = torch.where(stationary, Status.CONVERGED, torch.where(definite, Status.STALLED, Status.SINGULAR))
         status = torch.where(feasible, status, Status.INFEASIBLE).to(torch.int8)
     return Solution(x, cost, status, steps)

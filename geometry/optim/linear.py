@@ -159,10 +159,10 @@ def determined(
     """
     size = torch.maximum(gauss_newton.diagonal(dim1=-2, dim2=-1), H.diagonal(dim1=-2, dim2=-1)).abs()
     together, tiny = _longest(size, alike), torch.finfo(H.dtype).tiny
-    linear = share(gauss_newton, _rounded(gauss_newton, alike)) > least
+    diagonals = torch.stack([_rounded(gauss_newton, alike), together, size])
+    linear, curved, own = share(torch.stack([gauss_newton, H, H]), diagonals)
     cosine2 = (gradient.square() / together.clamp_min(tiny)).sum(-1) / (2 * cost).clamp_min(tiny)
-    curved = share(H, together) > least + FEIGNED * cosine2.sqrt()
-    return (share(H, size) > least) & (linear | curved)
+    return (own > least) & ((linear > least) | (curved > least + FEIGNED * cosine2.sqrt()))
 
 
 def inverse_spd(gauss_newton: Tensor, least: float, alike: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
