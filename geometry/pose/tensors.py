@@ -3,13 +3,11 @@
 The contract is that of `geometry.pose.compiled`, which says it, and the algorithm the same.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from geometry import se3
-from geometry.optim import Solution, Status, argmin, attach_gradient, levenberg_marquardt, minimize
+from geometry.optim import Solution, Status, argmin, attach_gradient, minimize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import CANDIDATES, Starts, find_poses
@@ -17,8 +15,8 @@ from geometry.pose.start import CANDIDATES, Starts, find_poses
 __all__ = ["prepared", "search", "solve"]
 
 _NEAR = 1e-7  # predicted relative decrease at which Newton takes over
-_NEWTON = 3  # of its steps
-_STEPS = 10  # on a candidate: those that need more run away, or are left to `solve`
+_NEWTON = 2  # of its steps
+_STEPS = 8  # on a candidate: one that needs more runs away, or is left to `solve`
 _SAME = 1e-3  # two minima less than about this many radians apart are one
 
 
@@ -62,9 +60,7 @@ def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[T
 def _minima(start: Tensor, data: tuple[Tensor, ...], options: Options, max_steps: int) -> Solution:
     """Local minima next to the starts (M,4,4): Levenberg-Marquardt as long as it pays, then Newton's method."""
     problem = pnp_problem(options.model, options.kernel)
-    x, steps, _ = levenberg_marquardt(problem, start, data, max_steps, _NEAR)
-    found = minimize(problem, x, *data, max_steps=0, polish=_NEWTON)
-    return replace(found, steps=steps)
+    return minimize(problem, start, *data, max_steps=max_steps, polish=_NEWTON, enough=_NEAR)
 
 
 def _rigid(pose: Tensor) -> Tensor:

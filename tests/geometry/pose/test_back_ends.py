@@ -1,4 +1,4 @@
-"""The two back ends of `pnp` keep one contract: same status, cost and pose, whatever the problem, its origin, its unit."""
+"""The two back ends of `pnp` keep one contract: the same status, cost and pose for every problem, origin and unit."""
 
 from typing import Any, NamedTuple
 
