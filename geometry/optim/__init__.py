@@ -34,7 +34,17 @@ from geometry.optim.problem import (
 )
 from geometry.optim.quadratic import QuadraticProgram, quadratic_program
 from geometry.optim.solution import ConstrainedSolution, Solution, SolverError, State, Status
-from geometry.optim.transforms import Batch, Equation, implicit, opaque, solved
+from geometry.optim.transforms import (
+    Batch,
+    Equation,
+    along,
+    forward_mode,
+    implicit,
+    opaque,
+    primals,
+    solved,
+    transpose,
+)
 from geometry.optim.uncertainty import covariance
 
 __all__ = [
@@ -57,6 +67,7 @@ __all__ = [
     "State",
     "Status",
     "System",
+    "along",
     "argmin",
     "attach_gradient",
     "batch_data",
@@ -65,6 +76,7 @@ __all__ = [
     "covariance",
     "descend",
     "exact_hessian",
+    "forward_mode",
     "implicit",
     "jacobian",
     "levenberg_marquardt",
@@ -75,6 +87,7 @@ __all__ = [
     "nested_start",
     "nested_step",
     "opaque",
+    "primals",
     "quadratic_program",
     "select",
     "share",
@@ -82,5 +95,6 @@ __all__ = [
     "solve_spd",
     "solved",
     "stop_gradient_where",
+    "transpose",
     "trial",
 ]

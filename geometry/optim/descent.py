@@ -120,8 +120,8 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
 def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
     """`trial` after trial from a place, until all problems have ended or made `max_steps`.
 
-    Whether all have ended is asked after 2, 4, 8, … trials, as the host waits for the answer, and not at all where there
-    are so few that it would gain nothing.
+    Whether all have ended is asked after 2, 4, 8, … trials, as the host waits for the answer, and not at all where
+    there are so few that it would gain nothing.
     """
     state, look = begin(at), 2
     for i in range(max_steps):

@@ -26,7 +26,7 @@ from torch.func import vjp
 
 from geometry.optim.solution import State
 
-__all__ = ["Equation", "Find", "implicit", "opaque", "solved"]
+__all__ = ["Batch", "Equation", "Find", "along", "forward_mode", "implicit", "opaque", "primals", "solved", "transpose"]
 
 Batch = Literal["each", "shared", "none"]
 Find = Callable[..., tuple[State, tuple[Tensor, ...]]]
@@ -105,7 +105,7 @@ class _Parts:
 
 
 @contextmanager
-def _forward_mode() -> Iterator[None]:
+def forward_mode() -> Iterator[None]:
     """Forward mode within forward mode.
 
     Torch turns it off while it asks a function for its derivative, which would silently drop the outer one of two
@@ -120,7 +120,7 @@ def _forward_mode() -> Iterator[None]:
         eager_transforms.JVP_NESTING -= opened
 
 
-def _primals(tensors: Sequence[Tensor]) -> list[Tensor]:
+def primals(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors without the tangents that they carry."""
     return [forward_ad.unpack_dual(t).primal for t in tensors]
 
@@ -133,19 +133,30 @@ def _mask(good: Tensor, values: Tensor) -> Tensor:
     return torch.where(good, values, torch.zeros_like(values))
 
 
-def _transpose(f: Callable[..., Any], *at: State) -> Callable[..., Any]:
+def transpose(f: Callable[..., Any], *at: State) -> Callable[..., Any]:
     """The transposed derivative of f, a function of covectors."""
     return vjp(f, *at)[1]
 
 
+def along(f: Callable[..., Any], at: tuple[State, ...], tangents: tuple[State, ...]) -> Any:
+    """The derivative of f along tangents, as the transpose of its transpose.
+
+    torch.func.jvp cannot stand in the forward mode of torch.autograd, and not all of torch has a forward mode.
+    """
+    value, pull = vjp(f, *at)[:2]
+    zeros = torch.zeros_like(value) if isinstance(value, Tensor) else tuple(torch.zeros_like(v) for v in value)
+    return transpose(pull, zeros)(tangents)[0]
+
+
 def _partial(f: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Tensor]:
-    """f as a function of some of its tensors."""
+    """f as a function of some of its tensors, on all of which it depends: nested transforms fail on what is unused."""
 
     def of_some(*some: Tensor) -> Tensor:
         every = list(tensors)
         for i, t in zip(wanted, some, strict=True):
             every[i] = t
-        return f(*every)
+        nothing = sum(torch.where(torch.zeros_like(t, dtype=torch.bool), t, 0.0).sum() for t in some)
+        return f(*every) + nothing
 
     return of_some
 
@@ -154,10 +165,10 @@ def _pull(
     equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...], covectors: State, wanted: list[int]
 ) -> list[Tensor]:
     """The vector-Jacobian product, by those tensors that are wanted."""
-    (tangent,) = _transpose(lambda step: equation.retract(x, step), equation.step(x))(covectors)
+    (tangent,) = transpose(lambda step: equation.retract(x, step), equation.step(x))(covectors)
     u, definite = equation.solve(x, tensors, tangent)
     slope = _partial(lambda *every: equation.slope(x, *every), tensors, wanted)
-    pull = _transpose(slope, *(tensors[i] for i in wanted))
+    pull = transpose(slope, *(tensors[i] for i in wanted))
     return [_mask(good & definite, g) for g in pull(-u)]
 
 
@@ -166,13 +177,9 @@ def _push(
 ) -> State:
     """The Jacobian-vector product, along the tangents of some of the tensors."""
     slope = _partial(lambda *every: equation.slope(x, *every), tensors, list(tangents))
-    pull = _transpose(slope, *(tensors[i] for i in tangents))
-    # the transpose of the transpose: torch.func.jvp cannot stand in the forward mode of torch.autograd
-    (change,) = _transpose(pull, equation.step(x))(tuple(tangents.values()))
+    change = along(slope, tuple(tensors[i] for i in tangents), tuple(tangents.values()))
     step, definite = equation.solve(x, tensors, -change)
-    turn = _transpose(lambda step: equation.retract(x, step), equation.step(x))
-    zeros = torch.zeros_like(x) if isinstance(x, Tensor) else tuple(torch.zeros_like(part) for part in x)
-    (moved,) = _transpose(turn, zeros)((step,))
+    moved = along(lambda step: equation.retract(x, step), (equation.step(x),), (step,))
     parts = (moved,) if isinstance(moved, Tensor) else moved
     masked = [_mask(good & definite, part) for part in parts]
     return masked[0] if isinstance(x, Tensor) else tuple(masked)
@@ -204,8 +211,8 @@ class _Opaque(torch.autograd.Function):
 
     @staticmethod
     def forward(parts: _Parts, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), _forward_mode():
-            return parts.find(*_primals(tensors))
+        with torch.no_grad(), forward_mode():
+            return parts.find(*primals(tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -221,8 +228,8 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(equation: Equation, parts: _Parts, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), _forward_mode():
-            return parts.find(*_primals(tensors))
+        with torch.no_grad(), forward_mode():
+            return parts.find(*primals(tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -241,7 +248,7 @@ class _Implicit(torch.autograd.Function):
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed and i >= ctx.equation.first]
         gradients: list[Tensor | None] = [None] * len(tensors)
         if wanted:
-            with _forward_mode():
+            with forward_mode():
                 found = _pull(ctx.equation, x, good, tensors, parts.joined(covectors[: parts.count]), wanted)
             for i, g in zip(wanted, found, strict=True):
                 gradients[i] = g
@@ -250,9 +257,9 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: Any, __: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         # what is saved still carries the tangents that are asked about
-        x, good, tensors = ctx.parts.split(_primals(ctx.saved_tensors))
+        x, good, tensors = ctx.parts.split(primals(ctx.saved_tensors))
         known = {i: t for i, t in enumerate(tangents) if t is not None and i >= ctx.equation.first}
-        with _forward_mode():
+        with forward_mode():
             moved = _push(ctx.equation, x, good, tensors, known)
         return (*((moved,) if isinstance(moved, Tensor) else moved), *(None,) * ctx.others)
 
@@ -267,8 +274,8 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(solve: Callable[..., tuple[Tensor, Tensor]], b: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), _forward_mode():
-            return solve(*_primals((b, *tensors)))
+        with torch.no_grad(), forward_mode():
+            return solve(*primals((b, *tensors)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -287,7 +294,7 @@ class _Solve(torch.autograd.Function):
     def jvp(ctx: Any, _: Any, tangent: Tensor | None, *others: Tensor | None) -> tuple[Tensor, None]:
         if tangent is None or any(other is not None for other in others):
             raise NotImplementedError(_TWICE)
-        return _Solve.apply(ctx.solve, tangent, *_primals(ctx.saved_tensors))[0], None
+        return _Solve.apply(ctx.solve, tangent, *primals(ctx.saved_tensors))[0], None
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], solve: Any, b: Tensor, *tensors: Tensor) -> Any:

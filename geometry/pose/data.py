@@ -7,6 +7,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, check_distortion
+from geometry.checks import finite, plainly
 from geometry.optim import Gradient
 from geometry.robust import Kernel
 
@@ -63,10 +64,19 @@ class PnPData(NamedTuple):
         return PnPData(*(d.detach() for d in self))
 
     def prepared(self, init: Tensor | None = None) -> "PnPData":
+        """`masked`, once it is certain that all numbers are finite, init's too; ValueError names what is not."""
+        data = self.masked()
+        named = {"points2d": data.points2d, "points3d": data.points3d, "K": self.K, "distortion": self.distortion,
+                 "weights": data.weights, "init": init}  # fmt: skip
+        given = {name: value for name, value in named.items() if value is not None}
+        plainly(lambda *values: _refuse(dict(zip(given, values, strict=True))), *given.values())
+        return data
+
+    def masked(self) -> "PnPData":
         """Everything of full size, zeros for what is masked, and mask False where the weights are zero as well.
 
         A masked entry may hold anything, NaN included: it is replaced before it meets a derivative. A point of weight
-        zero is as if absent, also behind the camera. Raises ValueError naming what is not finite, init included.
+        zero is as if absent, also behind the camera.
         """
         B, N, _ = self.points2d.shape
         mask = self.mask.expand(B, N)
@@ -74,8 +84,6 @@ class PnPData(NamedTuple):
         points2d, points3d = (torch.where(seen, d, 0.0) for d in self[:2])
         weights = torch.where(seen, self.weights.expand(B, N, 2), 0.0)
         K, distortion = self.K.expand(B, 3, 3), self.distortion.expand(B, -1)
-        check_finite({"points2d": points2d, "points3d": points3d, "K": self.K, "distortion": self.distortion,
-                      "weights": weights, "init": init})  # fmt: skip
         return PnPData(points2d, points3d, K, distortion, weights, mask & (weights != 0).any(-1))
 
     def centred(self, mask: Tensor | None = None, scaled: bool = False) -> tuple["PnPData", Frame]:
@@ -97,12 +105,11 @@ class PnPData(NamedTuple):
         return self._replace(points3d=points3d, mask=mask), Frame(origin, unit)
 
 
-def check_finite(named: dict[str, Tensor | None]) -> None:
+def _refuse(named: dict[str, Tensor]) -> None:
     """Raise ValueError naming the first that holds a NaN or an infinity. One look at the device for all of them."""
-    given = {name: value for name, value in named.items() if value is not None}
-    finite = torch.stack([(0 * value).sum() == 0 for value in given.values()])
+    finite = torch.stack([(0 * value).sum() == 0 for value in named.values()])
     if not finite.all():
-        name = [*given][finite.tolist().index(False)]
+        name = [*named][finite.tolist().index(False)]
         raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
 
 
@@ -185,6 +192,5 @@ def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
             f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
             f"got {pose.dtype}, {pose.device}"
         )
-    if not torch.isfinite(pose).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    finite(name, pose)
     return pose.expand(B, 4, 4)

@@ -7,15 +7,16 @@ vector-Jacobian product, whose own derivative (double backward) is left to autom
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from geometry import se3
 from geometry.compiled.launch import in_parallel
-from geometry.optim import ADJOINT, FEIGNED, Status, chain_of_blocks, margin, solve_spd
+from geometry.optim import ADJOINT, FEIGNED, Status, along, attach_gradient, forward_mode, margin, primals, transpose
+from geometry.pose.data import PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.robust import RobustKernel
 
@@ -238,6 +239,7 @@ def _(points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights
 def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *data, _init, ctx.robust, ctx.scale, ctx.alpha, _max_steps, _fewest, ctx.exact = inputs
     ctx.save_for_backward(*data, output[0], output[2])
+    ctx.save_for_forward(*data, output[0], output[2])
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -248,58 +250,81 @@ def _solve_backward(ctx: Any, covectors: Tensor, *_: Any) -> tuple[Tensor | None
     return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 8)
 
 
+def _solve_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The poses' tangent, in tensor operations, which can be differentiated again."""
+    *data, mask, poses, statuses = primals(ctx.saved_tensors)
+    known = [i for i, tangent in enumerate(tangents[:5]) if tangent is not None]
+    with forward_mode():
+        pose = _as_tensors(ctx, data, mask, poses, statuses, known)
+        moved = along(pose, tuple(data[i] for i in known), tuple(tangents[i] for i in known))
+    return moved, None, None, None
+
+
 def _save_adjoint(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.robust, ctx.scale, ctx.alpha, ctx.exact, ctx.wanted = inputs
     ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
 
 
 def _adjoint_backward(ctx: Any, *covectors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Double backward: the adjoint written with differentiable tensor operations, differentiated once more."""
+    """Double backward: the same in tensor operations, transposed once more.
+
+    They take the poses for what they are, a function of the data, so that no gradient is left for the poses as such.
+    """
     *data, mask, poses, seeds, statuses = ctx.saved_tensors
-    with torch.enable_grad():
-        leaves = [a.detach().requires_grad_() for a in (*data, poses, seeds)]
-        gradients = _differentiable_adjoint(leaves, mask, statuses, ctx)
-        used = [
-            (c * g).sum() for c, g, want in zip(covectors, gradients, ctx.wanted, strict=True) if c is not None and want
-        ]
-        found = torch.autograd.grad(used, leaves, allow_unused=True) if used else [None] * len(leaves)
-    return (*found[:5], None, *found[5:], *[None] * 6)
+    wanted = [i for i, want in enumerate(ctx.wanted) if want]
+    at = (*(data[i] for i in wanted), seeds)
+    with forward_mode():
+        adjoint = _adjoint_as_tensors(ctx, data, mask, poses, statuses, wanted)
+        given = (covectors[i] for i in wanted)
+        whole = tuple(torch.zeros_like(data[i]) if c is None else c for i, c in zip(wanted, given, strict=True))
+        *found, of_seeds = transpose(adjoint, *at)(whole)
+    gradients: list[Tensor | None] = [None] * 5
+    for i, g in zip(wanted, found, strict=True):
+        gradients[i] = g
+    return (*gradients, None, None, of_seeds, *[None] * 6)
 
 
-def _robust_kernel(ctx: Any) -> RobustKernel | None:
-    return None if ctx.robust == "none" else RobustKernel(ctx.robust, ctx.scale, ctx.alpha)
+def _adjoint_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    *data, mask, poses, seeds, statuses = primals(ctx.saved_tensors)
+    wanted = [i for i, want in enumerate(ctx.wanted) if want]
+    at = (*(data[i] for i in wanted), seeds)
+    given = [*(tangents[i] for i in wanted), tangents[7]]
+    moving = tuple(torch.zeros_like(a) if t is None else t for a, t in zip(at, given, strict=True))
+    with forward_mode():
+        moved = along(_adjoint_as_tensors(ctx, data, mask, poses, statuses, wanted), at, moving)
+    gradients: list[Tensor | None] = [d.new_zeros([0] * d.ndim) for d in data]
+    for i, g in zip(wanted, moved, strict=True):
+        gradients[i] = g
+    return tuple(gradients)
 
 
-def _differentiable_adjoint(leaves: list[Tensor], mask: Tensor, statuses: Tensor, ctx: Any) -> Sequence[Tensor]:
-    """`adjoint` by automatic differentiation, for all five arguments, with a graph."""
-    *data, poses, seeds = leaves
-    problem = pnp_problem("radtan", _robust_kernel(ctx))
-    B, N, _ = data[0].shape
-    ok = statuses == Status.CONVERGED
-    present = mask.expand(B, N) & (data[4].expand(B, N, 2) != 0).any(-1)
+def _as_tensors(
+    ctx: Any, data: Sequence[Tensor], mask: Tensor, poses: Tensor, statuses: Tensor, moving: Sequence[int]
+) -> Callable[..., Tensor]:
+    """The poses as a function of some of the data, in tensor operations that every transform can follow."""
+    kernel = None if ctx.robust == "none" else RobustKernel(ctx.robust, ctx.scale, ctx.alpha)
+    problem = pnp_problem("radtan", kernel)
 
-    def batched(tensors: Sequence[Tensor]) -> list[Tensor]:
-        expanded = [a.expand(B, *a.shape[1:]) for a in tensors]
-        expanded[4] = expanded[4].expand(B, N, 2)
-        for i in (0, 1, 4):  # a masked entry may hold anything, NaN included
-            expanded[i] = torch.where(mask.expand(B, N)[..., None], expanded[i], 0)
-        return [*expanded, present]
+    def pose(*some: Tensor) -> Tensor:
+        every = list(data)
+        for i, d in zip(moving, some, strict=True):
+            every[i] = d
+        points2d, points3d, K, distortion, weights = every
+        centred, frame = PnPData(points2d, points3d, K, distortion, weights, mask).masked().centred()
+        how: Literal["exact", "gauss_newton"] = "exact" if ctx.exact else "gauss_newton"
+        ok = statuses == Status.CONVERGED
+        return frame.from_frame(attach_gradient(problem, frame.to_frame(poses), *centred, ok=ok, gradient=how))
 
-    # the tangent covector: d poses / d step at step 0
-    step = poses.new_zeros(B, 6, requires_grad=True)
-    (g,) = torch.autograd.grad((seeds * se3.retract(poses, step)).sum(), step, create_graph=True)
-    assert problem.hessian is not None
-    assert problem.linearize is not None
-    H = problem.hessian(poses, *batched(data)) if ctx.exact else problem.linearize(poses, *batched(data)).gauss_newton
-    ok = ok & solve_spd(H.detach(), g.detach(), ADJOINT * margin(H.dtype, 6, chain_of_blocks(2 * N)))[1]
-    eye = torch.eye(6, dtype=H.dtype, device=H.device)
-    u = torch.linalg.solve(torch.where(ok[:, None, None], H, eye), torch.where(ok[:, None], g, 0))
-    # <u, gradient> as a function of the data alone: u gets its own derivative through the lines above
-    again = [d + 0 for d in data]
-    gradient = problem.linearize(poses, *batched(again)).gradient
-    along = torch.where(ok[:, None], gradient, 0)
-    mixed = torch.autograd.grad(along, again, u, create_graph=True, allow_unused=True)
-    return [torch.zeros_like(d) if m is None else -m for d, m in zip(again, mixed, strict=True)]
+    return pose
+
+
+def _adjoint_as_tensors(
+    ctx: Any, data: Sequence[Tensor], mask: Tensor, poses: Tensor, statuses: Tensor, wanted: Sequence[int]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """`adjoint` as a function of the data that are wanted, and the covectors."""
+    pose = _as_tensors(ctx, data, mask, poses, statuses, wanted)
+    return lambda *some: transpose(pose, *some[:-1])(some[-1])
 
 
 def _fold(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], batch: int) -> list[Tensor]:
@@ -331,7 +356,7 @@ def _adjoint_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tup
     tensors = [t[None] if dim is None else t.movedim(dim, 0) for t, dim in zip(inputs[:9], in_dims[:9], strict=True)]
     own = [t.expand(size, batch, *t.shape[2:]).flatten(0, 1) for t in tensors]
     gradients = []
-    for g, t, want in zip(_adjoint(*own, *inputs[9:]), tensors, wanted, strict=False):
+    for g, t, want in zip(adjoint(*own, *inputs[9:]), tensors, wanted, strict=False):
         g = g.unflatten(0, (size, batch)) if want else g.expand(size, *g.shape)
         gradients.append(g.sum(1, keepdim=True) if want and t.shape[1] == 1 else g)
     return tuple(gradients), (0,) * len(gradients)
@@ -344,11 +369,11 @@ def _batch_size(dim: int | None, points2d: Tensor) -> int:
 torch.library.register_vmap(search.name(), _vmap_rule(search, 6))
 
 
-def _differentiable(operator: Any, save: Callable[..., None], backward: Callable[..., Any], vmap: Callable) -> Callable:
+def _differentiable(operator: Any, save: Callable, backward: Callable, jvp: Callable, vmap: Callable) -> Callable:
     """Give an operator its gradient and its rule for vmap.
 
     Twice, because neither way serves all: torch.func does not take the autograd of an operator, and torch.compile
-    would look into an autograd.Function. Without a gradient to record the operator is called itself, which is faster.
+    would look into an autograd.Function. Without a derivative to record the operator is called itself, which is faster.
     """
     torch.library.register_autograd(operator.name(), backward, setup_context=save)
     torch.library.register_vmap(operator.name(), vmap)
@@ -357,11 +382,16 @@ def _differentiable(operator: Any, save: Callable[..., None], backward: Callable
         return operator(*inputs)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # torch asks for it at every call
-    members: dict[str, Any] = {"forward": forward, "setup_context": save, "backward": backward, "vmap": vmap}
+    members: dict[str, Any] = {"forward": forward, "setup_context": save, "backward": backward, "jvp": jvp}
+    members["vmap"] = vmap
     function: Any = type("Function", (torch.autograd.Function,), {name: staticmethod(f) for name, f in members.items()})
 
     def call(*inputs: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return operator(*inputs)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return function.apply(*inputs)
+        if torch.is_grad_enabled():
             for x in inputs:
                 if isinstance(x, Tensor) and x.requires_grad:
                     return function.apply(*inputs)
@@ -370,5 +400,9 @@ def _differentiable(operator: Any, save: Callable[..., None], backward: Callable
     return call
 
 
-solve = _differentiable(_solve, _save_solve, _solve_backward, _vmap_rule(_solve, 7))
-adjoint = _differentiable(_adjoint, _save_adjoint, _adjoint_backward, _adjoint_vmap)
+def _solve_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return _vmap_rule(solve, 7)(info, in_dims, *inputs)
+
+
+solve = _differentiable(_solve, _save_solve, _solve_backward, _solve_jvp, _solve_vmap)
+adjoint = _differentiable(_adjoint, _save_adjoint, _adjoint_backward, _adjoint_jvp, _adjoint_vmap)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, unproject
+from geometry.checks import plainly
 from geometry.compiled.launch import in_parallel
 from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
 from geometry.consensus.search import search
-from geometry.optim import Gradient, Status
+from geometry.optim import Gradient, Status, opaque
 from geometry.pose.data import PnPData, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
@@ -71,28 +72,36 @@ def pnp_ransac(
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
     elif candidates.shape not in ((B, N), (1, N)):
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
-    elif not (torch.isfinite(candidates) & (candidates >= 0)).all():
-        raise ValueError("candidates must be finite and not negative, got some that are not")
+    plainly(_refuse_odds, candidates)
     on_cpu = points2d.device.type == "cpu" and model == "radtan"
-    with torch.no_grad():
-        double, odds = data.detached().to(torch.float64), candidates.detach().double()
-        work = _Compiled(double, odds, threshold) if on_cpu else _Tensors(double, odds, threshold, model)
-        pose, inliers, samples, count, chance = work.search(hypotheses, confidence, generator)
+
+    def working(*tensors: Tensor) -> "_Compiled | _Tensors":
+        given, odds = PnPData(*tensors[:6]), tensors[6]
+        return _Compiled(given, odds, threshold) if on_cpu else _Tensors(given, odds, threshold, model)
+
+    def searched(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        pose, inliers, samples, count, chance = working(*tensors).search(hypotheses, confidence, generator)
         support = inliers.sum(1)
-        enough = (support >= 4) & ~_by_chance(count, support, samples, chance)
-        init = pose.to(torch.promote_types(points2d.dtype, torch.float32))
+        return pose, (inliers, samples, (support >= 4) & ~_by_chance(count, support, samples, chance))
+
+    tensors = *data.to(torch.float64), candidates.double()
+    pose, (inliers, samples, enough) = opaque(searched, *tensors, batch="shared")
     found = pnp(
-        points2d, points3d, K, distortion=distortion, weights=weights, mask=inliers, init=init, model=model,
-        kernel=kernel, gradient=gradient,
+        points2d, points3d, K, distortion=distortion, weights=weights, mask=inliers,
+        init=pose.to(torch.promote_types(points2d.dtype, torch.float32)), model=model, kernel=kernel, gradient=gradient,
     )  # fmt: skip
     pose = torch.where(enough[:, None, None], found.x, found.x.detach())
-    with torch.no_grad():
-        cost, inliers = work.score(pose.detach().double())
-        status = torch.where(enough, found.status, Status.TOO_FEW).to(torch.int8)
+    cost, (inliers,) = opaque(lambda at, *rest: working(*rest).score(at), pose.double(), *tensors, batch="shared")
+    status = torch.where(enough, found.status, Status.TOO_FEW).to(torch.int8)
     solution = RansacSolution(pose, cost.to(pose.dtype), status, samples, inliers)
     if throw:
         solution.raise_if_failed()
     return solution
+
+
+def _refuse_odds(candidates: Tensor) -> None:
+    if not (torch.isfinite(candidates) & (candidates >= 0)).all():
+        raise ValueError("candidates must be finite and not negative, got some that are not")
 
 
 def _by_chance(n: Tensor, k: Tensor, samples: Tensor, chance: Tensor) -> Tensor:
@@ -141,14 +150,14 @@ class _Tensors:
         chance = (math.pi * self.threshold**2 * area / box).clamp(max=1)
         return self.frame.from_frame(pose), found.inliers, found.steps, count, chance
 
-    def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, pose: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         """Costs (B,) and inliers (B,N) of poses (B,4,4)."""
         points2d, points3d, K, distortion, weights, present = self.data
         points = se3.transform(self.frame.to_frame(pose), points3d)
         r = weights * (project_camera_frame(points, K, distortion, model=self.model) - points2d)
         square, bound = r.square().sum(-1), self.threshold**2
         inliers = present & in_front(points, model=self.model) & (square <= bound)
-        return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), inliers
+        return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), (inliers,)
 
 
 class _Compiled:
@@ -189,11 +198,11 @@ class _Compiled:
         samples = search(one_round, B, 3, hypotheses, confidence, pose.device)
         return pose, inliers, samples, facts[:, 0], facts[:, 2]
 
-    def score(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, pose: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         from geometry.compiled.consensus.rounds import score
 
         cost, inliers = torch.empty(self.B, dtype=torch.float64), torch.empty(self.B, self.N, dtype=torch.bool)
         poses = pose.contiguous().numpy()
         arguments = (self.arrays, self.candidates, self.threshold**2, poses)
         self._run(score, *arguments, out=(cost, inliers))
-        return cost, inliers
+        return cost, (inliers,)

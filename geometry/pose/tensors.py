@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from geometry import se3
-from geometry.optim import Solution, Status, argmin, attach_gradient, minimize
+from geometry.optim import Solution, Status, argmin, attach_gradient, minimize, opaque
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.pose.start import CANDIDATES, Starts, find_poses
@@ -27,13 +27,17 @@ def prepared(data: PnPData, init: Tensor | None) -> PnPData:
 
 def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """See `geometry.pose.compiled`."""
-    with torch.no_grad():
-        data, frame = data.centred(scaled=True)
+
+    def find(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        data, frame = PnPData(*tensors).centred(scaled=True)
         starts = find_poses(data, options)
         part = tuple(d[starts.owner] for d in data)
         found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS))
         best, second, ratio = _best_two(found, starts, len(data.points2d))
-        return frame.from_frame(best), frame.from_frame(second), ratio
+        return frame.from_frame(best), (frame.from_frame(second), ratio)
+
+    best, (second, ratio) = opaque(find, *data)
+    return best, second, ratio
 
 
 def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from geometry import Problem, argmin, bundle, project, quadratic_program, se3
+from geometry import Problem, argmin, bundle, cauchy, pnp, pnp_ransac, project, quadratic_program, se3
+from geometry.camera import Model
 from geometry.optim import Constrained
 from geometry.tasks.hand_eye import hand_eye
 from geometry.tasks.homography import homography
@@ -106,6 +107,39 @@ def a_stereo_rig() -> Case:
     return Case(lambda left: stereo_rig(torch.stack([left, right])[None], points, lenses).x[0], left)
 
 
+def a_pose(tensor: str, model: Model = "radtan", **options: Any) -> Callable[[], Case]:
+    def case() -> Case:
+        points, poses, _ = views(0, 1)
+        lens = torch.tensor([0.05, -0.02, 0.004, -0.001], **DOUBLE)
+        pixels = project(points, poses, K, lens, model=model) + normal(2, 9, 2, seed=2)
+        given = {
+            "points2d": pixels,
+            "points3d": points,
+            "K": K,
+            "distortion": lens,
+            "weights": torch.ones(2, 9, **DOUBLE),
+        }
+
+        def solver(d: Tensor) -> Tensor:
+            data = given | {tensor: d}
+            seen = data.pop("points2d"), data.pop("points3d"), data.pop("K")
+            return pnp(*seen, model=model, **data, **options).x
+
+        return Case(solver, given[tensor])
+
+    return case
+
+
+def a_pose_among_wrong_matches() -> Case:
+    points, _, pixels = views(0, 1)
+    pixels[:, 0] += 200
+
+    def solver(pixels: Tensor) -> Tensor:
+        return pnp_ransac(pixels, points, K, generator=generator(), confidence=1 - 1e-9).x
+
+    return Case(solver, pixels)
+
+
 def a_bundle(tensor: str) -> Callable[[], Case]:
     def case() -> Case:
         points, poses, pixels = views(-1, 0, 1)
@@ -149,6 +183,12 @@ def a_constrained_problem() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {
+    "pnp in points2d": a_pose("points2d"),
+    "pnp in points3d, robust": a_pose("points3d", kernel=cauchy(1.0)),
+    "pnp in K, with a start": a_pose("K", init=se3.from_rotvec_t(torch.tensor([0, 0, 0, 0, 0, 6.0], **DOUBLE))[None]),
+    "pnp in weights, fisheye": a_pose("weights", "fisheye"),
+    "pnp in distortion, fisheye": a_pose("distortion", "fisheye"),
+    "pnp_ransac": a_pose_among_wrong_matches,
     "argmin": a_curve,
     "constrained": a_constrained_problem,
     "program in Q": a_program(0, "x"),

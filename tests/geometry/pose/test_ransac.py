@@ -298,7 +298,7 @@ def test_the_kernel_keeps_the_best_of_the_same_samples(
     torch.testing.assert_close(fast, pose, rtol=1e-7, atol=1e-7)
     assert torch.equal(kept, inliers)
     # the score of any pose is the same as well
-    (cost, within), (reference, support) = kernels.score(pose), tensors.score(pose)
+    (cost, (within,)), (reference, (support,)) = kernels.score(pose), tensors.score(pose)
     torch.testing.assert_close(cost, reference)
     assert torch.equal(within, support)
     assert torch.equal(within, kept)
