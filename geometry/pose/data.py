@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geometry import se3
+from geometry.alignment import Frame
 from geometry.camera import Model, check_distortion
 from geometry.checks import finite, plainly
 from geometry.optim import Gradient
 from geometry.robust import Kernel
 
-__all__ = ["Frame", "Options", "PnPData", "check_pose", "check_shape", "precision", "prepare"]
+__all__ = ["Options", "PnPData", "check_pose", "check_shape", "precision", "prepare"]
 
 
 class Options(NamedTuple):
@@ -21,23 +21,6 @@ class Options(NamedTuple):
     kernel: Kernel | None = None
     gradient: Gradient = "exact"
     max_steps: int = 50
-
-
-class Frame(NamedTuple):
-    """A frame of the world: its origin (B,3) and its unit of length (B,), a power of two, so that no digit is lost."""
-
-    origin: Tensor
-    unit: Tensor
-
-    def to_frame(self, pose: Tensor) -> Tensor:
-        """world_to_camera (B,4,4) of points that are given in this frame."""
-        R, t = pose[:, :3, :3], pose[:, :3, 3]
-        return se3.make(R, (t + (R @ self.origin[..., None]).squeeze(-1)) / self.unit[:, None])
-
-    def from_frame(self, pose: Tensor) -> Tensor:
-        """The inverse of `to_frame`."""
-        R, t = pose[:, :3, :3], pose[:, :3, 3]
-        return se3.make(R, self.unit[:, None] * t - (R @ self.origin[..., None]).squeeze(-1))
 
 
 class PnPData(NamedTuple):
@@ -93,16 +76,8 @@ class PnPData(NamedTuple):
         the points, too, so that a step says by its size whether it matters.
         """
         mask = self.mask if mask is None else mask
-        X = self.points3d.detach()
-        present = mask[..., None].to(X.dtype)
-        count = present.sum(1).clamp_min(1)
-        origin = (X * present).sum(1) / count
-        unit = torch.ones_like(origin[:, 0])
-        if scaled:
-            square = ((X - origin[:, None]) * present).square().sum((1, 2)) / count[:, 0]
-            unit = torch.where(square > 0, square, 1.0).sqrt().log2().round().exp2()
-        points3d = (self.points3d - origin[:, None]) / unit[:, None, None]
-        return self._replace(points3d=points3d, mask=mask), Frame(origin, unit)
+        frame = Frame.amid(self.points3d, mask, scaled)
+        return self._replace(points3d=frame.points(self.points3d), mask=mask), frame
 
 
 def _refuse(named: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd
 
+from geometry import se3
 from geometry.camera import Model, matrix_from_intrinsics, project
 from geometry.optim import Solution, Status, nested_start, nested_step
 from geometry.pose import pnp, pnp_problem
@@ -85,7 +86,10 @@ class CalibrationProblem:
         """Gradient (P,) and Gauss-Newton matrix (P,P) of the reduced cost: the Schur complement of the poses."""
         pose, theta = inner[0], theta[0]
         V, N = self.points2d.shape[:2]
-        points3d = self.points3d.expand(V, N, 3)
+        # turns and shifts of the poses are told apart best about the middle of the target
+        points3d, mask = self.points3d.expand(V, N, 3), self.mask[..., None]
+        middle = torch.where(mask, points3d, 0).sum((0, 1)) / mask.sum().clamp_min(1)
+        points3d, pose = points3d - middle, se3.about(pose, middle)
 
         def residual(theta: Tensor) -> Tensor:
             K, distortion = self.unpack(theta)

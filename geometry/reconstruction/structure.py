@@ -7,7 +7,7 @@ wrong start, and random points are a usable start.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -200,7 +200,8 @@ def triangulate(
         r = torch.where(in_front(p, model=model), r, torch.inf)
         return torch.where(seen[:, None], r, 0)
 
-    points2d = torch.where(visible[..., None], points2d, 0)
+    points2d, middle = torch.where(visible[..., None], points2d, 0), se3.centre(world_to_camera).mean(0)
+    world_to_camera = se3.about(world_to_camera, middle)
     rays, valid = unproject(points2d, K, distortion, model=model)
     R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
@@ -208,6 +209,7 @@ def triangulate(
     A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
     start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
     cameras = (world_to_camera[None], K[None], distortion[None])
-    return minimize(
+    found = minimize(
         Problem(residual, dof=3, alike=(3,)), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras
     )
+    return replace(found, x=found.x + middle)

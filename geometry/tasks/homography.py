@@ -1,8 +1,11 @@
 """A homography from matches: the plane-to-plane map with the least transfer error in the second image."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from geometry.alignment import Frame
 from geometry.checks import batched
 from geometry.consensus.minimal import homography_problem, normalised, oriented
 from geometry.optim import Solution, argmin
@@ -22,7 +25,11 @@ def homography(points_a: Tensor, points_b: Tensor, weights: Tensor | None = None
     points_a, points_b, weights = batched(
         4, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), weights=(weights, "N")
     )
-    return argmin(homography_problem, direct_linear, points_a, points_b, weights)
+    a, b = Frame.amid(points_a, weights != 0), Frame.amid(points_b, weights != 0)
+    data = a.points(points_a), b.points(points_b), b.unit[:, None] * weights
+    found = argmin(homography_problem, direct_linear, *data)
+    H = b.inverse @ found.x @ a.matrix
+    return replace(found, x=H * H.square().sum((-2, -1), keepdim=True).rsqrt())
 
 
 def direct_linear(points_a: Tensor, points_b: Tensor, weights: Tensor) -> Tensor:

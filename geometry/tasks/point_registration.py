@@ -1,12 +1,13 @@
 """Registration of corresponding point clouds: the rigid motion or similarity of the least point-to-point error."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.alignment import align_similarity
+from geometry.alignment import Frame, align_similarity
 from geometry.checks import batched
 from geometry.optim import Problem, Solution, argmin
 
@@ -46,8 +47,11 @@ def point_registration(
     verifies and differentiates.
     """
     source, target, weights = batched(3, source=(source, "N,3"), target=(target, "N,3"), weights=(weights, "N"))
-    start = partial(closed_form, scale=scale)
-    return argmin(similarity_problem if scale else rigid_problem, start, source, target, weights)
+    a, b = Frame.amid(source, weights != 0), Frame.amid(target, weights != 0)
+    a = a if scale else a._replace(unit=b.unit)  # a rigid motion knows one unit
+    data = a.points(source), b.points(target), b.unit[:, None] * weights
+    found = argmin(similarity_problem if scale else rigid_problem, partial(closed_form, scale=scale), *data)
+    return replace(found, x=b.inverse @ found.x @ a.matrix)
 
 
 def closed_form(source: Tensor, target: Tensor, weights: Tensor, scale: bool) -> Tensor:

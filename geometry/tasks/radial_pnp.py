@@ -1,9 +1,12 @@
 """PnP with an unknown lens: pose, focal length and radial distortion of one view, from points known in 3D."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from geometry import se3
+from geometry.alignment import Frame
 from geometry.camera import distort
 from geometry.checks import batched
 from geometry.optim import Problem, Solution, argmin
@@ -60,7 +63,11 @@ def radial_pnp(points2d: Tensor, points3d: Tensor, principal_point: Tensor, weig
         5, points2d=(points2d, "N,2"), points3d=(points3d, "N,3"), principal_point=(principal_point, "2"),
         weights=(weights, "N"),
     )  # fmt: skip
-    return argmin(radial_pnp_problem, start, points2d, points3d, principal_point, weights, max_steps=100)
+    frame = Frame.amid(points3d, weights != 0)
+    data = points2d, frame.points(points3d), principal_point, weights
+    found = argmin(radial_pnp_problem, start, *data, max_steps=100)
+    pose, f, distortion = found.x
+    return replace(found, x=(frame.from_frame(pose), f, distortion))
 
 
 def start(points2d: Tensor, points3d: Tensor, principal_point: Tensor, weights: Tensor) -> State:

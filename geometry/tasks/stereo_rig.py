@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
+from geometry.alignment import Frame
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
 from geometry.optim import Problem, Solution, argmin
@@ -75,7 +76,12 @@ def stereo_rig(
     )  # fmt: skip
     V = data[0].shape[2]
     problem = replace(stereo_rig_problem, dof=6 + 6 * V, alike=_UNITS * (1 + V))
-    return argmin(problem, best_of_views, *data)
+    frame = Frame.amid(data[1], (data[4] != 0).flatten(1, 2).any(1))
+    found = argmin(problem, best_of_views, data[0], frame.points(data[1]), *data[2:])
+    rig, targets = found.x
+    # both cameras have the origin of their own frames, whatever that of the target is
+    rig = Frame(torch.zeros_like(frame.origin), frame.unit).from_frame(rig)
+    return replace(found, x=(rig, frame.from_frame(targets)))
 
 
 def best_of_views(points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor) -> Rig:

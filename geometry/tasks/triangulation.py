@@ -1,12 +1,15 @@
 """Triangulation: the point with the least reprojection error in views of known cameras."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from geometry.alignment import Frame
 from geometry.camera import in_front, project_camera_frame
 from geometry.checks import batched
 from geometry.optim import Problem, Solution, argmin
-from geometry.se3 import transform
+from geometry.se3 import centre, transform
 
 __all__ = ["triangulation", "triangulation_problem"]
 
@@ -42,7 +45,9 @@ def triangulation(points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights:
         2, points2d=(points2d, "N,2"), world_to_camera=(world_to_camera, "N,4,4"), K=(K, "N,3,3"),
         weights=(weights, "N"),
     )  # fmt: skip
-    return argmin(triangulation_problem, linear, points2d, world_to_camera, K, weights)
+    frame = Frame.amid(centre(world_to_camera), weights != 0)
+    found = argmin(triangulation_problem, linear, points2d, frame.to_frame(world_to_camera), K, weights)
+    return replace(found, x=frame.unit[:, None] * found.x + frame.origin)
 
 
 def linear(points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights: Tensor) -> Tensor:
