@@ -22,15 +22,18 @@ class Frame(NamedTuple):
 
     @staticmethod
     def amid(points: Tensor, mask: Tensor, scaled: bool = True) -> "Frame":
-        """The frame in the middle of those points (B,N,D) that count, mask (B,N); scaled: in units of their extent."""
+        """The frame in the middle of those points (B,N,D) that count, mask (B,N); scaled: in units of their extent.
+
+        The world's own where they are one point, but for rounding, which must not be taken for an extent.
+        """
         points = points.detach()
         present = mask[..., None].to(points.dtype)
         count = present.sum(1).clamp_min(1)
         origin = (points * present).sum(1) / count
-        if not scaled:
-            return Frame(origin, torch.ones_like(origin[:, 0]))
         square = ((points - origin[:, None]) * present).square().sum((1, 2)) / count[:, 0]
-        return Frame(origin, torch.where(square > 0, square, 1.0).sqrt().log2().round().exp2())
+        apart = square > (1e4 * torch.finfo(points.dtype).eps) ** 2 * origin.square().sum(-1)
+        unit = torch.where(apart & scaled, square, 1.0).sqrt().log2().round().exp2()
+        return Frame(torch.where(apart[:, None], origin, 0.0), unit)
 
     def points(self, points: Tensor) -> Tensor:
         """Points (B,N,D) as they are in this frame."""

@@ -13,6 +13,7 @@ from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
+from geometry.compiled.constants import SAME_COST
 from geometry.optim import FEIGNED, Status, begin, trial
 
 __all__ = ["Solver", "Task", "solve"]
@@ -163,7 +164,7 @@ def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State,
         step = system.solve(equations.gradient.times(-1))
         new_decrease = -0.5 * step.dot(equations.gradient)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        near = equations.cost <= 1.001 * best_cost + 1e3 * task.rounding
+        near = equations.cost <= SAME_COST * best_cost + 1e3 * task.rounding
         if not (system.ok & near & (new_decrease < decrease)):
             break
         best, best_cost, decrease = state, equations.cost, new_decrease

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from geometry.compiled.constants import (
+    DAMPING,
+    LEAST_DAMPING,
+    LEAST_SHRINK,
+    MOST_DAMPING,
+    SAME_COST,
+    SAME_STEP,
+)
 from geometry.optim.linear import damped_step, determined, solve_damped
 from geometry.optim.problem import (
     Linearization,
@@ -30,11 +38,6 @@ from geometry.optim.solution import Solution, State, Status
 from geometry.optim.transforms import opaque
 
 __all__ = ["Descent", "System", "begin", "descend", "minimize", "trial"]
-
-DAMPING = 1e-4
-"""Of the first step: in parts of the diagonal of the Gauss-Newton matrix (Marquardt 1963)."""
-LEAST_DAMPING, MOST_DAMPING = 1e-14, 1e12
-"""Damping never falls below the one; a problem whose steps are refused up to the other has ended."""
 
 _SHORT = 6
 """Trials among which it gains nothing to ask whether all problems have ended."""
@@ -108,7 +111,7 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
     accept = running & (new < cost)
     ratio = (cost - new) / predicted.clamp_min(torch.finfo(cost.dtype).tiny)
     small = (predicted <= tolerance * torch.minimum(cost, new) + floor) | system.still(at, there)
-    shrink = (1 - (2 * ratio - 1).clamp(-3, 3) ** 3).clamp(1 / 3, 1)
+    shrink = (1 - (2 * ratio - 1).clamp(-3, 3) ** 3).clamp(LEAST_SHRINK, 1)
     further = torch.where(accept, (damping * shrink).clamp_min(LEAST_DAMPING), damping * growth)
     wider = torch.where(accept, 2.0, 2 * growth)
     # that of a finished problem would grow without end while others go on, and its unrolled gradient be nan
@@ -146,7 +149,7 @@ def _below_resolution(candidate: State, x: State) -> Tensor:
         if a.numel() == 0:
             return torch.ones(len(a), dtype=torch.bool, device=a.device)
         a, b = a.detach().reshape(len(a), -1), b.detach().reshape(len(b), -1)  # one number a problem: no dimension 1
-        return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** 0.7 * b.abs().amax(1)
+        return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** SAME_STEP * b.abs().amax(1)
 
     still = map_state(small, candidate, x)
     return still if isinstance(still, Tensor) else torch.stack(still).all(0)
@@ -230,7 +233,7 @@ def _polish(
             there = linearize(problem, candidate, data)
             new = _norm2(there.gradient, there.gauss_newton)
             # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-            better = (new <= norm2) & (there.cost <= 1.001 * lin.cost + 1e3 * eps)
+            better = (new <= norm2) & (there.cost <= SAME_COST * lin.cost + 1e3 * eps)
             best, norm2 = select(better, candidate, best), torch.where(better, new, norm2)
             lin = Linearization(*(select(better, a, b) for a, b in zip(there, lin, strict=True)))
         hessian = exact_hessian(problem, best, data)

@@ -167,6 +167,7 @@ def _pull(
     """The vector-Jacobian product, by those tensors that are wanted."""
     (tangent,) = transpose(lambda step: equation.retract(x, step), equation.step(x))(covectors)
     u, definite = equation.solve(x, tensors, tangent)
+    u = _mask(good & definite, u)  # here for what is shared by all, and below for derivatives that are not finite
     slope = _partial(lambda *every: equation.slope(x, *every), tensors, wanted)
     pull = transpose(slope, *(tensors[i] for i in wanted))
     return [_mask(good & definite, g) for g in pull(-u)]

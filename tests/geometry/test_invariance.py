@@ -166,7 +166,9 @@ def as_it_was(name: str) -> Found:
 def test_origin_and_unit_change_nothing(name: str, away: float, unit: float) -> None:
     """Far away the coordinates themselves are rounded, by a part of 1e-16 of the distance."""
     if name == "homography" and away > 1e6:
-        pytest.skip("a 3x3 matrix has no digits left for pixels so far away: its entries differ by the distance squared")
+        pytest.skip(
+            "a 3x3 matrix has no digits left for pixels so far away: its entries differ by the distance squared"
+        )
     expected, found = as_it_was(name), SOLVERS[name](World(away, unit))
     assert (expected.status == 0).all()
     assert torch.equal(found.status, expected.status)

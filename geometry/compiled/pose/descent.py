@@ -4,6 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from geometry.compiled.constants import (
+    DAMPING,
+    LEAST_DAMPING,
+    LEAST_SHRINK,
+    MOST_DAMPING,
+    SAME_COST,
+    SAME_STEP,
+)
 from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
 from geometry.compiled.vectors import fabs, highest, load, lowest, splat, sqrt, store, where_less
 
@@ -153,14 +161,14 @@ def levenberg_marquardt(
     rhs, step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
     cost = evaluate(tile, rows, spread, pose, camera, model, False, now)
     running = where_less(cost, np.inf, splat(1.0, tile), 0.0)
-    damping, growth, steps = splat(1e-4, tile), splat(2.0, tile), splat(0.0, tile)
+    damping, growth, steps = splat(DAMPING, tile), splat(2.0, tile), splat(0.0, tile)
     for _ in range(max_steps):
         if highest(running) == 0.0:
             break
         negated_gradient(now, rhs)
         pivot = solve6(now, damping, rhs, work, step)
-        for k in range(0, 6 * L, L):  # damped, and only a trial: the pivots are enough
-            store(step, k, where_less(100.0 * eps, pivot, load(step, k), 0.0))
+        for k in range(0, 6 * L, L):  # damped, and only a trial: that it can be factorised is enough
+            store(step, k, where_less(0.0, pivot, load(step, k), 0.0))
         predicted = 0.5 * dot6(rhs, step)
         for i in range(6):
             a = load(now, HESSIAN + (i * (i + 3) // 2) * L)
@@ -172,16 +180,18 @@ def levenberg_marquardt(
         ratio = where_less(ratio, 2.0, where_less(-1.0, ratio, ratio, -1.0), 2.0)
         cubed = 2.0 * ratio - 1.0
         shrink = 1.0 - cubed * cubed * cubed
-        shrink = where_less(shrink, 0.1, 0.1, where_less(shrink, 1.0, shrink, 1.0))
+        shrink = where_less(shrink, LEAST_SHRINK, LEAST_SHRINK, where_less(shrink, 1.0, shrink, 1.0))
+        shrunk = damping * shrink
+        shrunk = where_less(shrunk, LEAST_DAMPING, LEAST_DAMPING, shrunk)
         lower = where_less(trial_cost, cost, trial_cost, cost)
-        done = where_less(enough * lower, predicted, still(pose, step, eps**0.7), 1.0)
+        done = where_less(enough * lower, predicted, still(pose, step, eps**SAME_STEP), 1.0)
         blend(accept, trial, pose, POSE)
         blend(accept, new, now, SUMS)
         cost = where_less(0.5, accept, trial_cost, cost)
-        damping = where_less(0.5, accept, damping * shrink, damping * growth)
+        damping = where_less(0.5, accept, shrunk, damping * growth)
         growth = where_less(0.5, accept, 2.0, 2.0 * growth)
         steps += accept
-        running *= where_less(0.5, done, 0.0, where_less(damping, 1e12, splat(1.0, tile), 0.0))
+        running *= where_less(0.5, done, 0.0, where_less(damping, MOST_DAMPING, splat(1.0, tile), 0.0))
     return cost, steps
 
 
@@ -250,7 +260,7 @@ def polish(
         new_definite = where_less(least, pivot, splat(1.0, tile), 0.0)
         new_decrease = 0.5 * dot6(rhs, step)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        better = where_less(new_cost, 1.001 * cost + 1e3 * eps, splat(1.0, tile), 0.0)
+        better = where_less(new_cost, SAME_COST * cost + 1e3 * eps, splat(1.0, tile), 0.0)
         better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))
         if i == 0:
             better = splat(1.0, tile)
@@ -259,7 +269,7 @@ def polish(
         cost = where_less(0.5, better, new_cost, cost)
         decrease = where_less(0.5, better, new_decrease, decrease)
         definite = where_less(0.5, better, new_definite, definite)
-        small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**0.7), 1.0)
+        small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**SAME_STEP), 1.0)
         stationary = definite * small
         asked = stationary * better
         if highest(asked) == 1.0:

@@ -35,6 +35,22 @@ def test_failures_are_named_isolated_and_without_gradient() -> None:
         quadratic_program(Q, p, G, h, throw=True)
 
 
+def test_what_is_shared_learns_from_those_alone_that_converged() -> None:
+    """x = 0 where a x = b asks for it; a x = -1 for x >= 0 cannot be met, and what it says of a counts for nothing."""
+    eye, a = torch.eye(3, **DOUBLE)[None], torch.ones(1, 1, 3, **DOUBLE)
+    p, G, h = torch.tensor([[1.0, 2, -1]], **DOUBLE), -eye, torch.zeros(1, 3, **DOUBLE)
+    gradients = []
+    for b in ([[2.0]], [[2.0], [-1.0]]):
+        shared = [d.clone().requires_grad_() for d in (eye, a)]
+        found = quadratic_program(shared[0], p, G, h, shared[1], torch.tensor(b, **DOUBLE))
+        found.x.square().sum().backward()
+        gradients.append([d.grad for d in shared])
+    assert found.status.tolist() == [0, Status.INFEASIBLE]
+    for one, other in zip(*gradients, strict=True):
+        assert one.any()
+        close(other, one, 1e-12)
+
+
 @pytest.mark.parametrize("curvature", [0.0, 1.0])
 def test_contrary_constraints_are_seen(curvature: float) -> None:
     g = torch.Generator().manual_seed(0)
