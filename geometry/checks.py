@@ -36,6 +36,8 @@ def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     batched: under torch.func.vmap `run` is given the values of all instances at once; else NotImplementedError is
     raised. What it returns belongs to no graph.
     """
+    if torch.compiler.is_compiling():
+        return torch._dynamo.disable(plainly)(run, *values, batched=batched)  # type: ignore[no-any-return]
     found: list[T] = []
     _Plainly.apply(lambda *plain: found.append(run(*plain)), batched, *(value.detach() for value in values))
     return found[0]

@@ -60,7 +60,7 @@ class Solution:
     @property
     def converged(self) -> Tensor:
         """(B,) bool."""
-        return self.status == Status.CONVERGED
+        return self.status == int(Status.CONVERGED)  # torch.compile takes no IntEnum for a number
 
     def raise_if_failed(self) -> None:
         """Raise SolverError naming the failed problems of the batch and why they failed."""

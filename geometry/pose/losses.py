@@ -51,7 +51,7 @@ class PoseLoss:
     @property
     def converged(self) -> Tensor:
         """(B,) bool: whether the loss means anything."""
-        return self.status == Status.CONVERGED
+        return self.status == int(Status.CONVERGED)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def monte_carlo_pose_loss(
         feasible = torch.isfinite(problem.costs(truth.detach(), *plain))
         status = torch.where(found.converged & ~drawn.ok, Status.SINGULAR, found.status)
         status = torch.where(found.converged & ~feasible, Status.INFEASIBLE, status).to(torch.int8)
-    ok = status == Status.CONVERGED
+    ok = status == int(Status.CONVERGED)
     data, truth = stop_gradient_where(~ok, tuple(data)), stop_gradient_where(~ok, truth)
     drawn = replace(drawn, ok=ok)
     loss = problem.costs(truth, *data) + log_normaliser(problem, drawn, *data)
@@ -202,7 +202,7 @@ def linear_covariance_loss(
     status = torch.where(singular, Status.SINGULAR, Status.CONVERGED)
     status = torch.where(feasible, status, Status.INFEASIBLE)
     status = torch.where(count < 4, Status.TOO_FEW, status).to(torch.int8)
-    ok = status == Status.CONVERGED
+    ok = status == int(Status.CONVERGED)
     square = torch.where(ok, (metric * C).sum((-2, -1)), 0)
     # the root has no derivative at zero
     positive = square > 0

@@ -303,3 +303,15 @@ def test_what_a_bundle_cannot_do_is_refused(name: str) -> None:
         torch.autograd.grad(first.sum(), at)
     with pytest.raises(NotImplementedError, match="loop"):
         vmap(case.solver)(case.at[None])
+
+
+@pytest.mark.slow
+@every_solver
+def test_compiled_code_has_the_same_derivatives(name: str) -> None:
+    """Graphs may break at a solver, but nothing changes: `pnp` alone stands in one graph (pose/test_torch.py)."""
+    case, jacobian = reference(name)
+    torch.compiler.reset()
+    leaf = case.at.clone().requires_grad_()
+    found = torch.compile(case.solver, backend="eager")(leaf)
+    rows = torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in found])
+    assert_same(rows, jacobian)
