@@ -37,7 +37,7 @@ def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     raised. What it returns belongs to no graph.
     """
     if torch.compiler.is_compiling():
-        return torch._dynamo.disable(plainly)(run, *values, batched=batched)  # type: ignore[no-any-return]
+        return torch._dynamo.disable(plainly)(run, *values, batched=batched)
     found: list[T] = []
     _Plainly.apply(lambda *plain: found.append(run(*plain)), batched, *(value.detach() for value in values))
     return found[0]

@@ -72,7 +72,7 @@ class Equation(Protocol):
 def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
     """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
     if torch.compiler.is_compiling():  # no graph takes what branches on values: it breaks here
-        return torch._dynamo.disable(implicit)(equation, *tensors)  # type: ignore[no-any-return]
+        return torch._dynamo.disable(implicit)(equation, *tensors)
     parts = _Parts(equation.find, equation.batch)
     found = _Implicit.apply(equation, parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
@@ -81,7 +81,7 @@ def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor,
 def opaque(find: Find, *tensors: Tensor, batch: Batch = "each") -> tuple[State, tuple[Tensor, ...]]:
     """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
     if torch.compiler.is_compiling():
-        return torch._dynamo.disable(opaque)(find, *tensors, batch=batch)  # type: ignore[no-any-return]
+        return torch._dynamo.disable(opaque)(find, *tensors, batch=batch)
     parts = _Parts(find, batch)
     found = _Opaque.apply(parts, *(t.detach() for t in tensors))
     return parts.joined(found[: parts.count]), found[parts.count :]
