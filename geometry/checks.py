@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["batched", "finite", "plainly"]
+__all__ = ["batched", "finite", "plainly", "untransformed"]
 
 T = TypeVar("T")
 
@@ -30,6 +31,11 @@ class _Plainly(torch.autograd.Function):
         return _Plainly.apply(run, batched, *values), None
 
 
+def untransformed() -> bool:
+    """Whether tensors are what they seem: neither a transform of torch.func nor a level of dual numbers is open."""
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
 def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     """What `run` returns of the plain values of tensors, whatever transform wraps them; it may branch, and raise.
 
@@ -38,6 +44,8 @@ def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     """
     if torch.compiler.is_compiling():
         return torch._dynamo.disable(plainly)(run, *values, batched=batched)
+    if untransformed():
+        return run(*(value.detach() for value in values))
     found: list[T] = []
     _Plainly.apply(lambda *plain: found.append(run(*plain)), batched, *(value.detach() for value in values))
     return found[0]

@@ -24,6 +24,7 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.func import vjp
 
+from geometry.checks import untransformed
 from geometry.optim.solution import State
 
 __all__ = ["Batch", "Equation", "Find", "along", "forward_mode", "implicit", "opaque", "primals", "solved", "transpose"]
@@ -73,6 +74,9 @@ def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor,
     """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
     if torch.compiler.is_compiling():  # no graph takes what branches on values: it breaks here
         return torch._dynamo.disable(implicit)(equation, *tensors)
+    if untransformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        with torch.no_grad():
+            return equation.find(*tensors)
     parts = _Parts(equation.find, equation.batch)
     found = _Implicit.apply(equation, parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
@@ -82,8 +86,12 @@ def opaque(find: Find, *tensors: Tensor, batch: Batch = "each") -> tuple[State, 
     """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
     if torch.compiler.is_compiling():
         return torch._dynamo.disable(opaque)(find, *tensors, batch=batch)
+    tensors = tuple(t.detach() for t in tensors)
+    if untransformed():
+        with torch.no_grad():
+            return find(*tensors)
     parts = _Parts(find, batch)
-    found = _Opaque.apply(parts, *(t.detach() for t in tensors))
+    found = _Opaque.apply(parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
 
 

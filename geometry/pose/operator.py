@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from geometry.checks import untransformed
 from geometry.compiled.launch import in_parallel
 from geometry.optim import ADJOINT, FEIGNED, Status, along, attach_gradient, forward_mode, margin, primals, transpose
 from geometry.pose.data import PnPData
@@ -389,7 +389,7 @@ def _differentiable(operator: Any, save: Callable, backward: Callable, jvp: Call
     def call(*inputs: Any) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
             return operator(*inputs)
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if not untransformed():
             return function.apply(*inputs)
         if torch.is_grad_enabled():
             for x in inputs:
