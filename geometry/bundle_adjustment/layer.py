@@ -55,18 +55,17 @@ class _Optimum:
         converged = torch.tensor(status == Status.CONVERGED, device=cost.device)
         code = torch.full((1,), status, dtype=torch.int8, device=cost.device)
         count = torch.full((1,), steps, dtype=torch.int32, device=cost.device)
-        return (*(t.clone() for t in state), stiff), (converged, cost[None], code, count)
+        return (*state, stiff), (converged, cost[None], code, count)
 
     def step(self, x: Sequence[Tensor]) -> Tensor:
         return x[1].new_zeros(self.task.problem.layout.size + 3 * len(x[1]))
 
     def _tangent(self, step: Tensor) -> Tangent:
         D = self.task.problem.layout.size
-        return Tangent(step[:D], step[D:].unflatten(0, (-1, 3)))
+        return Tangent(step[:D], step[D:].view(-1, 3))
 
     def retract(self, x: Sequence[Tensor], step: Tensor) -> tuple[Tensor, ...]:
-        # no transform takes a result that no operation made
-        return *self.task.problem.retract(State(*x[:3]), self._tangent(step)), x[3].clone()
+        return *self.task.problem.retract(State(*x[:3]), self._tangent(step)), x[3]
 
     def slope(self, x: Sequence[Tensor], *tensors: Tensor) -> Tensor:
         problem, data = replace(self.task.problem, in_tensors=True), _unflatten(tensors, self.there)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import hessian, jacfwd, vmap
 
 from geometry import se3
-from geometry._forward import directional
+from geometry._forward import directional, one_at_a_time
 from geometry.bundle_adjustment import operator
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
@@ -304,10 +304,11 @@ class BundleProblem:
                 return _pose_prior(se3.retract(pose, step), known, weights)
 
             inputs = (U.new_zeros(len(U), 6), scene.world_to_camera, prior.world_to_camera, prior.pose_weights)
-            r, J = vmap(moved)(*inputs), vmap(jacfwd(moved))(*inputs)
+            with one_at_a_time():
+                r, J = vmap(moved)(*inputs), vmap(jacfwd(moved))(*inputs)
+                H = vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*inputs) if exact else J.mT @ J
             cost = cost + 0.5 * r.square().sum()
             g = g + torch.nn.functional.pad((J.mT @ r[..., None]).squeeze(-1), (0, len(self.names)))
-            H = vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*inputs) if exact else J.mT @ J
             U = U + torch.nn.functional.pad(H, (0, len(self.names), 0, len(self.names)))
         if prior.theta is not None and prior.theta_weights is not None:
             r = prior.theta_weights * (state.theta - prior.theta)

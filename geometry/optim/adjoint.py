@@ -86,9 +86,11 @@ def attach_gradient(
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     trusted = torch.ones(len(data[0]), dtype=torch.bool, device=data[0].device) if ok is None else ok
 
+    count, single = len(parts), isinstance(x, Tensor)
+
     def given(*tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
-        found = [a.clone() for a in tensors[1 : 1 + len(parts)]]
-        return found[0] if isinstance(x, Tensor) else tuple(found), (tensors[0].clone(),)
+        found = tensors[1 : 1 + count]
+        return found[0] if single else found, (tensors[0].clone(),)
 
     least = 1.0 if ok is None else ADJOINT
     equation = _Minimum(problem, given, 1 + len(parts), gradient == "exact", least)

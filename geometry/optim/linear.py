@@ -131,8 +131,9 @@ def share_of_factor(factor: Tensor) -> Tensor:
     Inverse iteration on a few vectors: where the share is far below that of all else, three times are plenty.
     """
     P = len(factor)
-    start = torch.randn(P, min(P, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    vectors = torch.linalg.qr(start.to(factor))[0]
+    count = min(P, 8)  # of any vectors: drawn ones no transform would take
+    start = torch.arange(1.0, 1 + P * count, dtype=factor.dtype, device=factor.device).square().cos().view(P, count)
+    vectors = torch.linalg.qr(start)[0]
     for _ in range(3):
         vectors = torch.linalg.qr(torch.cholesky_solve(vectors, factor))[0]
     projected = vectors.T @ torch.cholesky_solve(vectors, factor)

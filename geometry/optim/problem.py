@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jacfwd, vmap
 
+from geometry._forward import one_at_a_time
 from geometry.optim.linear import chain_of_blocks, margin
 from geometry.optim.solution import Solution, State
 from geometry.robust import Kernel, kernel_derivatives
@@ -120,7 +121,8 @@ def jacobian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> tuple[Tens
         derivative, r = jacfwd(moved, has_aux=True)(step)
         return r, derivative
 
-    return vmap(single)(x, zero_step(problem, x), *data)
+    with one_at_a_time():
+        return vmap(single)(x, zero_step(problem, x), *data)
 
 
 def linearize(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Linearization:
@@ -144,7 +146,8 @@ def exact_hessian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Tenso
     def single(x: State, step: Tensor, *data: Tensor) -> Tensor:
         return hessian(lambda s: problem.cost(problem.retract(x, s), *data))(step)
 
-    return vmap(single)(x, zero_step(problem, x), *data)
+    with one_at_a_time():
+        return vmap(single)(x, zero_step(problem, x), *data)
 
 
 def singular_below(problem: Problem, x: State, data: tuple[Tensor, ...]) -> float:

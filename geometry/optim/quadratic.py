@@ -175,7 +175,7 @@ class _Optimum:
     def retract(self, state: State, step: Tensor) -> State:
         x, w, active = state
         along, across = step.split([x.shape[1], w.shape[1]], -1)
-        return x + along, w + across, active.clone()  # no transform takes a result that no operation made
+        return x + along, w + across, active
 
     def slope(self, state: State, Q: Tensor, p: Tensor, C: Tensor, d: Tensor) -> Tensor:
         x, w, active = state

@@ -24,7 +24,7 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.func import vjp
 
-from geometry.checks import untransformed
+from geometry.checks import refuse_captured, untransformed
 from geometry.optim.solution import State
 
 __all__ = ["Batch", "Equation", "Find", "along", "forward_mode", "implicit", "opaque", "primals", "solved", "transpose"]
@@ -74,9 +74,13 @@ def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor,
     """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
     if torch.compiler.is_compiling():  # no graph takes what branches on values: it breaks here
         return torch._dynamo.disable(implicit)(equation, *tensors)
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        with torch.autocast(tensors[0].device.type, enabled=False):  # the digits of a minimum are not for sale
+            return implicit(equation, *tensors)
     if untransformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         with torch.no_grad():
             return equation.find(*tensors)
+    refuse_captured(equation)
     parts = _Parts(equation.find, equation.batch)
     found = _Implicit.apply(equation, parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
@@ -86,10 +90,14 @@ def opaque(find: Find, *tensors: Tensor, batch: Batch = "each") -> tuple[State, 
     """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
     if torch.compiler.is_compiling():
         return torch._dynamo.disable(opaque)(find, *tensors, batch=batch)
+    if tensors and torch.is_autocast_enabled(tensors[0].device.type):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return opaque(find, *tensors, batch=batch)
     tensors = tuple(t.detach() for t in tensors)
     if untransformed():
         with torch.no_grad():
             return find(*tensors)
+    refuse_captured(find)
     parts = _Parts(find, batch)
     found = _Opaque.apply(parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
@@ -106,7 +114,8 @@ class _Parts:
         self.single = isinstance(x, Tensor)
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         self.count = len(parts)
-        return (*parts, *others)
+        # a search that takes no step may return its start, which a function of torch must not
+        return (*(part.clone() for part in parts), *others)
 
     def joined(self, parts: Sequence[Tensor]) -> State:
         return parts[0] if self.single else tuple(parts)
@@ -173,11 +182,42 @@ def _partial(f: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequen
     return of_some
 
 
+def _moved(equation: Equation, x: State) -> Callable[[Tensor], State]:
+    """x moved by a step, as new tensors: no transform takes a result that no operation has made."""
+
+    def moved(step: Tensor) -> State:
+        there = equation.retract(x, step)
+        return there.clone() if isinstance(there, Tensor) else tuple(part.clone() for part in there)
+
+    return moved
+
+
+def _without_failed(
+    equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[State, tuple[Tensor, ...]]:
+    """x and the tensors with some problem that did not fail in place of those that did.
+
+    Their derivatives need not be finite, and 0 times NaN in a second one would reach what they share with others.
+    """
+    if equation.batch == "none":
+        return x, tensors
+    example = good.long().argmax()[None]
+
+    def replaced(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or len(t) != len(good):
+            return t
+        return torch.where(good.view(-1, *[1] * (t.ndim - 1)), t, t.detach().index_select(0, example))
+
+    x = replaced(x) if isinstance(x, Tensor) else tuple(replaced(part) for part in x)
+    return x, tuple(replaced(t) for t in tensors)
+
+
 def _pull(
     equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...], covectors: State, wanted: list[int]
 ) -> list[Tensor]:
     """The vector-Jacobian product, by those tensors that are wanted."""
-    (tangent,) = transpose(lambda step: equation.retract(x, step), equation.step(x))(covectors)
+    x, tensors = _without_failed(equation, x, good, tensors)
+    (tangent,) = transpose(_moved(equation, x), equation.step(x))(covectors)
     u, definite = equation.solve(x, tensors, tangent)
     u = _mask(good & definite, u)  # here for what is shared by all, and below for derivatives that are not finite
     slope = _partial(lambda *every: equation.slope(x, *every), tensors, wanted)
@@ -189,10 +229,11 @@ def _push(
     equation: Equation, x: State, good: Tensor, tensors: tuple[Tensor, ...], tangents: dict[int, Tensor]
 ) -> State:
     """The Jacobian-vector product, along the tangents of some of the tensors."""
+    x, tensors = _without_failed(equation, x, good, tensors)
     slope = _partial(lambda *every: equation.slope(x, *every), tensors, list(tangents))
     change = along(slope, tuple(tensors[i] for i in tangents), tuple(tangents.values()))
     step, definite = equation.solve(x, tensors, -change)
-    moved = along(lambda step: equation.retract(x, step), (equation.step(x),), (step,))
+    moved = along(_moved(equation, x), (equation.step(x),), (step,))
     parts = (moved,) if isinstance(moved, Tensor) else moved
     masked = [_mask(good & definite, part) for part in parts]
     return masked[0] if isinstance(x, Tensor) else tuple(masked)

@@ -73,7 +73,7 @@ def pnp(
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; it can be
     vmapped, differentiated twice, and stands in torch.compile'd code. Elsewhere, and for what the kernel does not know
     (model="fisheye", kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do:
-    the same algorithm, the same poses and gradients, once differentiable, and slower on a CPU.
+    the same algorithm, the same poses and derivatives, and slower on a CPU.
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')

@@ -137,7 +137,7 @@ def _descend(omega: Tensor, R: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         R = torch.where(accept[..., None, None], trial, R)
         y = torch.where(accept[..., None], new_y, y)
         value = torch.where(accept, new_value, value)
-        damping = (damping * torch.where(accept, 0.1, 8.0)).clamp(1e-9, 1e9)
+        damping = torch.where(accept, 0.1 * damping, 8.0 * damping).clamp(1e-9, 1e9)
     return R, value
 
 

@@ -25,8 +25,11 @@ def homography(points_a: Tensor, points_b: Tensor, weights: Tensor | None = None
     points_a, points_b, weights = batched(
         4, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), weights=(weights, "N")
     )
-    a, b = Frame.amid(points_a, weights != 0), Frame.amid(points_b, weights != 0)
-    data = a.points(points_a), b.points(points_b), b.unit[:, None] * weights
+    counts = weights != 0
+    a, b = Frame.amid(points_a, counts), Frame.amid(points_b, counts)
+    # a match of weight zero may lie anywhere, and has no part in the start
+    seen_a, seen_b = (torch.where(counts[..., None], p, 0.0) for p in (a.points(points_a), b.points(points_b)))
+    data = seen_a, seen_b, b.unit[:, None] * weights
     found = argmin(homography_problem, direct_linear, *data)
     H = b.inverse @ found.x @ a.matrix
     return replace(found, x=H * H.square().sum((-2, -1), keepdim=True).rsqrt())

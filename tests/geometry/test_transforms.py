@@ -1,6 +1,7 @@
 """Every solver under every transform of torch: the same derivatives, or a refusal, but never a silent zero."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -315,3 +316,63 @@ def test_compiled_code_has_the_same_derivatives(name: str) -> None:
     found = torch.compile(case.solver, backend="eager")(leaf)
     rows = torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in found])
     assert_same(rows, jacobian)
+
+
+# ---- what must not happen ----
+
+
+def test_what_a_residual_captures_is_refused_not_a_constant() -> None:
+    y, c = torch.ones(3, 2, **DOUBLE), torch.tensor([1.0, 2.0, 3.0], **DOUBLE)
+
+    def solver(c: Tensor) -> Tensor:
+        return argmin(Problem(lambda x, y: x - c * y, dof=2), torch.zeros(3, 2, **DOUBLE), y).x
+
+    def robust(k: Tensor) -> Tensor:
+        points, _, pixels = views(0)
+        return pnp(pixels, points, K, kernel=lambda s: 2 * k * ((1 + s / k).sqrt() - 1)).x
+
+    for transform in (vmap, jacrev, jacfwd):
+        with pytest.raises(NotImplementedError, match="give it as data"):
+            transform(solver)(c)
+    with pytest.raises(NotImplementedError, match="give it as data"):
+        jvp(robust, (c[0],), (c[0],))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="give it as data"):
+        robust(forward_ad.make_dual(c[0], c[0]))
+
+
+def test_a_failed_problem_spoils_no_derivative_of_any_order() -> None:
+    log = Problem(lambda x, a, y: torch.log(x[0] * a) - y * x[0], dof=1)
+    start = torch.tensor([[1.0], [-1.0], [1.0]], **DOUBLE)  # the logarithm of the second is not a number
+    a = torch.linspace(1, 3, 7, **DOUBLE)[None].requires_grad_()
+    y = torch.linspace(0.4, 0.6, 21, **DOUBLE).view(3, 7).requires_grad_()
+
+    def second(rows: list[int]) -> tuple[Tensor, ...]:
+        x = argmin(log, start[rows], a, y[rows]).x
+        (first,) = torch.autograd.grad(x.sum(), a, create_graph=True)
+        return torch.autograd.grad(first.sum(), (a, y))
+
+    (found_a, found_y), (expected_a, expected_y) = second([0, 1, 2]), second([0, 2])
+    close(found_a, expected_a, 1e-9)
+    close(found_y, expected_y, 1e-9)
+    assert (found_y[1] == 0).all()
+    tangent = jvp(lambda y: argmin(log, start, a.detach(), y).x, (y.detach(),), (torch.ones_like(y),))[1]
+    assert (tangent != 0).flatten().tolist() == [True, False, True]
+
+
+def test_a_part_of_x_that_does_not_move_has_no_derivative() -> None:
+    y = normal(3, 4)
+    problem = Problem(lambda x, y: x[0] * x[1] - y, dof=4, retract=lambda x, step: (x[0] + step, x[1]))
+    start = torch.ones(3, 4, **DOUBLE), torch.full((3,), 2.0, **DOUBLE)
+    found = jacrev(lambda y: argmin(problem, start, y).x)(y)
+    close(found[0], 0.5 * torch.eye(12, **DOUBLE).view(3, 4, 3, 4), 1e-12)
+    assert not found[1].any()
+    still = argmin(problem, start, y.requires_grad_(), max_steps=0, polish=0)
+    assert torch.equal(still.x[0], start[0])
+
+
+def test_threads_do_not_share_a_derivative() -> None:
+    a = normal(2, 6, 2)
+    expected = homography(a, a + 0.2 * a.square()).x
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: homography(a, a + 0.2 * a.square()).x, range(20)):
+            assert torch.equal(found, expected)

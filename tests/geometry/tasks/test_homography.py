@@ -8,7 +8,7 @@ from torch import Tensor
 from geometry import Status
 from geometry.consensus.minimal import homography_problem, transfer
 from geometry.tasks.homography import homography
-from tests.numbers import directions_of, errors_in_turn
+from tests.numbers import DOUBLE, close, directions_of, errors_in_turn
 
 TRUE = torch.tensor([[1.1, 0.1, 30], [-0.05, 0.9, 12], [1e-4, -2e-4, 1]], dtype=torch.float64)
 
@@ -85,3 +85,18 @@ def test_bad_input_is_named(change: dict[str, Tensor], message: str) -> None:
     a, b = matches()
     with pytest.raises(ValueError, match=message):
         homography(**{"points_a": a, "points_b": b} | change)
+
+
+@pytest.mark.parametrize("far", [0.0, -1e4, 1e10])
+def test_a_match_of_weight_zero_may_lie_anywhere(far: float) -> None:
+    g = torch.Generator().manual_seed(5)
+    a = 100 * torch.randn(8, 2, generator=g, **DOUBLE)
+    H = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1e-3, 5e-4, 1]], **DOUBLE)
+    b = transfer(H, a) + 0.3 * torch.randn(8, 2, generator=g, **DOUBLE)
+    weights = (torch.arange(8) < 7).double()
+    alone = homography(a[:7], b[:7])
+    for one, other in ((a.index_fill(0, torch.tensor([7]), far), b), (a, b.index_fill(0, torch.tensor([7]), far))):
+        found = homography(one, other, weights)
+        assert found.converged
+        close(found.x, alone.x, 1e-9)
+        close(found.cost, alone.cost, 1e-9)
