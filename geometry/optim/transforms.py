@@ -199,7 +199,7 @@ def _without_failed(
 
     Their derivatives need not be finite, and 0 times NaN in a second one would reach what they share with others.
     """
-    if equation.batch == "none":
+    if equation.batch == "none" or len(good) == 0:
         return x, tensors
     example = good.long().argmax()[None]
 

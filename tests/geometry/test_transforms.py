@@ -208,6 +208,12 @@ CASES: dict[str, Callable[[], Case]] = {
 every_solver = pytest.mark.parametrize("name", CASES)
 # a bundle is one problem, and its solver is differentiable once
 every_batched_solver = pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("bundle")])
+# derivatives of third order of what moves twelve unknowns by automatic differentiation take half a minute
+HEAVY = ("stereo_rig", "hand_eye", "relative_pose", "radial_pnp", "bundle in points2d", "bundle in K")
+every_light_solver = pytest.mark.parametrize("name", [name for name in CASES if name not in HEAVY])
+a_solver_of_each_kind = pytest.mark.parametrize(
+    "name", ["pnp in weights, fisheye", "pnp_ransac", "argmin", "constrained", "program in Q", "bundle in K"]
+)
 
 
 @cache
@@ -270,7 +276,7 @@ def test_vmap_of_values_and_of_derivatives(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_batched_solver
+@every_light_solver
 def test_second_derivatives_in_all_four_ways(name: str) -> None:
     case, _ = reference(name)
     direction = normal(*case.at.shape, seed=9) * case.at.abs().amax().clamp_min(1)
@@ -307,7 +313,7 @@ def test_what_a_bundle_cannot_do_is_refused(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_solver
+@a_solver_of_each_kind
 def test_compiled_code_has_the_same_derivatives(name: str) -> None:
     """Graphs may break at a solver, but nothing changes: `pnp` alone stands in one graph (pose/test_torch.py)."""
     case, jacobian = reference(name)
