@@ -159,6 +159,7 @@ def as_it_was(name: str) -> Found:
     return SOLVERS[name](World(0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("away", "unit"), [(0.0, 1e-6), (0.0, 1e6), (1e3, 1.0), (1e6, 1.0), (1e6, 1e-3), (1e8, 1.0), (1e8, 1e6)]
 )

@@ -205,11 +205,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "bundle in points2d": a_bundle("points2d"),
     "bundle in K": a_bundle("K"),
 }
-every_solver = pytest.mark.parametrize("name", CASES)
 # a bundle is one problem, and its solver is differentiable once
 every_batched_solver = pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("bundle")])
 # derivatives of third order of what moves twelve unknowns by automatic differentiation take half a minute
 HEAVY = ("stereo_rig", "hand_eye", "relative_pose", "radial_pnp", "bundle in points2d", "bundle in K")
+every_solver = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in CASES]
+)
 every_light_solver = pytest.mark.parametrize("name", [name for name in CASES if name not in HEAVY])
 a_solver_of_each_kind = pytest.mark.parametrize(
     "name", ["pnp in weights, fisheye", "pnp_ransac", "argmin", "constrained", "program in Q", "bundle in K"]
@@ -239,6 +241,7 @@ def assert_same(found: Tensor, jacobian: Tensor) -> None:
     close(found, jacobian, 1e-9 * float(jacobian.abs().amax()))
 
 
+@pytest.mark.slow
 @every_solver
 def test_reverse_mode_is_that_of_differences(name: str) -> None:
     case, jacobian = reference(name)
@@ -255,6 +258,7 @@ def test_forward_and_reverse_mode_of_torch_func(name: str) -> None:
     assert_same(jacfwd(case.solver)(case.at), jacobian)
 
 
+@pytest.mark.slow
 @every_solver
 def test_dual_numbers(name: str) -> None:
     case, jacobian = reference(name)
@@ -264,6 +268,7 @@ def test_dual_numbers(name: str) -> None:
     assert_same(tangent, (jacobian * direction).flatten(-case.at.ndim).sum(-1))
 
 
+@pytest.mark.slow
 @every_batched_solver
 def test_vmap_of_values_and_of_derivatives(name: str) -> None:
     case, jacobian = reference(name)
