@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import partial, wraps
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["batched", "finite", "plainly", "refuse_captured", "untransformed"]
+__all__ = ["ONE_PROBLEM", "batched", "breaks_graphs", "finite", "plainly", "refuse_captured", "untransformed"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+ONE_PROBLEM = "this is one problem and knows no batch: call it in a loop, not torch.func.vmap"
+"""What a solver of one problem says to torch.func.vmap."""
 
 
 class _Plainly(torch.autograd.Function):
@@ -30,8 +35,18 @@ class _Plainly(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, run: Callable[..., None], batched: bool, *values: Tensor) -> tuple[Tensor, None]:
         if not batched:
-            raise NotImplementedError("this is one problem and knows no batch: call it in a loop, not torch.func.vmap")
+            raise NotImplementedError(ONE_PROBLEM)
         return _Plainly.apply(run, batched, *values), None
+
+
+def breaks_graphs(f: Callable[P, T]) -> Callable[P, T]:
+    """f, which graphs of torch.compile do not look into, as it branches on values."""
+
+    @wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return (torch._dynamo.disable(f) if torch.compiler.is_compiling() else f)(*args, **kwargs)
+
+    return call
 
 
 def untransformed() -> bool:
@@ -78,14 +93,13 @@ def refuse_captured(what: Any) -> None:
     visit(what, 0)
 
 
+@breaks_graphs
 def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     """What `run` returns of the plain values of tensors, whatever transform wraps them; it may branch, and raise.
 
     batched: under torch.func.vmap `run` is given the values of all instances at once; else NotImplementedError is
     raised. What it returns belongs to no graph.
     """
-    if torch.compiler.is_compiling():
-        return torch._dynamo.disable(plainly)(run, *values, batched=batched)
     if untransformed():
         return run(*(value.detach() for value in values))
     found: list[T] = []

@@ -26,6 +26,7 @@ __all__ = [
     "make",
     "quat_wxyz_from_rotation",
     "retract",
+    "step_from",
     "rotation_angle",
     "rotation_from_quat_wxyz",
     "rotvec_t",
@@ -160,6 +161,13 @@ def about(pose: Tensor, place: Tensor) -> Tensor:
     """
     R = pose[..., :3, :3]
     return make(R, pose[..., :3, 3] + (R @ place[..., None]).squeeze(-1))
+
+
+def step_from(pose: Tensor, place: Tensor) -> Tensor:
+    """What steps (omega, v) of `about(pose, place)` are as steps of the pose: v + (R place) x omega. (…,6,6)."""
+    shift = hat((pose[..., :3, :3] @ place[..., None]).squeeze(-1))
+    eye = torch.eye(3, dtype=pose.dtype, device=pose.device).expand_as(shift)
+    return torch.cat([torch.cat([eye, torch.zeros_like(eye)], -1), torch.cat([shift, eye], -1)], -2)
 
 
 def retract(pose: Tensor, step: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), **DOUBLE)
+
+
 def slope(values: Tensor, h: float) -> Tensor:
     """d f(step) / d step (…) at 0, of values (6,…) of f at k h for k of the stencil."""
     return torch.tensordot(torch.tensor([*STENCIL.values()], dtype=values.dtype), values, 1) / (60 * h)

@@ -62,7 +62,7 @@ class _Optimum:
 
     def _tangent(self, step: Tensor) -> Tangent:
         D = self.task.problem.layout.size
-        return Tangent(step[:D], step[D:].view(-1, 3))
+        return Tangent(step[:D], step[D:].view(-1, 3, *step.shape[1:]))
 
     def retract(self, x: Sequence[Tensor], step: Tensor) -> tuple[Tensor, ...]:
         return *self.task.problem.retract(State(*x[:3]), self._tangent(step)), x[3]
@@ -76,10 +76,10 @@ class _Optimum:
 
     def _solve(self, b: Tensor, *x_and_tensors: Tensor) -> tuple[Tensor, Tensor]:
         state, data = State(*x_and_tensors[:3]), _unflatten(x_and_tensors[4:], self.there)
-        task, D = replace(self.task, data=data, stiff=x_and_tensors[3]), self.task.problem.layout.size
+        task = replace(self.task, data=data, stiff=x_and_tensors[3])
         gauge = task.gauge_at(state)
         system = task.factorise(state, task.problem.linearize(state, data, exact=self.exact), gauge)
-        columns = Tangent(b[:D], b[D:].unflatten(0, (-1, 3)))
+        columns = self._tangent(b)
         # what the gauge leaves of a step, and of its covector: the slope knows nothing of the rest
         u = system.solve(columns) if gauge is None else gauge.section(system.solve(gauge.ignore(columns)))
         return torch.cat([u.cameras, u.points.flatten(0, 1)]), system.ok
@@ -199,7 +199,7 @@ class BundleSolution(Solution):
                 blocks.append(u[some_points, :, each])
             # a turn about a camera's place in the world moves t besides
             moved = torch.eye(p, dtype=cameras.dtype, device=cameras.device).repeat(len(cameras), 1, 1)
-            moved[:, 3:6, :3] = se3.hat((task.poses(state)[:, :3, :3] @ task.place[:, None]).squeeze(-1))
+            moved[:, :6, :6] = se3.step_from(task.poses(state), task.place)
             cameras = moved @ cameras @ moved.mT
         return BundleCovariance(cameras, torch.cat(blocks) if blocks else cameras.new_zeros(0, 3, 3))
 

@@ -16,6 +16,8 @@ from geometry.optim.problem import (
     exact_hessian,
     linearize,
     map_state,
+    move,
+    select,
     singular_below,
     zero_step,
 )
@@ -46,7 +48,7 @@ class _Minimum:
         return zero_step(self.problem, x)
 
     def retract(self, x: State, step: Tensor) -> State:
-        return vmap(self.problem.retract)(x, step)
+        return move(self.problem, x, step)
 
     def slope(self, x: State, *tensors: Tensor) -> Tensor:
         data = tensors[self.first :]
@@ -86,14 +88,13 @@ def attach_gradient(
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     trusted = torch.ones(len(data[0]), dtype=torch.bool, device=data[0].device) if ok is None else ok
 
-    count, single = len(parts), isinstance(x, Tensor)
+    first, single = 1 + len(parts), isinstance(x, Tensor)
 
     def given(*tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
-        found = tensors[1 : 1 + count]
+        found = tensors[1:first]
         return found[0] if single else found, (tensors[0].clone(),)
 
-    least = 1.0 if ok is None else ADJOINT
-    equation = _Minimum(problem, given, 1 + len(parts), gradient == "exact", least)
+    equation = _Minimum(problem, given, first, gradient == "exact", 1.0 if ok is None else ADJOINT)
     return implicit(equation, trusted, *parts, *data)[0]
 
 
@@ -129,11 +130,11 @@ def argmin(
         return found
     if gradient == "unrolled":
         return _unrolled(problem, x0, data, max_steps, polish, throw)
-    search_, tensors = search(problem, x0, data, max_steps, polish)
+    minimum, tensors = search(problem, x0, data, max_steps, polish)
     if len(tensors[-1]) == 0:
         solution = minimize(problem, x0, *data)
         return replace(solution, x=_of_nothing(solution.x, tensors))
-    equation = _Minimum(problem, search_.find, search_.first, gradient == "exact")
+    equation = _Minimum(problem, minimum.find, minimum.first, gradient == "exact")
     x, (_, cost, status, steps) = implicit(equation, *tensors)
     solution = Solution(x, cost, status, steps)
     if throw:
@@ -156,10 +157,10 @@ def _unrolled(
     # One step more, whatever it gains: a start at the minimum takes none, and would leave x without a gradient.
     lin = linearize(problem, x, batched)
     step, _ = solve_spd(lin.gauss_newton, -lin.gradient, ADJOINT * singular_below(problem, x, batched))
-    x = vmap(problem.retract)(x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
+    x = move(problem, x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
     x = stop_gradient_where(~solution.converged, x)
     return replace(solution, x=x)
 
 
 def stop_gradient_where(condition: Tensor, x: State) -> State:
-    return map_state(lambda a: torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a.detach(), a), x)
+    return select(condition, map_state(torch.Tensor.detach, x), x)

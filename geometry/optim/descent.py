@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from geometry.compiled.constants import (
     DAMPING,
@@ -25,11 +24,11 @@ from geometry.optim.problem import (
     Linearization,
     Problem,
     Program,
-    _add,
     batch_data,
     exact_hessian,
     linearize,
     map_state,
+    move,
     select,
     singular_below,
     zero_step,
@@ -184,7 +183,7 @@ class _Dense:
         return damped_step(at.lin.gauss_newton, at.lin.gradient, damping)
 
     def move(self, at: _Point, step: Tensor, running: Tensor) -> _Point:
-        return self.at(select(running, _moved(self.problem, at.x, step), at.x))
+        return self.at(select(running, move(self.problem, at.x, step), at.x))
 
     def choose(self, accept: Tensor, there: _Point, at: _Point) -> _Point:
         lin = Linearization(*(select(accept, a, b) for a, b in zip(there.lin, at.lin, strict=True)))
@@ -192,11 +191,6 @@ class _Dense:
 
     def still(self, at: _Point, there: _Point) -> Tensor:
         return _below_resolution(there.x, at.x)
-
-
-def _moved(problem: Problem, x: State, step: Tensor) -> State:
-    """The batch x, moved by steps (B,P)."""
-    return problem.retract(x, step) if problem.broadcasts or problem.retract is _add else vmap(problem.retract)(x, step)
 
 
 def levenberg_marquardt(
@@ -238,7 +232,7 @@ def _polish(
             lin = Linearization(*(select(better, a, b) for a, b in zip(there, lin, strict=True)))
         hessian = exact_hessian(problem, best, data)
         step, definite = solve_damped(hessian, -lin.gradient)
-        candidate = _moved(problem, best, step)
+        candidate = move(problem, best, step)
     # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the Jacobian up
     # to rounding. The second test alone would fail where the residual itself is rounding.
     stationary = definite & (_below_resolution(candidate, best) | (norm2 <= eps * (2 * lin.cost + tiny)))
@@ -277,10 +271,8 @@ def search(
 ) -> tuple[Search, tuple[Tensor, ...]]:
     """The search for a minimum, and the tensors (B,…) that it is a function of."""
     if callable(x0):
-        size = max(len(d) for d in data)
-        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(
-            data[0].expand(size, *data[0].shape[1:]), data
-        )
+        batch = next((d for d in data if len(d) != 1), data[0])
+        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data)
     parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
     one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish, enough)
     return one, (*(a.detach() for a in parts), *batch_data(x0, data))

@@ -103,6 +103,11 @@ def batch_data(x0: State, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(d.expand(size, *d.shape[1:]) for d in data)
 
 
+def move(problem: Problem, x: State, step: Tensor) -> State:
+    """The batch x, moved by steps (B,P)."""
+    return problem.retract(x, step) if problem.broadcasts or problem.retract is _add else vmap(problem.retract)(x, step)
+
+
 def zero_step(problem: Problem, x: State) -> Tensor:
     """A tangent step of zeros (B,P) for the batch x."""
     first = x if isinstance(x, Tensor) else x[0]

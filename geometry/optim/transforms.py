@@ -15,7 +15,7 @@ torch.func's grad, jacrev, jacfwd, jvp, hessian and vmap, which joins its dimens
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
@@ -24,7 +24,8 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.func import vjp
 
-from geometry.checks import refuse_captured, untransformed
+from geometry.checks import ONE_PROBLEM, breaks_graphs, refuse_captured, untransformed
+from geometry.optim.problem import map_state, select
 from geometry.optim.solution import State
 
 __all__ = ["Batch", "Equation", "Find", "along", "forward_mode", "implicit", "opaque", "primals", "solved", "transpose"]
@@ -70,36 +71,36 @@ class Equation(Protocol):
         ...
 
 
+def _in_full(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Without autocast: the digits of a minimum are not for sale."""
+    device = tensors[0].device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+@breaks_graphs
 def implicit(equation: Equation, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
     """What `equation.find` returns, x with its derivatives in the tensors; of the rest nothing carries any."""
-    if torch.compiler.is_compiling():  # no graph takes what branches on values: it breaks here
-        return torch._dynamo.disable(implicit)(equation, *tensors)
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        with torch.autocast(tensors[0].device.type, enabled=False):  # the digits of a minimum are not for sale
-            return implicit(equation, *tensors)
     if untransformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        with torch.no_grad():
+        with torch.no_grad(), _in_full(tensors):
             return equation.find(*tensors)
     refuse_captured(equation)
     parts = _Parts(equation.find, equation.batch)
-    found = _Implicit.apply(equation, parts, *tensors)
+    with _in_full(tensors):
+        found = _Implicit.apply(equation, parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
 
 
+@breaks_graphs
 def opaque(find: Find, *tensors: Tensor, batch: Batch = "each") -> tuple[State, tuple[Tensor, ...]]:
     """What find(*tensors) returns, without derivatives, under whatever transform. Dimension 0 is the batch."""
-    if torch.compiler.is_compiling():
-        return torch._dynamo.disable(opaque)(find, *tensors, batch=batch)
-    if tensors and torch.is_autocast_enabled(tensors[0].device.type):
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return opaque(find, *tensors, batch=batch)
     tensors = tuple(t.detach() for t in tensors)
     if untransformed():
-        with torch.no_grad():
+        with torch.no_grad(), _in_full(tensors):
             return find(*tensors)
     refuse_captured(find)
     parts = _Parts(find, batch)
-    found = _Opaque.apply(parts, *tensors)
+    with _in_full(tensors):
+        found = _Opaque.apply(parts, *tensors)
     return parts.joined(found[: parts.count]), found[parts.count :]
 
 
@@ -150,8 +151,8 @@ def _mask(good: Tensor, values: Tensor) -> Tensor:
     """A failed problem contributes exactly nothing, also where its derivatives are not finite."""
     if good.ndim == 1 and len(values) != len(good):  # shared by all
         return values
-    good = good if good.ndim == 0 else good.view(-1, *[1] * (values.ndim - 1))
-    return torch.where(good, values, torch.zeros_like(values))
+    zeros = torch.zeros_like(values)
+    return torch.where(good, values, zeros) if good.ndim == 0 else select(good, values, zeros)
 
 
 def transpose(f: Callable[..., Any], *at: State) -> Callable[..., Any]:
@@ -165,8 +166,7 @@ def along(f: Callable[..., Any], at: tuple[State, ...], tangents: tuple[State, .
     torch.func.jvp cannot stand in the forward mode of torch.autograd, and not all of torch has a forward mode.
     """
     value, pull = vjp(f, *at)[:2]
-    zeros = torch.zeros_like(value) if isinstance(value, Tensor) else tuple(torch.zeros_like(v) for v in value)
-    return transpose(pull, zeros)(tangents)[0]
+    return transpose(pull, map_state(torch.zeros_like, value))(tangents)[0]
 
 
 def _partial(f: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequence[int]) -> Callable[..., Tensor]:
@@ -184,12 +184,7 @@ def _partial(f: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: Sequen
 
 def _moved(equation: Equation, x: State) -> Callable[[Tensor], State]:
     """x moved by a step, as new tensors: no transform takes a result that no operation has made."""
-
-    def moved(step: Tensor) -> State:
-        there = equation.retract(x, step)
-        return there.clone() if isinstance(there, Tensor) else tuple(part.clone() for part in there)
-
-    return moved
+    return lambda step: map_state(torch.clone, equation.retract(x, step))
 
 
 def _without_failed(
@@ -206,10 +201,9 @@ def _without_failed(
     def replaced(t: Tensor) -> Tensor:
         if not t.is_floating_point() or len(t) != len(good):
             return t
-        return torch.where(good.view(-1, *[1] * (t.ndim - 1)), t, t.detach().index_select(0, example))
+        return select(good, t, t.detach().index_select(0, example))
 
-    x = replaced(x) if isinstance(x, Tensor) else tuple(replaced(part) for part in x)
-    return x, tuple(replaced(t) for t in tensors)
+    return map_state(replaced, x), tuple(replaced(t) for t in tensors)
 
 
 def _pull(
@@ -234,17 +228,13 @@ def _push(
     change = along(slope, tuple(tensors[i] for i in tangents), tuple(tangents.values()))
     step, definite = equation.solve(x, tensors, -change)
     moved = along(_moved(equation, x), (equation.step(x),), (step,))
-    parts = (moved,) if isinstance(moved, Tensor) else moved
-    masked = [_mask(good & definite, part) for part in parts]
-    return masked[0] if isinstance(x, Tensor) else tuple(masked)
+    return map_state(lambda part: _mask(good & definite, part), moved)
 
 
 def _folded(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], batch: Batch) -> list[Tensor]:
     """The tensors with the dimension that vmap adds joined with the batch."""
     if batch == "none":
-        raise NotImplementedError(
-            "this is one problem and knows no batch: call it in a loop instead of torch.func.vmap"
-        )
+        raise NotImplementedError(ONE_PROBLEM)
     own = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
     size = max(len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True))
     folded = []

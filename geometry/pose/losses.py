@@ -234,10 +234,7 @@ def pose_covariance(
     data, frame = given.prepared().centred()
     pose = check_pose("pose", pose, points2d).detach().double()
     C = covariance(pnp_problem(model, kernel), frame.to_frame(pose), *data, sigma=sigma)
-    # t = t_c - R c, so that v = v_c + (R c) x omega
-    shift = se3.hat((pose[:, :3, :3] @ frame.origin[..., None]).squeeze(-1))
-    eye = torch.eye(3, dtype=C.dtype, device=C.device).expand_as(shift)
-    G = torch.cat([torch.cat([eye, torch.zeros_like(eye)], -1), torch.cat([shift, eye], -1)], -2)
+    G = se3.step_from(pose, frame.origin)
     return (G @ C @ G.mT).to(precision(points2d))
 
 

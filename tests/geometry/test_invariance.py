@@ -16,7 +16,7 @@ from geometry.tasks.point_registration import point_registration
 from geometry.tasks.radial_pnp import radial_pnp
 from geometry.tasks.stereo_rig import stereo_rig
 from geometry.tasks.triangulation import triangulation
-from tests.numbers import DOUBLE, close, generator
+from tests.numbers import DOUBLE, close, generator, normal
 
 K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], **DOUBLE)
 
@@ -28,10 +28,6 @@ class Found(NamedTuple):
     cost: Tensor
     x: Tensor
     gradient: Tensor
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), **DOUBLE)
 
 
 POINTS = 2 * torch.rand(20, 3, generator=generator(1), **DOUBLE) - 1

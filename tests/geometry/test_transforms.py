@@ -21,7 +21,7 @@ from geometry.tasks.radial_pnp import radial_pnp
 from geometry.tasks.relative_pose import relative_pose
 from geometry.tasks.stereo_rig import stereo_rig
 from geometry.tasks.triangulation import triangulation
-from tests.numbers import DOUBLE, central_difference, close, generator
+from tests.numbers import DOUBLE, central_difference, close, generator, normal
 
 K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], **DOUBLE)
 
@@ -31,10 +31,6 @@ class Case(NamedTuple):
 
     solver: Callable[[Tensor], Tensor]
     at: Tensor
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), **DOUBLE)
 
 
 def views(*turns: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -176,6 +176,12 @@ def test_an_empty_batch_belongs_to_the_graph(gradient: Any) -> None:
     assert (leaf.grad == 0).all()
 
 
+def test_an_empty_batch_may_share_data_and_make_its_start() -> None:
+    _, time, value = decay_data()
+    solution = argmin(DECAY, lambda time, value: (value[:, :2], value[:, 0]), time[:1], value[:0])
+    assert [tuple(a.shape) for a in solution.x] == [(0, 2), (0,)]
+
+
 def test_errors_name_the_argument() -> None:
     x0, time, value = decay_data()
     with pytest.raises(ValueError, match=r"gradient must be .*'adjoint'"):
