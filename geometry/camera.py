@@ -62,10 +62,8 @@ def check_distortion(distortion: Tensor, model: Model) -> None:
     if model not in _LENGTHS:
         raise ValueError(f"model must be one of {sorted(_LENGTHS)}, got {model!r}")
     if distortion.shape[-1] not in _LENGTHS[model]:
-        raise ValueError(
-            f"distortion must have one of {_LENGTHS[model]} coefficients for model={model!r}, "
-            f"got shape {tuple(distortion.shape)}"
-        )
+        wanted = f"one of {_LENGTHS[model]} coefficients for model={model!r}"
+        raise ValueError(f"distortion must have {wanted}, got shape {tuple(distortion.shape)}")
 
 
 def distort(xy: Tensor, distortion: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
 
 
 class _Bend(NamedTuple):
-    """First and second derivatives of a function of two variables, here of normalised coordinates (x, y)."""
+    """First and second derivatives of a function of normalised coordinates (x, y)."""
 
     x: Tensor
     y: Tensor
@@ -134,9 +132,7 @@ def _radial(distortion: Tensor, r2: Tensor, order: int) -> tuple[Tensor, ...]:
     if order == 0:
         return (g,)
     g1 = (values[1] - g * below[1]) * inverse
-    if order == 1:
-        return g, g1
-    return g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse
+    return (g, g1) if order == 1 else (g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse)
 
 
 def _distorted(xy: Tensor, distortion: Tensor) -> tuple[Tensor, ...]:
@@ -171,9 +167,6 @@ def _distorted(xy: Tensor, distortion: Tensor) -> tuple[Tensor, ...]:
 def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
     """Derivatives of <covector, distort(xy)> by normalised coordinates. xy, covector (…,N,2) -> each (…,N)."""
     bu, bv = covector.unbind(-1)
-    if distortion.shape[-1] == 0:
-        zero = torch.zeros_like(bu)
-        return _Bend(bu, bv, zero, zero, zero)
     k = distortion.shape[-1]
     c = distortion[..., None, :].unbind(-1)
     x, y = xy.unbind(-1)
@@ -290,8 +283,8 @@ def project(
 
 def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
     """Whether the camera model can see a point: z > 0, or for "fisheye" within 174 degrees. (…,N,3) -> (…,N)."""
-    x, y, z = points_camera.unbind(-1)
-    length = torch.addcmul(torch.addcmul(x * x, y, y), z, z).sqrt()
+    points_camera = points_camera.detach()
+    z, length = points_camera[..., 2], torch.linalg.vector_norm(points_camera, dim=-1)
     if model == "fisheye":
         return (length > 0) & (z > _FISHEYE_LIMIT_COS * length)
     return z > torch.finfo(z.dtype).eps * length
@@ -302,6 +295,8 @@ def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, mo
 
     Like the curvature, they are views of tensors whose last dimension is N: so are fast to compute with.
     """
+    if model == "radtan" and distortion.shape[-1] == 0:
+        return _pinhole_jacobian(points_camera, K)
     x, y, z = points_camera.unbind(-1)
     if model == "fisheye":
         f = _polar(x, y, z, distortion)
@@ -312,26 +307,32 @@ def projection_jacobian(points_camera: Tensor, K: Tensor, distortion: Tensor, mo
         rows[..., 0, 0, :] += f.m
         rows[..., 1, 1, :] += f.m
     else:
-        iz = 1 / z
-        x, y = x * iz, y * iz
-        if distortion.shape[-1] == 0:
-            image, zero = torch.stack([x, y], -2), torch.zeros_like(iz)
-            rows = torch.stack([iz, zero, -x * iz, zero, iz, -y * iz], -2).unflatten(-2, (2, 3))
-        else:
-            u, v, u_x, u_y, v_x, v_y = _distorted(torch.stack([x, y], -1), distortion)
-            image = torch.stack([u, v], -2)
-            u_z, v_z = -torch.addcmul(u_x * x, u_y, y), -torch.addcmul(v_x * x, v_y, y)
-            rows = torch.stack([u_x, u_y, u_z, v_x, v_y, v_z], -2) * iz[..., None, :]
-            rows = rows.unflatten(-2, (2, 3))
+        x, y, iz = x / z, y / z, 1 / z
+        u, v, u_x, u_y, v_x, v_y = _distorted(torch.stack([x, y], -1), distortion)
+        image = torch.stack([u, v], -2)
+        u_z, v_z = -torch.addcmul(u_x * x, u_y, y), -torch.addcmul(v_x * x, v_y, y)
+        rows = torch.stack([u_x, u_y, u_z, v_x, v_y, v_z], -2).unflatten(-2, (2, 3)) * iz[..., None, None, :]
     A = K[..., :2, :2]
     jacobian = (A @ rows.flatten(-2)).unflatten(-1, rows.shape[-2:])
     return (A @ image + K[..., :2, 2:]).mT, jacobian.movedim(-1, -3)
+
+
+def _pinhole_jacobian(points_camera: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """`projection_jacobian` without a lens: the columns of K, and minus the image for depth, over the depth."""
+    p = points_camera.mT
+    inverse = 1 / p[..., 2:, :]
+    image = K[..., :2, :2] @ (p[..., :2, :] * inverse)
+    A = K[..., :2, :2, None].expand(*image.shape[:-2], 2, 2, image.shape[-1])
+    rows = torch.cat([A, -image[..., None, :]], -2) * inverse[..., None, :]
+    return (image + K[..., :2, 2:]).mT, rows.movedim(-1, -3)
 
 
 def projection_curvature(
     points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model, covector: Tensor
 ) -> Tensor:
     """Second derivative of <covector, pixels> with respect to the point, in closed form. (…,N,2) -> (…,N,3,3)."""
+    if model == "radtan" and distortion.shape[-1] == 0:
+        return _pinhole_curvature(points_camera, covector @ K[..., :2, :2])
     x, y, z = points_camera.unbind(-1)
     covector = covector @ K[..., :2, :2]
     if model == "fisheye":
@@ -351,8 +352,7 @@ def projection_curvature(
         xz, yz = zG * a - slope * c[0], zG * b - slope * c[1]
         zz = rz * (bent * f.r + 2 * f.d1 * z) * inverse2
     else:
-        iz = 1 / z
-        x, y, iz2 = x * iz, y * iz, iz * iz
+        x, y, iz2 = x / z, y / z, 1 / (z * z)
         bend = _distort_bend(torch.stack([x, y], -1), covector, distortion)
         # chain rule through the division by depth
         xx, xy, yy = bend.xx * iz2, bend.xy * iz2, bend.yy * iz2
@@ -360,6 +360,17 @@ def projection_curvature(
         xz, yz = -(x * xx + y * xy + a), -(x * xy + y * yy + b)
         zz = x * (a - xz) + y * (b - yz)
     return torch.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], -2).unflatten(-2, (3, 3)).movedim(-1, -3)
+
+
+def _pinhole_curvature(points_camera: Tensor, covector: Tensor) -> Tensor:
+    """`projection_curvature` without a lens: the depth alone bends, covector (…,N,2) of normalised coordinates."""
+    p = points_camera.mT
+    inverse = 1 / p[..., 2:, :]
+    c = covector.mT * inverse * -inverse
+    zz = -2 * (c * p[..., :2, :]).sum(-2, keepdim=True) * inverse
+    flat = torch.zeros_like(c)[..., None, :].expand(*c.shape[:-1], 2, c.shape[-1])
+    rows = [torch.cat([flat, c[..., None, :]], -2), torch.cat([c, zz], -2)[..., None, :, :]]
+    return torch.cat(rows, -3).movedim(-1, -3)
 
 
 def unproject(

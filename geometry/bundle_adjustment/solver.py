@@ -13,8 +13,7 @@ from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
-from geometry.compiled.constants import SAME_COST
-from geometry.optim import FEIGNED, Status, begin, trial
+from geometry.optim import FEIGNED, Newton, Status, begin, polish, trial
 
 __all__ = ["Solver", "Task", "solve"]
 
@@ -23,6 +22,7 @@ Solver = Literal["auto", "dense", "iterative"]
 _DENSE = 3000
 # The same for the last steps and the gradient, which have to be exact: 12,000 take 1.2 GB and some ten seconds.
 _DENSE_TO_THE_END = 12000
+_ROUNDS = 5  # of Newton's method after a descent
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,23 @@ class _Bundle:
     def still(self, at: _Place, there: _Place) -> Tensor:
         return torch.zeros_like(at.cost, dtype=torch.bool)
 
+    def newton(self, x: State) -> Newton:
+        equations = self.task.problem.linearize(x, self.task.data, exact=True)
+        gauge = self.task.gauge_at(x)
+        system = self.task.factorise(x, equations, gauge)
+        step = system.solve(equations.gradient.times(-1))
+        decrease = -0.5 * step.dot(equations.gradient)
+        definite = decrease.new_full((1,), bool(system.ok), dtype=torch.bool)
+        step = step if gauge is None else gauge.section(step)
+        return Newton(x, equations.cost[None], step, decrease[None], definite, (equations, system, gauge))
+
+    def retract(self, x: State, step: Tangent) -> State:
+        return self.task.problem.retract(x, step)
+
+    def moved(self, x: State, there: State) -> Tensor:
+        """Infinitely far: what a step gains is judged by the resolution of the pixels, `Task.rounding`."""
+        return x.points3d.new_full((1,), torch.inf)
+
 
 def _endless(task: Task, state: State) -> Tensor:
     """Unit rays (N,3) of the points whose depth the data leave open, zero for all others.
@@ -149,32 +166,17 @@ def _determined(task: Task, state: State, exact: NormalEquations, system: Schur,
     return task.factorise(state, task.problem.linearize(state, task.data), gauge).definite
 
 
-def _polish(task: Task, state: State, cost: Tensor, rounds: int) -> tuple[State, Tensor, Status]:
-    """Undamped Newton with the exact Hessian, until the next step would not matter; that one is still taken.
-
-    Accepting steps by cost alone stops at the square root of the resolution. Returns state, cost and status.
-    """
-    problem, data = task.problem, task.data
-    best, best_cost, decrease = state, cost, torch.full_like(cost, torch.inf)
-    status = Status.SINGULAR
-    for _ in range(rounds):
-        equations = problem.linearize(state, data, exact=True)
-        gauge = task.gauge_at(state)
-        system = task.factorise(state, equations, gauge)
-        step = system.solve(equations.gradient.times(-1))
-        new_decrease = -0.5 * step.dot(equations.gradient)
-        # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        near = equations.cost <= SAME_COST * best_cost + 1e3 * task.rounding
-        if not (system.ok & near & (new_decrease < decrease)):
-            break
-        best, best_cost, decrease = state, equations.cost, new_decrease
-        status = Status.STALLED
-        state = problem.retract(state, step if gauge is None else gauge.section(step))
-        if decrease <= 1e-13 * best_cost + task.rounding:
-            if not _determined(task, best, equations, system, gauge):
-                return best, best_cost, Status.SINGULAR
-            return state, best_cost, Status.CONVERGED
-    return best, best_cost, status
+def _polished(task: Task, state: State, rounds: int) -> tuple[State, Tensor, Status]:
+    """`polish`, and what its end says. Returns state, cost () and status."""
+    best, beyond, stationary = polish(_Bundle(task), state, rounds, 1e-13, task.rounding)
+    cost = best.cost[0]
+    if not best.definite:
+        return state, cost, Status.SINGULAR
+    if not stationary:
+        return best.x, cost, Status.STALLED
+    if not _determined(task, best.x, *best.where):
+        return best.x, cost, Status.SINGULAR
+    return beyond, cost, Status.CONVERGED
 
 
 def solve(
@@ -200,7 +202,7 @@ def solve(
         if not torch.isfinite(cost):
             return state, cost, Status.INFEASIBLE, accepted, stiff
         stiff = _endless(task, state)
-        state, cost, status = _polish(replace(task, stiff=stiff), state, cost, rounds=6)
+        state, cost, status = _polished(replace(task, stiff=stiff), state, min(_ROUNDS, max_steps))
         if status == Status.CONVERGED or taken >= max_steps:
             break
         at = _Place(task, state)

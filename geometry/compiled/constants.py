@@ -1,6 +1,6 @@
 """Numbers that decide in every descent, in tensors and compiled: what is decided alike has to be said once."""
 
-__all__ = ["DAMPING", "LEAST_DAMPING", "LEAST_SHRINK", "MOST_DAMPING", "SAME_COST", "SAME_STEP"]
+__all__ = ["DAMPING", "LEAST_DAMPING", "LEAST_SHRINK", "MOST_DAMPING", "SAME_COST", "SAME_STEP", "SHORT_STEP"]
 
 DAMPING = 1e-4
 """Damping of the first step, in parts of the diagonal of the Gauss-Newton matrix (Marquardt 1963)."""
@@ -12,3 +12,5 @@ SAME_COST = 1.001
 """Part of the cost that Newton's last steps may end up with: they must not run to a saddle or to another basin."""
 SAME_STEP = 0.7
 """Power of eps, in parts of x, below which a step does not matter: quadratic convergence does the rest."""
+SHORT_STEP = 0.5
+"""The same of a step that leads to no other basin: it may raise the cost, as it does where that is but rounding."""

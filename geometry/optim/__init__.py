@@ -10,7 +10,18 @@ quadratic, interior_point                                  quadratic_program: a 
 
 from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where
 from geometry.optim.constrained import Constrained
-from geometry.optim.descent import Descent, System, begin, descend, levenberg_marquardt, minimize, trial
+from geometry.optim.descent import (
+    Descent,
+    ExactSystem,
+    Newton,
+    System,
+    begin,
+    descend,
+    levenberg_marquardt,
+    minimize,
+    polish,
+    trial,
+)
 from geometry.optim.linear import (
     ADJOINT,
     FEIGNED,
@@ -55,10 +66,12 @@ __all__ = [
     "ConstrainedSolution",
     "Descent",
     "Equation",
+    "ExactSystem",
     "Gradient",
     "Linearization",
     "NestedProblem",
     "NestedState",
+    "Newton",
     "Problem",
     "Program",
     "QuadraticProgram",
@@ -87,6 +100,7 @@ __all__ = [
     "nested_start",
     "nested_step",
     "opaque",
+    "polish",
     "primals",
     "quadratic_program",
     "select",

@@ -86,10 +86,11 @@ class Constrained:
             x, null = state
             return x + null @ step, null
 
-        def projected(state: tuple[Tensor, Tensor], *data: Tensor) -> Linearization:
+        def projected(state: tuple[Tensor, Tensor], *data: Tensor, exact: bool = False) -> Linearization:
             x, null = state
-            cost, gradient, gauss_newton = linearize(problem, x, data)
-            return Linearization(cost, (gradient[:, None] @ null)[:, 0], null.mT @ gauss_newton @ null)
+            cost, gradient, gauss_newton, H = linearize(problem, x, data, exact)
+            H = None if H is None else null.mT @ H @ null
+            return Linearization(cost, (gradient[:, None] @ null)[:, 0], null.mT @ gauss_newton @ null, H)
 
         free = Problem(
             residual=lambda state, *data: problem.residual(state[0], *data),
@@ -97,7 +98,6 @@ class Constrained:
             retract=retract,
             kernel=problem.kernel,
             linearize=projected,
-            hessian=lambda state, *data: state[1].mT @ exact_hessian(problem, state[0], data) @ state[1],
         )
         start = x0 - (surface.inverse @ c[..., None])[..., 0]
         found = minimize(free, (start, surface.null), *data, max_steps=max_steps, polish=polish)

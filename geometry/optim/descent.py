@@ -18,14 +18,14 @@ from geometry.compiled.constants import (
     MOST_DAMPING,
     SAME_COST,
     SAME_STEP,
+    SHORT_STEP,
 )
-from geometry.optim.linear import damped_step, determined, solve_damped
+from geometry.optim.linear import damped_step, determined, margin
 from geometry.optim.problem import (
     Linearization,
     Problem,
     Program,
     batch_data,
-    exact_hessian,
     linearize,
     map_state,
     move,
@@ -36,7 +36,7 @@ from geometry.optim.problem import (
 from geometry.optim.solution import Solution, State, Status
 from geometry.optim.transforms import opaque
 
-__all__ = ["Descent", "System", "begin", "descend", "minimize", "trial"]
+__all__ = ["Descent", "ExactSystem", "Newton", "System", "begin", "descend", "minimize", "polish", "trial"]
 
 _SHORT = 6
 """Trials among which it gains nothing to ask whether all problems have ended."""
@@ -71,6 +71,41 @@ class System(Protocol[At]):
 
     def still(self, at: At, there: At) -> Tensor:
         """Whether the step was too small to matter, whatever it gained (B,)."""
+        ...
+
+
+class Newton(NamedTuple):
+    """Newton's step at x, of B problems, and what it says about x.
+
+    cost (B,) at x; decrease (B,) of it that the step predicts; definite (B,): whether the Hessian is; where: all else
+    that is known there.
+    """
+
+    x: Any
+    cost: Tensor
+    step: Any
+    decrease: Tensor
+    definite: Tensor
+    where: Any
+
+
+class ExactSystem(Protocol):
+    """What the polish needs of B problems."""
+
+    def newton(self, x: Any) -> Newton:
+        """The step of the exact Hessian, undamped."""
+        ...
+
+    def retract(self, x: Any, step: Any) -> Any:
+        """Where a step leads to from x."""
+        ...
+
+    def choose(self, accept: Tensor, there: Any, here: Any) -> Any:
+        """There, for the problems that accept (B,); here for the others. Of x, and of `Newton`."""
+        ...
+
+    def moved(self, x: Any, there: Any) -> Tensor:
+        """How far x moved, in parts of its size (B,)."""
         ...
 
 
@@ -122,7 +157,7 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
 def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
     """`trial` after trial from a place, until all problems have ended or made `max_steps`.
 
-    Whether all have ended is asked after 2, 4, 8, … trials, as the host waits for the answer, and not at all where
+    Whether all have ended is asked after 2, 3, 5, 8, … trials, as the host waits for the answer, and not at all where
     there are so few that it would gain nothing.
     """
     state, look = begin(at), 2
@@ -130,43 +165,57 @@ def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Des
         if i == look and max_steps > _SHORT:
             if not state.running.any():
                 break
-            look *= 2
+            look += (look + 1) // 2
         state = trial(system, state, tolerance)
     return state
 
 
-def _norm2(gradient: Tensor, gauss_newton: Tensor) -> Tensor:
-    """Squared gradient in the units of the cost, whatever the units of x: sum g_i^2 / A_ii."""
-    diagonal = gauss_newton.diagonal(dim1=-2, dim2=-1)
-    return (gradient.square() / diagonal.clamp_min(torch.finfo(gradient.dtype).tiny)).sum(-1)
+def _moved(x: State, there: State) -> Tensor:
+    """The largest change of a number of x, in parts of the largest number in its tensor (B,)."""
 
-
-def _below_resolution(candidate: State, x: State) -> Tensor:
-    """Whether a step moved no tensor of x by more than eps^0.7 of its size: quadratic convergence does the rest."""
-
-    def small(a: Tensor, b: Tensor) -> Tensor:
+    def part(a: Tensor, b: Tensor) -> Tensor:
         if a.numel() == 0:
-            return torch.ones(len(a), dtype=torch.bool, device=a.device)
+            return a.new_zeros(len(a))
         a, b = a.detach().reshape(len(a), -1), b.detach().reshape(len(b), -1)  # one number a problem: no dimension 1
-        return (a - b).abs().amax(1) <= torch.finfo(b.dtype).eps ** SAME_STEP * b.abs().amax(1)
+        return (b - a).abs().amax(1) / a.abs().amax(1).clamp_min(torch.finfo(a.dtype).tiny)
 
-    still = map_state(small, candidate, x)
-    return still if isinstance(still, Tensor) else torch.stack(still).all(0)
+    parts = map_state(part, x, there)
+    return parts if isinstance(parts, Tensor) else torch.stack(parts).amax(0)
 
 
-def _infinite_where_nan(cost: Tensor) -> Tensor:
-    return cost.nan_to_num(torch.inf, torch.inf, torch.inf)
+def polish(
+    system: ExactSystem, x: Any, rounds: int, tolerance: float, floor: Tensor | float = 0.0
+) -> tuple[Newton, Any, Tensor]:
+    """At most `rounds` of Newton's steps, until the next would not matter: `Newton` at the best x, what its step leads
+    to, and whether x is stationary (B,) in that this step is the last that matters.
+
+    Accepting steps by cost alone stops at the square root of the resolution; these are accepted by the decrease that
+    is left to predict (Newton's decrement). The last step is still taken: it is short, and convergence is quadratic.
+    tolerance, floor: of the decrease, in parts of the cost, and the cost that rounding leaves.
+    """
+    best = system.newton(x)
+    eps = torch.finfo(best.cost.dtype).eps
+    for i in range(rounds + 1):
+        candidate = system.retract(best.x, best.step)
+        moved = system.moved(best.x, candidate)
+        small = (best.decrease <= tolerance * best.cost + floor) | (moved <= eps**SAME_STEP)
+        stationary = best.definite & small
+        # to ask is to wait, which two rounds are worth once
+        if i == rounds or ((rounds > 2 or i == 1) and stationary.all()):
+            break
+        there = system.newton(candidate)
+        # Newton must not run to a saddle or to another basin, where it takes more than a very short step
+        near = (there.cost <= SAME_COST * best.cost + 1e3 * floor) | (moved <= eps**SHORT_STEP)
+        best = system.choose(there.definite & near & (there.decrease < best.decrease), there, best)
+    return best, candidate, stationary
 
 
 class _Point(NamedTuple):
-    """x of B dense problems, and their normal equations there."""
+    """x of B dense problems, their normal equations there, and their costs without a graph."""
 
     x: State
     lin: Linearization
-
-    @property
-    def cost(self) -> Tensor:
-        return _infinite_where_nan(self.lin.cost.detach())
+    cost: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,20 +226,42 @@ class _Dense:
     data: tuple[Tensor, ...]
 
     def at(self, x: State) -> _Point:
-        return _Point(x, linearize(self.problem, x, self.data))
+        lin = linearize(self.problem, x, self.data)
+        return _Point(x, lin, lin.cost.detach().nan_to_num(torch.inf, torch.inf, torch.inf))
 
     def step(self, at: _Point, damping: Tensor) -> tuple[Tensor, Tensor]:
-        return damped_step(at.lin.gauss_newton, at.lin.gradient, damping)
+        return damped_step(at.lin.gauss_newton, at.lin.gradient, damping)[:2]
 
     def move(self, at: _Point, step: Tensor, running: Tensor) -> _Point:
         return self.at(select(running, move(self.problem, at.x, step), at.x))
 
-    def choose(self, accept: Tensor, there: _Point, at: _Point) -> _Point:
-        lin = Linearization(*(select(accept, a, b) for a, b in zip(there.lin, at.lin, strict=True)))
-        return _Point(select(accept, there.x, at.x), lin)
+    def choose(self, accept: Tensor, there: Any, at: Any) -> Any:
+        if at is None or isinstance(at, Tensor):
+            return None if at is None else select(accept, there, at)
+        parts = [self.choose(accept, a, b) for a, b in zip(there, at, strict=True)]
+        return type(at)(*parts) if hasattr(at, "_fields") else tuple(parts)
 
     def still(self, at: _Point, there: _Point) -> Tensor:
-        return _below_resolution(there.x, at.x)
+        return _moved(at.x, there.x) <= torch.finfo(at.cost.dtype).eps ** SAME_STEP
+
+    def newton(self, x: State) -> Newton:
+        lin = linearize(self.problem, x, self.data, exact=True)
+        assert lin.hessian is not None
+        step, decrease, pivot = damped_step(lin.hessian, lin.gradient)
+        return Newton(x, lin.cost, step, decrease, pivot > margin(pivot.dtype, 1), lin)
+
+    def retract(self, x: State, step: Tensor) -> State:
+        return move(self.problem, x, step)
+
+    def moved(self, x: State, there: State) -> Tensor:
+        return _moved(x, there)
+
+    def determined(self, at: Newton) -> Tensor:
+        """Whether the data determine x (B,), as `geometry.optim.linear` says."""
+        lin: Linearization = at.where
+        assert lin.hessian is not None
+        least = singular_below(self.problem, at.x, self.data)
+        return determined(lin.hessian, lin.gauss_newton, lin.gradient, at.cost, least, self.problem.alike)
 
 
 def levenberg_marquardt(
@@ -210,35 +281,6 @@ def _descended(
     tolerance = max(enough, 50 * torch.finfo(start.cost.dtype).eps)
     found = descend(dense, start, tolerance, max_steps)
     return found.at, found.accepted, torch.isfinite(start.cost)
-
-
-def _polish(
-    problem: Problem, at: _Point, data: tuple[Tensor, ...], rounds: int
-) -> tuple[State, Tensor, Tensor, Tensor]:
-    """Undamped Newton steps that shrink the gradient: accepting by cost alone stops at sqrt(eps) of the optimum.
-
-    Returns x, cost (B,), whether stationary (B,), whether the data determine x (B,), as `geometry.optim.linear` says.
-    """
-    (best, lin), candidate = at, at.x
-    eps, tiny = torch.finfo(lin.cost.dtype).eps, torch.finfo(lin.cost.dtype).tiny
-    norm2 = _norm2(lin.gradient, lin.gauss_newton)
-    for i in range(rounds + 1):
-        if i > 0:
-            there = linearize(problem, candidate, data)
-            new = _norm2(there.gradient, there.gauss_newton)
-            # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-            better = (new <= norm2) & (there.cost <= SAME_COST * lin.cost + 1e3 * eps)
-            best, norm2 = select(better, candidate, best), torch.where(better, new, norm2)
-            lin = Linearization(*(select(better, a, b) for a, b in zip(there, lin, strict=True)))
-        hessian = exact_hessian(problem, best, data)
-        step, definite = solve_damped(hessian, -lin.gradient)
-        candidate = move(problem, best, step)
-    # Stationary: the next Newton step is below the resolution of x, or the residual is orthogonal to the Jacobian up
-    # to rounding. The second test alone would fail where the residual itself is rounding.
-    stationary = definite & (_below_resolution(candidate, best) | (norm2 <= eps * (2 * lin.cost + tiny)))
-    least = singular_below(problem, best, data)
-    definite = determined(hessian, lin.gauss_newton, lin.gradient, lin.cost, least, problem.alike)
-    return best, lin.cost, stationary & definite, definite
 
 
 @dataclass(frozen=True)
@@ -309,14 +351,19 @@ def minimize(
 
 
 def _least_squares(
-    problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int, enough: float
+    problem: Problem, x0: State, data: tuple[Tensor, ...], max_steps: int, rounds: int, enough: float
 ) -> Solution:
     with torch.no_grad():
         if len(zero_step(problem, x0)) == 0:
             empty = zero_step(problem, x0).sum(-1)
             return Solution(x0, empty, empty.to(torch.int8), empty.int())
         at, steps, feasible = _descended(problem, x0, data, max_steps, enough)
-        x, cost, stationary, definite = _polish(problem, at, data, polish)
+        dense, eps = _Dense(problem, data), torch.finfo(at.cost.dtype).eps
+        found, beyond, stationary = polish(dense, at.x, rounds, max(1e-13, 50 * eps))
+        definite = dense.determined(found)
+        stationary = stationary & definite
+        x = select(stationary, beyond, found.x)
+        cost = torch.where(stationary, (found.cost - found.decrease).clamp_min(0), found.cost)
         status = torch.where(stationary, Status.CONVERGED, torch.where(definite, Status.STALLED, Status.SINGULAR))
         status = torch.where(feasible, status, Status.INFEASIBLE).to(torch.int8)
     return Solution(x, cost, status, steps)

@@ -20,6 +20,7 @@ or that the share of H be far above what the rest of the gradient may feign.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +29,12 @@ __all__ = [
     "ADJOINT",
     "FEIGNED",
     "chain_of_blocks",
+    "damped_step",
     "determined",
     "inverse_spd",
     "margin",
     "share",
     "share_of_factor",
-    "solve_damped",
     "solve_spd",
 ]
 
@@ -95,34 +96,34 @@ def solve_spd(A: Tensor, b: Tensor, least: float | None = None) -> tuple[Tensor,
     return _solved(scale, factor, b, ok), ok
 
 
-def solve_damped(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """`solve_spd` for the steps of a descent, where A is damped: its pivots are looked at alone, which costs nothing.
+class DampedStep(NamedTuple):
+    """step (B,P), zero where the matrix is not positive definite; decrease (B,) of the cost that it predicts; pivot
+    (B,): the least of the scaled matrix, which is never below its `share`, -1 where it is not definite."""
 
-    No pivot is below the share, so that nothing is refused that `solve_spd` would solve.
-    """
-    scale, factor, ok = _factorise(A)
-    pivot = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    ok = ok & (pivot > margin(A.dtype, 1))
-    return _solved(scale, factor, b, ok), ok
+    step: Tensor
+    decrease: Tensor
+    pivot: Tensor
 
 
-def damped_step(A: Tensor, gradient: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """Step (B,P) of a descent by (A + damping D) step = -gradient, and the decrease (B,) of the cost it predicts.
+def damped_step(A: Tensor, gradient: Tensor, damping: Tensor | None = None) -> DampedStep:
+    """Step of a descent by (A + damping D) step = -gradient, D the diagonal of A (Marquardt).
 
-    A (B,P,P) positive semidefinite, damping (B,), D the diagonal of A (Marquardt): a direction that the data do not see
-    still gets some damping. The step is zero where that is not positive definite. Decisions carry no graph.
+    A (B,P,P), damping (B,), or None: a direction that the data do not see still gets some damping. Decisions carry no
+    graph.
     """
     diagonal = A.diagonal(dim1=-2, dim2=-1).detach()
     scale = torch.maximum(diagonal, 1e-9 * diagonal.amax(-1, keepdim=True)).clamp_min(torch.finfo(A.dtype).tiny).rsqrt()
     scaled = A * scale[:, :, None] * scale[:, None]
-    scaled.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
+    if damping is not None:
+        scaled.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
     factor, info = torch.linalg.cholesky_ex(scaled)
-    ok = (info == 0)[:, None]
+    ok = info == 0
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    target = -gradient * scale
-    u = torch.where(ok, torch.cholesky_solve(target[..., None], torch.where(ok[..., None], factor, eye))[..., 0], 0.0)
-    decrease = 0.5 * (u * torch.addcmul(target, damping[:, None], u)).sum(-1)
-    return u * scale, decrease.detach()
+    factor, target = torch.where(ok[:, None, None], factor, eye), gradient * -scale
+    u = torch.where(ok[:, None], torch.cholesky_solve(target[..., None], factor)[..., 0], 0.0)
+    push = target if damping is None else torch.addcmul(target, damping[:, None], u)
+    pivot = torch.where(ok, factor.detach().diagonal(dim1=-2, dim2=-1).amin(-1).square(), -1.0)
+    return DampedStep(u * scale, 0.5 * (u * push).sum(-1).detach(), pivot)
 
 
 def share_of_factor(factor: Tensor) -> Tensor:

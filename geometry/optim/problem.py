@@ -32,12 +32,14 @@ class Problem:
     retract(x, step (dof,)) -> x moves x by a tangent step; x + step by default. dof is the number of unknowns.
     kernel is a robust kernel applied to the rows (`geometry.robust`), None for plain least squares.
 
-    A problem that must be fast may bring its own derivatives, batched and without vmap:
-    linearize(x, *data) -> Linearization and hessian(x, *data) -> (B,P,P). Automatic differentiation of `residual`
-    stays the reference that they are tested against.
+    A problem that must be fast may bring its own derivatives, batched and without vmap: linearize(x, *data, exact)
+    -> Linearization, with the Hessian where `exact`. Automatic differentiation of `residual` stays the reference that
+    they are tested against.
 
     alike: numbers of unknowns, from the first, that have a unit in common: (3,) where a step begins with a rotation
     (`geometry.optim.linear.determined` says what it is for).
+
+    terms(*data) -> int: how many numbers one residual has, so that it need not be evaluated to be counted.
 
     broadcasts: whether retract takes a whole batch (B,…) and steps (B,P) as well, and so needs no vmap.
     """
@@ -47,8 +49,8 @@ class Problem:
     retract: Callable[..., State] = _add
     kernel: Kernel | None = None
     linearize: "Callable[..., Linearization] | None" = None
-    hessian: Callable[..., Tensor] | None = None
     alike: tuple[int, ...] = ()
+    terms: Callable[..., int] | None = None
     broadcasts: bool = False
 
     def cost(self, x: State, *data: Tensor) -> Tensor:
@@ -63,11 +65,13 @@ class Problem:
 
 
 class Linearization(NamedTuple):
-    """Cost (B,), gradient (B,P) and Gauss-Newton matrix (B,P,P) at x, with respect to the tangent step."""
+    """Cost (B,), gradient (B,P) and Gauss-Newton matrix (B,P,P) at x, with respect to the tangent step; the Hessian
+    (B,P,P) where it is asked for."""
 
     cost: Tensor
     gradient: Tensor
     gauss_newton: Tensor
+    hessian: Tensor | None = None
 
 
 class Program(Protocol):
@@ -130,23 +134,26 @@ def jacobian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> tuple[Tens
         return vmap(single)(x, zero_step(problem, x), *data)
 
 
-def linearize(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Linearization:
-    """Normal equations at x: the problem's own if it brings them, else by forward-mode differentiation."""
+def linearize(problem: Problem, x: State, data: tuple[Tensor, ...], exact: bool = False) -> Linearization:
+    """Normal equations at x, with the Hessian where `exact`: the problem's own, else by automatic differentiation."""
     if problem.linearize is not None:
-        return problem.linearize(x, *data)
+        return problem.linearize(x, *data, exact=exact)
 
     r, J = jacobian(problem, x, data)
     rho, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
     weighted = slope[..., None] * r
     gradient = torch.einsum("bmk,bmkp->bp", weighted, J)
     weighted_J = (slope[..., None, None] * J).flatten(1, 2)
-    return Linearization(0.5 * rho.sum(-1), gradient, J.flatten(1, 2).mT @ weighted_J)
+    H = exact_hessian(problem, x, data) if exact else None
+    return Linearization(0.5 * rho.sum(-1), gradient, J.flatten(1, 2).mT @ weighted_J, H)
 
 
 def exact_hessian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Tensor:
-    """Hessian (B,P,P) of the cost with respect to the step: the problem's own, else by autodiff."""
-    if problem.hessian is not None:
-        return problem.hessian(x, *data)
+    """Hessian (B,P,P) of the cost with respect to the step."""
+    if problem.linearize is not None:
+        H = problem.linearize(x, *data, exact=True).hessian
+        assert H is not None
+        return H
 
     def single(x: State, step: Tensor, *data: Tensor) -> Tensor:
         return hessian(lambda s: problem.cost(problem.retract(x, s), *data))(step)
@@ -157,6 +164,9 @@ def exact_hessian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Tenso
 
 def singular_below(problem: Problem, x: State, data: tuple[Tensor, ...]) -> float:
     """The `margin` of the normal equations and of the Hessian of this problem, by the size of its residual."""
-    one = map_state(lambda a: a[:1], x)
-    terms = vmap(problem.residual)(one, *(d[:1] for d in data)).numel()
-    return margin(zero_step(problem, one).dtype, problem.dof, chain_of_blocks(terms))
+    first = x if isinstance(x, Tensor) else x[0]
+    if problem.terms is None:
+        terms = vmap(problem.residual)(map_state(lambda a: a[:1], x), *(d[:1] for d in data)).numel()
+    else:
+        terms = problem.terms(*data)
+    return margin(first.dtype, problem.dof, chain_of_blocks(terms))

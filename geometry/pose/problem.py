@@ -30,10 +30,10 @@ def turned(R: Tensor, omega: Tensor) -> Tensor:
     It needs no trigonometry and no series, and a rotation stays one to rounding.
     """
     half = 0.5 * omega
-    W = se3.hat(half)
-    moved = W @ R
     scale = 2 / (1 + half.square().sum(-1))
-    return R + scale[..., None, None] * (moved + W @ moved)
+    half = half[..., None]
+    moved = torch.linalg.cross(half, R, dim=-2)
+    return torch.addcmul(R, scale[..., None, None], moved + torch.linalg.cross(half, moved, dim=-2))
 
 
 def _retract(pose: Tensor, step: Tensor) -> Tensor:
@@ -70,49 +70,43 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
         return torch.where(mask[..., None], r, 0.0)
 
     def linearize(
-        pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
-    ) -> Linearization:
+        pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
+        exact: bool = False,
+    ) -> Linearization:  # fmt: skip
         rotated, p, seen = _points(pose, points3d, mask, model)
         pixels, D = projection_jacobian(p.mT, K, distortion, model)
-        D = D.movedim(-3, -1)  # (B,2,3,N)
-        J = torch.cat([_by_step(D, rotated), (pixels - points2d).mT[:, :, None]], 2)  # (B,2,7,N)
-        u, v = (J * torch.where(mask[..., None], weights, 0.0).mT[:, :, None]).unbind(1)
-        rho, left, right = torch.addcmul(u[:, 6] * u[:, 6], v[:, 6], v[:, 6]), u, v
+        weights = torch.where(mask[..., None], weights, 0.0).mT  # (B,2,N)
+        J = torch.cat([_by_step(D.movedim(-3, -1), rotated), (pixels - points2d).mT[:, :, None]], 2)  # (B,2,7,N)
+        J = J * weights[:, :, None]
+        u, v = left, right = J.unbind(1)
+        rho, slope, bend = torch.addcmul(u[:, 6] * u[:, 6], v[:, 6], v[:, 6]), None, None
         if kernel is not None:
-            rho, slope, _ = kernel_derivatives(kernel, rho)
+            rho, slope, bend = kernel_derivatives(kernel, rho)
             left, right = slope[:, None] * u, slope[:, None] * v
         products = torch.baddbmm(left @ u.mT, right, v.mT)
         cost = torch.where(seen, 0.5 * rho.sum(-1), torch.inf)
-        return Linearization(cost, products[:, :6, 6], products[:, :6, :6])
-
-    def hessian(
-        pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
-    ) -> Tensor:
-        rotated, p, _ = _points(pose, points3d, mask, model)
-        pixels, D = projection_jacobian(p.mT, K, distortion, model)
-        weights = torch.where(mask[..., None], weights, 0.0).mT  # (B,2,N)
-        r = weights * (pixels - points2d).mT
-        D = weights[:, :, None] * D.movedim(-3, -1)  # (B,2,3,N)
-        # gradient a (B,3,N) and Hessian C (B,3,3,N) of each point's cost with respect to the camera-frame point
-        a, covector = (D * r[:, :, None]).sum(1), weights * r
-        if kernel is None:
-            C = (D[:, :, :, None] * D[:, :, None]).sum(1)
-        else:
-            _, slope, bend = kernel_derivatives(kernel, r.square().sum(1))
-            slope, bend = slope[:, None], 2 * bend[:, None]
-            C = ((slope[:, None] * D)[:, :, :, None] * D[:, :, None]).sum(1) + (bend * a)[:, :, None] * a[:, None]
-            a, covector = slope * a, slope * covector
-        C = C + projection_curvature(p.mT, K, distortion, model, covector.mT).movedim(-3, -1)
+        found = Linearization(cost, products[:, :6, 6], products[:, :6, :6])
+        if not exact:
+            return found
+        # gradient (B,3,N) of each point's cost with respect to the camera-frame point, and the part of its Hessian
+        # (B,3,3,N) that is not in J^T J
+        a = torch.addcmul(u[:, 3:6] * u[:, 6:], v[:, 3:6], v[:, 6:])
+        covector = weights * J[:, :, 6]
+        if slope is not None:
+            covector = slope[:, None] * covector
+        C = projection_curvature(p.mT, K, distortion, model, covector.mT).movedim(-3, -1)
+        if slope is not None and bend is not None:
+            C, a = C + (2 * bend[:, None] * a)[:, :, None] * a[:, None], slope[:, None] * a
         eye = torch.eye(3, dtype=p.dtype, device=p.device)
         along = _by_step(eye[..., None].expand_as(C), rotated)
-        H = (along @ _by_step(C, rotated).mT).sum(1)
+        H = found.gauss_newton + (along @ _by_step(C, rotated).mT).sum(1)
         # second order of exp: omega x (omega x q) = omega (omega . q) - q |omega|^2
         aq = a @ rotated.mT
         trace = aq.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         rotation = 0.5 * (aq + aq.mT) - trace * eye
-        return H + nn.functional.pad(rotation, (0, 3, 0, 3))
+        return found._replace(hessian=H + nn.functional.pad(rotation, (0, 3, 0, 3)))
 
     return Problem(
-        residual, dof=6, retract=_retract, kernel=kernel, linearize=linearize, hessian=hessian, alike=(3,),
-        broadcasts=True,
+        residual, dof=6, retract=_retract, kernel=kernel, linearize=linearize, alike=(3,),
+        terms=lambda points2d, *_: 2 * points2d.shape[-2], broadcasts=True,
     )  # fmt: skip

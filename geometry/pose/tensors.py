@@ -16,7 +16,7 @@ __all__ = ["prepared", "search", "solve"]
 
 _NEAR = 1e-7  # predicted relative decrease at which Newton takes over
 _NEWTON = 2  # of its steps
-_STEPS = 8  # on a candidate: one that needs more runs away, or is left to `solve`
+_STEPS = 4  # on a candidate: one that needs more runs away, or is left to `solve`
 _SAME = 1e-3  # two minima less than about this many radians apart are one
 
 
