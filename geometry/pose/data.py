@@ -82,7 +82,7 @@ class PnPData(NamedTuple):
 
 def _refuse(named: dict[str, Tensor]) -> None:
     """Raise ValueError naming the first that holds a NaN or an infinity. One look at the device for all of them."""
-    finite = torch.stack([(0 * value).sum() == 0 for value in named.values()])
+    finite = torch.stack([(0 * value).sum() for value in named.values()]) == 0
     if not finite.all():
         name = [*named][finite.tolist().index(False)]
         raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import unproject
-from geometry.optim import levenberg_marquardt
+from geometry.optim import levenberg_marquardt, linearize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem, turned
 from geometry.se3 import cube_rotations
@@ -63,11 +63,15 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     size = (w2 * X.square().sum(-1)).sum(-1).sqrt()
     size = torch.where(size > 0, size, 1.0)[:, None, None]
     R, t, found = _algebraic_minima(rays, X / size, w2)
-    pose = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
-    few = _some_points(data)
-    cost, pose = _refined(few, pose, found, options)
-    owner, rank = _worth_more(cost, pose).nonzero().unbind(1)
-    pose = pose[owner, rank]
+    poses = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
+    owner, rank = found.nonzero().unbind(1)
+    some = _some_points(data)
+    cost, pose = _refined(PnPData(*(d[owner] for d in some)), poses[owner, rank], options)
+    place = owner * CANDIDATES + rank
+    costs = torch.full_like(found, torch.inf, dtype=cost.dtype).flatten().index_copy(0, place, cost)
+    poses = poses.flatten(0, 1).index_copy(0, place, pose).unflatten(0, found.shape)
+    owner, rank = _worth_more(costs.view_as(found), poses).nonzero().unbind(1)
+    pose = poses[owner, rank]
     if options.model == "radtan":  # a point that the refinement has not seen may lie behind
         pose = _push_ahead(pose, data.points3d[owner], data.mask[owner], only_behind=True)
     return Starts(pose, owner, rank)
@@ -165,27 +169,21 @@ def _some_points(data: PnPData) -> PnPData:
     return data._replace(points2d=points2d, points3d=points3d, weights=weights, mask=data.mask.gather(1, index[..., 0]))
 
 
-def _refined(data: PnPData, pose: Tensor, found: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Candidates (B,C,4,4) after some steps on the reprojection error, and their costs (B,C), infinite unless found."""
+def _refined(data: PnPData, pose: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Costs (M,), infinite where not finite, and poses (M,4,4) after some steps on the reprojection error."""
     problem = pnp_problem(options.model, options.kernel)
-    assert problem.linearize is not None
-    many = PnPData(*(d.repeat_interleave(CANDIDATES, 0) for d in data))
-    pose = pose.flatten(0, 1)
     if options.model == "radtan":
-        pose = _push_ahead(pose, many.points3d, many.mask)
+        pose = _push_ahead(pose, data.points3d, data.mask)
+    narrow, _, _ = levenberg_marquardt(problem, pose, data, _STEPS, _ENOUGH)
+    cost = linearize(problem, narrow, data).cost
     if options.kernel is not None:
-        other = pose
         for wider in _GRADUAL:
-            widened = many._replace(weights=many.weights / wider)
-            other, _, _ = levenberg_marquardt(problem, other, widened, _STEPS, _ENOUGH)
-        other_cost = problem.linearize(other, *many).cost
-    pose, _, _ = levenberg_marquardt(problem, pose, many, _STEPS, _ENOUGH)
-    cost = problem.linearize(pose, *many).cost
-    if options.kernel is not None:
-        better = other_cost < cost
-        pose, cost = torch.where(better[:, None, None], other, pose), torch.where(better, other_cost, cost)
-    cost = torch.where(found.flatten() & torch.isfinite(cost), cost, torch.inf)
-    return cost.unflatten(0, found.shape), pose.unflatten(0, found.shape)
+            widened = data._replace(weights=data.weights / wider)
+            pose, _, _ = levenberg_marquardt(problem, pose, widened, _STEPS, _ENOUGH)
+        gradual = linearize(problem, pose, data).cost
+        better = gradual < cost
+        narrow, cost = torch.where(better[:, None, None], pose, narrow), torch.where(better, gradual, cost)
+    return torch.where(torch.isfinite(cost), cost, torch.inf), narrow
 
 
 def _worth_more(cost: Tensor, pose: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from geometry.pose.start import CANDIDATES, Starts, find_poses
 __all__ = ["prepared", "search", "solve"]
 
 _NEAR = 1e-7  # predicted relative decrease at which Newton takes over
-_NEWTON = 2  # of its steps
+_NEWTON = 2  # of its steps; one on a candidate
 _STEPS = 4  # on a candidate: one that needs more runs away, or is left to `solve`
 _SAME = 1e-3  # two minima less than about this many radians apart are one
 
@@ -32,7 +32,7 @@ def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
         data, frame = PnPData(*tensors).centred(scaled=True)
         starts = find_poses(data, options)
         part = tuple(d[starts.owner] for d in data)
-        found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS))
+        found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS), 1)
         best, second, ratio = _best_two(found, starts, len(data.points2d))
         return frame.from_frame(best), (frame.from_frame(second), ratio)
 
@@ -51,7 +51,7 @@ def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[T
         x = found.x
     else:
         with torch.no_grad():
-            found = _minima(start, data, options, options.max_steps)
+            found = _minima(start, data, options, options.max_steps, _NEWTON)
         x = attach_gradient(problem, found.x, *data, ok=found.converged, gradient=options.gradient)
     pose = frame.from_frame(x)
     # A sample with too few points may look converged to the solver; it is not, and its gradient is dropped.
@@ -61,10 +61,10 @@ def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[T
     return pose, found.cost, status, found.steps
 
 
-def _minima(start: Tensor, data: tuple[Tensor, ...], options: Options, max_steps: int) -> Solution:
+def _minima(start: Tensor, data: tuple[Tensor, ...], options: Options, max_steps: int, newton: int) -> Solution:
     """Local minima next to the starts (M,4,4): Levenberg-Marquardt as long as it pays, then Newton's method."""
     problem = pnp_problem(options.model, options.kernel)
-    return minimize(problem, start, *data, max_steps=max_steps, polish=_NEWTON, enough=_NEAR)
+    return minimize(problem, start, *data, max_steps=max_steps, polish=newton, enough=_NEAR)
 
 
 def _rigid(pose: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class Launches(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("model", "lens", "start", "launches"),
-    [("radtan", False, True, 1400), ("radtan", False, False, 3800), ("radtan", True, True, 2300),
-     ("radtan", True, False, 5900), ("fisheye", True, True, 2150), ("fisheye", True, False, 5200)],
+    [("radtan", False, True, 800), ("radtan", False, False, 3000), ("radtan", True, True, 1300),
+     ("radtan", True, False, 4900), ("fisheye", True, True, 1250), ("fisheye", True, False, 4300)],
 )  # fmt: skip
 def test_launches_and_waits(
     make_scene: Callable[..., Any],
