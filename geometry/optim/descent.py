@@ -206,7 +206,8 @@ def polish(
         there = system.newton(candidate)
         # Newton must not run to a saddle or to another basin, where it takes more than a very short step
         near = (there.cost <= SAME_COST * best.cost + 1e3 * floor) | (moved <= eps**SHORT_STEP)
-        best = system.choose(there.definite & near & (there.decrease < best.decrease), there, best)
+        # who has ended stays, so that its bits do not depend on how long others go on
+        best = system.choose(~stationary & there.definite & near & (there.decrease < best.decrease), there, best)
     return best, candidate, stationary
 
 
