@@ -25,7 +25,8 @@ _CHUNK = 250  # problems differentiated at once: what that holds fits into a few
 
 class Shape(NamedTuple):
     """The cost (B,) of problems at a point; the decrease (B,) that Newton's step from there predicts; the least
-    curvature (B,) with the diagonal of the Hessian scaled to one; and that step (B,P)."""
+    curvature (B,) with the diagonal of the Hessian scaled to one; and that step (B,P). Both costs are infinite where
+    one is not finite."""
 
     cost: Tensor
     decrease: Tensor
@@ -53,7 +54,8 @@ def shape_at(cost: Cost, dof: int, data: tuple[Tensor, ...], damping: Tensor | f
     inverse = torch.where(kept, 1 / (values.abs() + damping).clamp_min(1e-300), 0.0)
     step = -scale * (vectors @ (inverse * along)[..., None])[..., 0]
     curvature = torch.where(kept, values, torch.inf).amin(-1)
-    return Shape(torch.where(ok, value, torch.inf), 0.5 * (inverse * along.square()).sum(-1), curvature, step)
+    decrease = torch.where(ok, 0.5 * (inverse * along.square()).sum(-1), torch.inf)
+    return Shape(torch.where(ok, value, torch.inf), decrease, curvature, step)
 
 
 class Views(NamedTuple):

@@ -158,8 +158,9 @@ def _unrolled(
     lin = linearize(problem, x, batched)
     step, _ = solve_spd(lin.gauss_newton, -lin.gradient, ADJOINT * singular_below(problem, x, batched))
     x = move(problem, x, torch.where(solution.converged[:, None], step, torch.zeros_like(step)))
-    x = stop_gradient_where(~solution.converged, x)
-    return replace(solution, x=x)
+    # The steps end near the minimum; what is returned is the minimum, as the status says.
+    x = map_state(lambda a, b: a + (b - a).detach(), x, solution.x)
+    return replace(solution, x=stop_gradient_where(~solution.converged, x))
 
 
 def stop_gradient_where(condition: Tensor, x: State) -> State:
