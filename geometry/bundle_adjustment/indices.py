@@ -70,8 +70,8 @@ class Layout:
         """
         outs = [out, *(torch.zeros_like(out) for _ in self.parts[2:])]
         arrays = [t.contiguous().numpy() for t in inputs]
-        view, begin = self.view.numpy(), self.begin.numpy()
-        in_parallel(self.parts, lambda first, last, i: kernel(*arrays, view, begin, first, last, outs[i].numpy()))
+        index = self.view.numpy(), self.begin.numpy()
+        in_parallel(self.parts, lambda first, last, i: kernel(*arrays, index, first, last, outs[i].numpy()))
         return out if len(outs) == 1 else torch.stack(outs).sum(0)
 
     def to_views(self, cameras: Tensor) -> Tensor:

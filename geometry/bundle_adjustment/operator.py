@@ -38,7 +38,7 @@ def _inputs(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
     kernel: Kernel | None,
 ) -> tuple:  # fmt: skip
-    """Arguments that both kernels begin with: scene, seen, lens; and the robust kernel's."""
+    """Arguments that both kernels begin with: scene, seen, robust."""
     from geometry.compiled.pose.equations import ROBUST
 
     poses, points, K, distortion = scene
@@ -46,12 +46,12 @@ def _inputs(
     lens = torch.nn.functional.pad(distortion, (0, 12 - distortion.shape[1]))
     intrinsics = torch.cat([A, K[:, :2, 2], lens], 1)[intrinsics_index]
     cameras = torch.cat([poses[:, :3, :3].flatten(1), poses[:, :3, 3], intrinsics], 1)
-    arrays = (cameras.numpy(), points.contiguous().numpy())
+    arrays = (cameras.numpy(), points.contiguous().numpy(), bool(distortion.any()))
     seen = (layout.view.numpy(), layout.point.numpy(), torch.cat([points2d, weights], 1).numpy())
     assert kernel is None or isinstance(kernel, RobustKernel)
     name = "none" if kernel is None else kernel.name
     scale, alpha = (1.0, 1.0) if kernel is None else (float(kernel.scale), float(kernel.alpha))
-    return (arrays, seen, bool(distortion.any())), (ROBUST[name], scale * scale, alpha)
+    return arrays, seen, (ROBUST[name], scale * scale, alpha)
 
 
 def point_costs(
@@ -61,12 +61,12 @@ def point_costs(
     """Costs (N,) of the points' observations. scene: world_to_camera, points3d, K, distortion."""
     from geometry.compiled.bundle_adjustment.observations import observe
 
-    first, robust = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
     costs = torch.zeros(len(scene[1]), dtype=torch.float64)
 
     def work(begin: int, end: int, slot: int) -> None:
         i, j = int(layout.begin[begin]), int(layout.begin[end])
-        observe(*first, *robust, i, j, costs.numpy())
+        observe(*inputs, i, j, costs.numpy())
 
     in_parallel(layout.parts, work)
     return costs
@@ -74,12 +74,12 @@ def point_costs(
 
 def linearize(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
-    kernel: Kernel | None, names: tuple[str, ...], exact: bool,
+    kernel: Kernel | None, *, names: tuple[str, ...], exact: bool,
 ) -> Blocks:  # fmt: skip
     """Normal equations, as `geometry.bundle_adjustment.problem` makes them in tensor operations."""
     from geometry.compiled.bundle_adjustment import observations
 
-    first, robust = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
     V, N, M, p = len(scene[0]), len(scene[1]), len(points2d), 6 + len(names)
     codes = torch.tensor([_CODES[name] for name in names], dtype=torch.int64).numpy()
     threads = len(layout.parts) - 1
@@ -90,7 +90,7 @@ def linearize(
     def work(begin: int, end: int, slot: int) -> float:
         i, j = int(layout.begin[begin]), int(layout.begin[end])
         out = (U[slot].numpy(), views[slot].numpy(), W.numpy(), blocks.numpy(), points.numpy())
-        return observations.linearize(*first, codes, *robust, exact, i, j, *out)
+        return observations.linearize(*inputs, (codes, exact), i, j, out)
 
     cost = sum(in_parallel(layout.parts, work))
     return Blocks(

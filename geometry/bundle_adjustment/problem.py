@@ -242,7 +242,8 @@ class BundleProblem:
         scene = self.compose(state, data.given)
         if self._compiled(data):
             index, layout = self.intrinsics_index, self.layout
-            blocks = operator.linearize(scene, index, *data[:2], layout, self.kernel, self.names, exact)
+            observed = *data[:2], layout, self.kernel
+            blocks = operator.linearize(scene, index, *observed, names=self.names, exact=exact)
         else:
             blocks = self._blocks(scene, state, data, exact)
         return self._with_prior(blocks, scene, state, data, exact)

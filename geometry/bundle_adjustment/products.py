@@ -67,7 +67,7 @@ def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
     from geometry.compiled.bundle_adjustment import products as kernels
 
     out = W.new_empty(len(W), motions.shape[2], 3)
-    arrays = W.numpy(), motions.contiguous().numpy(), layout.view.numpy(), layout.begin.numpy()
+    arrays = W.numpy(), motions.contiguous().numpy(), (layout.view.numpy(), layout.begin.numpy())
     in_parallel(layout.parts, lambda first, last, _: kernels.project_blocks(*arrays, first, last, out.numpy()))
     return out
 
@@ -91,17 +91,17 @@ def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     from geometry.compiled.bundle_adjustment.products import reduce_pairs
 
     size = layout.size + _MARGIN
-    sums = torch.zeros(len(layout.parts) - 1, size * size, dtype=W.dtype)
+    sums = torch.zeros(len(layout.parts) - 1, size, size, dtype=W.dtype)
     arrays = [t.contiguous().numpy() for t in (W, V_inverse, layout.starts)]
-    view, begin = layout.view.numpy(), layout.begin.numpy()
+    index = layout.view.numpy(), layout.begin.numpy()
 
     def work(first: int, last: int, slot: int) -> None:
-        reduce_pairs(*arrays, layout.most, view, begin, first, last, sums[slot].numpy(), size)
+        reduce_pairs(*arrays, index, first, last, sums[slot].numpy())
 
     in_parallel(layout.parts, work)
     for other in sums[1:]:
         sums[0] += other
-    half = sums[0].view(size, size)[: layout.size, : layout.size]
+    half = sums[0, : layout.size, : layout.size]
     S = half + half.T
     inside, places = layout.diagonal_blocks
     S.view(-1).index_add_(0, places, U[inside])

@@ -106,8 +106,9 @@ def prepare(
     distortion: Tensor | None,
     weights: Tensor | None,
     mask: Tensor | None,
-    init: Tensor | None,
-    model: Model,
+    *,
+    init: Tensor | None = None,
+    model: Model = "radtan",
 ) -> PnPData:
     """Check shapes, dtypes and devices, and give every argument its batch dimension, of size 1 where shared.
 

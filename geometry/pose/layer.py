@@ -67,6 +67,7 @@ def pnp(
     gradient: "exact", "gauss_newton" or "unrolled" (`geometry.argmin`). status per sample: CONVERGED;
     STALLED after max_steps; SINGULAR (collinear points); INFEASIBLE (a point behind the camera at `init`); TOO_FEW
     points left by the mask. A sample that did not converge has gradient zero and leaves the others untouched.
+    Compiled, a sample has the same bits in every batch of four or more, and in all of 256 points or more.
     Raises ValueError naming the argument for wrong shapes, dtypes, devices, too few points or non-finite values;
     with throw=True, SolverError where a sample failed.
 
@@ -77,7 +78,7 @@ def pnp(
     """
     if gradient not in ("exact", "gauss_newton", "unrolled"):
         raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
-    data = prepare(points2d, points3d, K, distortion, weights, mask, init, model).to(solve_dtype)
+    data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model).to(solve_dtype)
     if init is not None:
         init = init.detach().to(solve_dtype)
     options = Options(model, kernel, gradient, max_steps)

@@ -99,7 +99,7 @@ def monte_carlo_pose_loss(
     SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(precision(points2d))
+    given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).to(data.K.dtype))
     if init is not None:
@@ -182,7 +182,7 @@ def linear_covariance_loss(
     points (less than 4); INFEASIBLE (a point behind the camera at pose_gt); SINGULAR.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(torch.float64)
+    given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).detach().double())
     if len(points2d) == 0:
@@ -230,7 +230,7 @@ def pose_covariance(
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
     """
-    given = prepare(points2d, points3d, K, distortion, weights, mask, None, model).to(torch.float64)
+    given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     data, frame = given.prepared().centred()
     pose = check_pose("pose", pose, points2d).detach().double()
     C = covariance(pnp_problem(model, kernel), frame.to_frame(pose), *data, sigma=sigma)

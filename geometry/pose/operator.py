@@ -7,6 +7,7 @@ vector-Jacobian product, whose own derivative (double backward) is left to autom
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -47,17 +48,27 @@ def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | 
             raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
 
 
-def _kernel_inputs(data: tuple[Tensor, ...], robust: str, scale: float, alpha: float) -> tuple[Any, ...]:
-    """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
+@cache
+def _code(robust: str) -> int:
+    """What the kernels call a robust kernel. An import takes a microsecond, also of what is there already."""
     from geometry.compiled.pose.equations import ROBUST
 
+    return ROBUST[robust]
+
+
+def _kernel_inputs(data: tuple[Tensor, ...], robust: str, scale: float, alpha: float) -> tuple[Any, ...]:
+    """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
     *numbers, mask = (d.contiguous() for d in data)
     arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
-    return arrays, ROBUST[robust], scale * scale, alpha, torch.finfo(data[0].dtype).eps
+    return arrays, (_code(robust), scale * scale, alpha)
 
 
 def _spread(problems: int, points: int) -> bool:
-    """Whether the lanes hold the points of one problem, rather than as many problems."""
+    """Whether the lanes hold the points of one problem, rather than as many problems.
+
+    Sums over points then come out in another order. So a problem among three others or more has the same bits in
+    every batch, and so it has among fewer; one of 64 points by itself would take a fifth longer in the others' order.
+    """
     return problems < 4 or points >= _MANY_POINTS
 
 
@@ -102,17 +113,23 @@ def _solve(
     (1,1,1) for ones; mask (B|1,N), or (1,1) for True; init (B|1,4,4). robust: the name of a `RobustKernel`, or "none";
     fewest: points below which the status is TOO_FEW; exact: which Hessian the gradient is to be taken with.
     """
+    inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
+    return _minima(inputs, init, (max_steps, fewest), _spread(*inputs[0][0].shape[:2]))
+
+
+def _minima(
+    inputs: tuple[Any, ...], init: Tensor, limits: tuple[int, int], spread: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_solve` by the arguments of its kernel."""
     from geometry.compiled.pose import solve as kernel
 
-    B, N, _ = points2d.shape
-    inputs = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
+    B, N, _ = inputs[0][0].shape
     dtype = inputs[0][0].dtype
     out = np.empty((B, 4, 4), dtype), np.empty(B, dtype), np.empty(B, np.int8), np.empty(B, np.int32)
-    start, spread, run = init.contiguous().numpy(), _spread(B, N), kernel.solve
-    rule = _singular_below(init.dtype, N, spread), FEIGNED
+    start, rule, run = init.contiguous().numpy(), (_singular_below(init.dtype, N, spread), FEIGNED), kernel.solve
 
     def work(begin: int, end: int, slot: int) -> int:
-        return run(*inputs, *rule, start, max_steps, fewest, spread, begin, end, *out)
+        return run(*inputs, rule, limits, start, (begin, end, slot, spread), out)
 
     _in_parallel(_threads(B, N), B, work)
     return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2]), torch.from_numpy(out[3])
@@ -142,20 +159,20 @@ def search(
     from geometry.compiled.pose import start as kernel
 
     B, N, _ = points2d.shape
-    data = points2d, points3d, K, distortion, weights, mask
-    inputs = _kernel_inputs(data, robust, scale, alpha)
-    starts = points2d.new_empty(2, B, 4, 4)
-    first, second, run = starts[0].numpy(), starts[1].numpy(), kernel.start
+    arrays, kind = _kernel_inputs((points2d, points3d, K, distortion, weights, mask), robust, scale, alpha)
+    starts, spread = points2d.new_empty(2, B, 4, 4), _spread(B, N)
+    out, run = (starts[0].numpy(), starts[1].numpy()), kernel.start
 
     def work(begin: int, end: int, slot: int) -> None:
-        run(*inputs, begin, end, first, second)
+        run(arrays, kind, (begin, end, slot, True), out)
 
     _in_parallel(_threads(B, 16 * N), B, work)
-    a = _solve(*data, starts[0], robust, scale, alpha, max_steps, 4, True)[:3]
+    a = _minima((arrays, kind), starts[0], (max_steps, 4), spread)[:3]
     # where the start found one minimum alone, second is a copy of the first
     other = (starts[0] != starts[1]).flatten(1).any(1).nonzero().flatten()
-    part = [points2d[other], *(d if d.shape[0] == 1 else d[other] for d in data[1:])]
-    b = _solve(*part, starts[1, other], robust, scale, alpha, max_steps, 4, True)[:3]
+    some = other.numpy()
+    part = (arrays[0][some], *(d if len(d) == 1 else d[some] for d in arrays[1:]))
+    b = _minima((part, kind), starts[1, other], (max_steps, 4), spread)[:3]  # `spread` as the others are
     return _better(*a, *(x.index_copy(0, other, y) for x, y in zip(a, b, strict=True)))
 
 
@@ -217,10 +234,10 @@ def _adjoint(
         else:  # NumPy asks for huge pages: the first touch of fresh memory took longer than the arithmetic
             out.append(np.empty(d.shape, d.dtype))
     least = ADJOINT * _singular_below(poses.dtype, N, spread)
-    at = [a.contiguous().numpy() for a in (poses, statuses, covectors)]
+    at, gradients = tuple(a.contiguous().numpy() for a in (poses, statuses, covectors)), tuple(out)
 
     def work(begin: int, end: int, slot: int) -> None:
-        run(*inputs, least, at[0], exact, spread, begin, end, slot, *at[1:], *out)
+        run(*inputs, least, exact, at, (begin, end, slot, spread), gradients)
 
     _in_parallel(threads, B, work)
     g0, g1, g2, g3, g4 = (

@@ -66,7 +66,7 @@ def pnp_ransac(
     """
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"threshold must be a positive number, got {threshold}")
-    data = prepare(points2d, points3d, K, distortion, weights, mask, None, model)
+    data = prepare(points2d, points3d, K, distortion, weights, mask, model=model)
     B, N, _ = points2d.shape
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
@@ -171,10 +171,10 @@ class _Compiled:
 
     def _run(self, kernel: Callable[..., int], *arguments: Any, out: Sequence[Tensor]) -> None:
         """The kernel on all problems, by as many threads as torch has; out are the tensors that it fills."""
-        arrays = [(d.view(torch.uint8) if d.dtype == torch.bool else d).numpy() for d in out]
+        arrays = tuple((d.view(torch.uint8) if d.dtype == torch.bool else d).numpy() for d in out)
         threads = max(1, min(torch.get_num_threads(), self.B))
         bounds = [self.B * i // threads for i in range(threads + 1)]
-        for complaint in in_parallel(bounds, lambda begin, end, _: kernel(*arguments, begin, end, *arrays)):
+        for complaint in in_parallel(bounds, lambda begin, end, _: kernel(*arguments, begin, end, arrays)):
             if complaint:
                 name = ("points2d", "points3d", "K", "distortion", "weights")[complaint - 1]
                 raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
@@ -190,9 +190,9 @@ class _Compiled:
 
         def one_round(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
             uniform = torch.rand(B, H, 3, generator=generator, dtype=torch.float64).numpy()
-            active = running.view(torch.uint8).numpy()
-            arguments = (self.arrays, self.candidates, uniform, active, square, _REFINE, _DESCENTS)
-            self._run(attempt, *arguments, out=(pose, cost, inliers, facts))
+            sampling = self.candidates, uniform, running.view(torch.uint8).numpy()
+            effort = _REFINE, _DESCENTS
+            self._run(attempt, self.arrays, sampling, square, effort, out=(pose, cost, inliers, facts))
             return facts[:, 0], facts[:, 1]
 
         samples = search(one_round, B, 3, hypotheses, confidence, pose.device)

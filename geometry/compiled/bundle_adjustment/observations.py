@@ -1,8 +1,8 @@
 """`observe` and `linearize`: costs and normal equations of a bundle's observations, sorted by point.
 
-scene is the tuple (cameras (V,30), points (N,3)): R row by row, t, K[:2,:2] row by row, principal point, twelve
-distortion coefficients; seen the tuple (view (M,), point (M,), observed (M,4)): u, v and their weights. Cameras without
-distortion are lens = False.
+scene is the tuple (cameras (V,30), points (N,3), lens): R row by row, t, K[:2,:2] row by row, principal point, twelve
+distortion coefficients; lens = False where no camera has any. seen is the tuple (view (M,), point (M,), observed
+(M,4)): u, v and their weights; robust as `equations.Robust`.
 """
 
 from typing import Any
@@ -10,80 +10,88 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.compiled.bundle_adjustment.reprojection import COLUMNS, ENTRIES, derive, residuals
-from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, jit, robust
+from geometry.compiled.bundle_adjustment.reprojection import (
+    COLUMNS,
+    ENTRIES,
+    Derivatives,
+    Observations,
+    derive,
+    residuals,
+)
+from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, Robust, jit, rho
 from geometry.compiled.vectors import store
 
 __all__ = ["linearize", "observe"]
 
-_SCENE = "Tuple((float64[:,::1], float64[:,::1])), Tuple((int64[::1], int64[::1], float64[:,::1]))"
+_INPUTS = (
+    "Tuple((float64[:,::1], float64[:,::1], boolean)), Tuple((int64[::1], int64[::1], float64[:,::1])), "
+    "Tuple((int64, float64, float64))"
+)
 
 
 @jit
-def _fill(scene: Any, seen: Any, first: Any, end: Any, lens: Any, pose: Any, camera: Any, row: Any) -> None:
+def _room(lens: Any) -> Any:
+    """Eight observations, for `_fill`."""
+    return Observations(np.empty(POSE, np.float64), np.zeros(CAMERA, np.float64), np.empty(ROW, np.float64), lens)
+
+
+@jit
+def _fill(scene: Any, seen: Any, first: Any, end: Any, eight: Any) -> None:
     """Lay out observations first to end - 1, at most L; the last one again in the lanes that are left."""
-    cameras, points = scene
+    cameras, points, _ = scene
     view, point, observed = seen
     for lane in range(L):
         i = min(first + lane, end - 1)
         c, X = cameras[view[i]], points[point[i]]
         for k in range(12):
-            pose[k * L + lane] = c[k]
-        for k in range(18 if lens else 6):
-            camera[k * L + lane] = c[12 + k]
+            eight.pose[k * L + lane] = c[k]
+        for k in range(18 if eight.lens else 6):
+            eight.camera[k * L + lane] = c[12 + k]
         for k in range(3):
-            row[k * L + lane] = X[k]
+            eight.row[k * L + lane] = X[k]
         for k in range(4):
-            row[(3 + k) * L + lane] = observed[i, k]
+            eight.row[(3 + k) * L + lane] = observed[i, k]
 
 
-@njit(
-    [f"void({_SCENE}, boolean, int64, float64, float64, int64, int64, float64[::1])"], cache=True, **OPTIONS
-)  # fmt: skip
-def observe(
-    scene: Any, seen: Any, lens: Any, kind: Any, scale2: Any, alpha: Any, begin: Any, end: Any, costs: Any
-) -> None:
+@njit([f"void({_INPUTS}, int64, int64, float64[::1])"], cache=True, **OPTIONS)
+def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any) -> None:
     """Add half of rho of observations begin to end - 1 to the costs (N,) of their points."""
-    pose, camera = np.empty(POSE, np.float64), np.zeros(CAMERA, np.float64)
-    row, answer = np.empty(ROW, np.float64), np.empty(L, np.float64)
+    robust, eight, answer = Robust(*robust), _room(scene[2]), np.empty(L, np.float64)
     point = seen[1]
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, lens, pose, camera, row)
-        ru, rv = residuals(pose, camera, lens, row)
+        _fill(scene, seen, first, end, eight)
+        ru, rv = residuals(eight)
         s = ru * ru + rv * rv
-        if kind:
-            s, _, _ = robust(kind, s, scale2, alpha)
+        if robust.code:
+            s, _, _ = rho(robust, s)
         store(answer, 0, s)
         for lane in range(min(L, end - first)):
             costs[point[first + lane]] += 0.5 * answer[lane]
 
 
 @njit(
-    [f"float64({_SCENE}, boolean, int64[::1], int64, float64, float64, boolean, int64, int64, float64[:,:,::1], "
-     f"float64[:,::1], float64[:,:,::1], float64[:,:,::1], float64[:,::1])"],
+    [f"float64({_INPUTS}, Tuple((int64[::1], boolean)), int64, int64, Tuple((float64[:,:,::1], float64[:,::1], "
+     f"float64[:,:,::1], float64[:,:,::1], float64[:,::1])))"],
     cache=True, **OPTIONS,
 )  # fmt: skip
-def linearize(
-    scene: Any, seen: Any, lens: Any, codes: Any, kind: Any, scale2: Any, alpha: Any, exact: Any, begin: Any, end: Any,
-    U: Any, gradient: Any, W: Any, V: Any, point_gradient: Any,
-) -> Any:  # fmt: skip
+def linearize(scene: Any, seen: Any, robust: Any, wanted: Any, begin: Any, end: Any, out: Any) -> Any:
     """Normal equations of observations begin to end - 1, by columns (omega, v, kappa) of their views and by points.
 
-    codes as in `geometry.compiled.bundle_adjustment.reprojection`; exact: the Hessian instead of Gauss-Newton's matrix.
-    Adds to the lower triangles of U (V,p,p) and V (N,3,3), to gradient (V,p) and point_gradient (N,3); sets W (M,p,3).
-    Returns the cost.
+    wanted: codes as in `geometry.compiled.bundle_adjustment.reprojection`, and exact: the Hessian instead of
+    Gauss-Newton's matrix. out: U, gradient, W, V, point_gradient. Adds to the lower triangles of U (V,p,p) and V
+    (N,3,3), to gradient (V,p) and point_gradient (N,3); sets W (M,p,3). Returns the cost.
     """
+    robust, eight, answer = Robust(*robust), _room(scene[2]), np.empty(L, np.float64)
+    codes, exact = wanted
+    U, gradient, W, V, point_gradient = out
     p = 6 + len(codes)
-    pose, camera = np.empty(POSE, np.float64), np.zeros(CAMERA, np.float64)
-    row, answer = np.empty(ROW, np.float64), np.empty(L, np.float64)
     J, g = np.empty(2 * COLUMNS * L, np.float64), np.empty(COLUMNS * L, np.float64)
     H, work = np.empty(ENTRIES * L, np.float64), np.empty(27 * L, np.float64)
     view, point, _ = seen
     cost = 0.0
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, lens, pose, camera, row)
-        s = derive(pose, camera, lens, row, codes, kind, scale2, alpha, exact, J, g, H, work)
-        store(answer, 0, s)
+        _fill(scene, seen, first, end, eight)
+        store(answer, 0, derive(eight, robust, codes, exact, Derivatives(J, g, H, work)))
         for lane in range(min(L, end - first)):
             i = first + lane
             Uv, gv, Wi, Vj, gj = U[view[i]], gradient[view[i]], W[i], V[point[i]], point_gradient[point[i]]

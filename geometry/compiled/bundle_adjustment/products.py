@@ -1,7 +1,7 @@
 """The loops of `geometry.bundle_adjustment.products`: products with the blocks W of a bundle, and the reduced matrix.
 
-Observations are sorted by point: those of point j are begin[j] to begin[j + 1] - 1. Work is on points first to
-last - 1; what several threads would add to is an array for each.
+index is the tuple (view (M,), begin (N+1,)): observations are sorted by point, those of point j are begin[j] to
+begin[j + 1] - 1. Work is on points first to last - 1; what several threads would add to is an array for each.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from geometry.compiled.vectors import get, load, store
 
 __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
 
-_POINTS = "int64[::1], int64[::1], int64, int64"  # view, begin, first, last
+_POINTS = "UniTuple(int64[::1], 2), int64, int64"  # index, first, last
 
 
 @jit
@@ -31,8 +31,9 @@ def _gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
 
 
 @jit
-def _spread(W: Any, x: Any, y: Any, z: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
-    """Add W (x, y, z) of observations begin to end - 1 to out (V,p)."""
+def _spread(W: Any, X: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
+    """Add W X of observations begin to end - 1 to out (V,p)."""
+    x, y, z = X
     for i in range(begin, end):
         Wi, to = W[i], out[view[i]]
         for a in range(W.shape[1]):
@@ -40,26 +41,27 @@ def _spread(W: Any, x: Any, y: Any, z: Any, view: Any, begin: Any, end: Any, out
 
 
 @njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
-def couple(W: Any, points: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+def couple(W: Any, points: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W points to out (V,p); points (N,3)."""
+    view, begin = index
     for j in range(first, last):
         x, y, z = points[j, 0], points[j, 1], points[j, 2]
-        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
+        _spread(W, (x, y, z), view, begin[j], begin[j + 1], out)
 
 
 @njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
-def couple_back(W: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+def couple_back(W: Any, views: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """out (N,3) = W^T views, of the points at hand; views (V,p)."""
+    view, begin = index
     for j in range(first, last):
         x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
         out[j, 0], out[j, 1], out[j, 2] = x, y, z
 
 
 @njit([f"void(float64[:,:,::1], float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
-def schur_product(
-    W: Any, V_inverse: Any, views: Any, view: Any, begin: Any, first: Any, last: Any, out: Any
-) -> None:  # fmt: skip
+def schur_product(W: Any, V_inverse: Any, views: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W V^-1 W^T views to out (V,p), reading W from memory once; views (V,p)."""
+    view, begin = index
     for j in range(first, last):
         x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
         B = V_inverse[j]
@@ -68,12 +70,13 @@ def schur_product(
             B[1, 0] * x + B[1, 1] * y + B[1, 2] * z,
             B[2, 0] * x + B[2, 1] * y + B[2, 2] * z,
         )
-        _spread(W, x, y, z, view, begin[j], begin[j + 1], out)
+        _spread(W, (x, y, z), view, begin[j], begin[j + 1], out)
 
 
 @njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
-def project_blocks(W: Any, motions: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+def project_blocks(W: Any, motions: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """out (M,c,3) = motions^T W, of the points at hand; motions (V,p,c)."""
+    view, begin = index
     p, c = motions.shape[1:]
     for i in range(begin[first], begin[last]):
         Wi, T, to = W[i], motions[view[i]], out[i]
@@ -89,8 +92,9 @@ def project_blocks(W: Any, motions: Any, view: Any, begin: Any, first: Any, last
 
 
 @njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
-def own_blocks(W: Any, V_inverse: Any, view: Any, begin: Any, first: Any, last: Any, out: Any) -> None:
+def own_blocks(W: Any, V_inverse: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W V^-1 W^T of each observation to the lower triangle of its view's block in out (V,p,p)."""
+    view, begin = index
     p = W.shape[1]
     for j in range(first, last):
         B = V_inverse[j]
@@ -104,18 +108,17 @@ def own_blocks(W: Any, V_inverse: Any, view: Any, begin: Any, first: Any, last: 
                     to[a, b] += x * Wi[b, 0] + y * Wi[b, 1] + z * Wi[b, 2]
 
 
-@njit(
-    [f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], int64, {_POINTS}, float64[::1], int64)"],
-    cache=True, **OPTIONS,
-)  # fmt: skip
-def reduce_pairs(
-    W: Any, V_inverse: Any, starts: Any, most: Any, view: Any, begin: Any, first: Any, last: Any, T: Any, stride: Any
-) -> None:  # fmt: skip
+@njit([f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+def reduce_pairs(W: Any, V_inverse: Any, starts: Any, index: Any, first: Any, last: Any, T: Any) -> None:
     """Add -W V^-1 W^T to T, in such a way that T + T^T is the sum: every pair of observations of a point once.
 
-    starts (V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics. most: observations
-    of a point at the most. T: rows of `stride` numbers, with room behind the last column, where zeros are added.
+    starts (V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics. T: square, with
+    room behind the last column, where zeros are added.
     """
+    view, begin = index
+    stride, most = T.shape[1], 0
+    for j in range(first, last):
+        most = max(most, begin[j + 1] - begin[j])
     p = W.shape[1]
     P = p - 6
     one_run = True

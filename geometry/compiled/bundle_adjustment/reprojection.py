@@ -1,19 +1,39 @@
 """Derivatives of reprojection errors for the bundle, eight observations at a time.
 
-The closed forms of `geometry.bundle_adjustment.problem`. A tile holds, in vectors of L lanes, the pose of each
-observation's view (as `equations` lays it out), its camera likewise, and a row: the point, the pixel, its weights. The
-unknowns of an observation are the columns (omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`,
-its point. codes: 0 to 4 for f, fx, fy, cx, cy, 5 + i for coefficient i of k1, k2, p1, p2, k3.
+The closed forms of `geometry.bundle_adjustment.problem`. The unknowns of an observation are the columns
+(omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`, its point. codes: 0 to 4 for f, fx, fy, cx,
+cy, 5 + i for coefficient i of k1, k2, p1, p2, k3.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from geometry.compiled.pose.equations import L, distort, distort_bend, jit, radial, robust
+from geometry.compiled.pose.equations import L, distort, distort_bend, jit, radial, rho
 from geometry.compiled.vectors import load, splat, store, where_less
 
 FREE = 10  # free intrinsics at the most
 COLUMNS = 6 + FREE + 3
 ENTRIES = COLUMNS * (COLUMNS + 1) // 2
+
+
+class Observations(NamedTuple):
+    """Eight of them, in vectors of L lanes: pose and camera of each one's view, as `equations` lays them out; a row.
+
+    row: the point, the pixel, its weights; lens: whether the cameras have distortion.
+    """
+
+    pose: Any
+    camera: Any
+    row: Any
+    lens: Any
+
+
+class Derivatives(NamedTuple):
+    """Of n columns, in vectors: J (2 n), gradient (n), the lower triangle H (n (n + 1) / 2), and room (3 n)."""
+
+    J: Any
+    gradient: Any
+    H: Any
+    work: Any
 
 
 @jit
@@ -38,8 +58,9 @@ def _basis(code: Any, camera: Any, x: Any, y: Any) -> Any:
 
 
 @jit
-def residuals(pose: Any, camera: Any, lens: Any, row: Any) -> Any:
-    """Weighted errors in u and v of a tile's observations."""
+def residuals(seen: Any) -> Any:
+    """Weighted errors in u and v of observations."""
+    pose, camera, row, lens = seen
     X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
     px = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
     py = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
@@ -63,14 +84,10 @@ def _at(a: Any, b: Any) -> Any:
 
 
 @jit
-def derive(
-    pose: Any, camera: Any, lens: Any, row: Any, codes: Any, kind: Any, scale2: Any, alpha: Any, exact: Any,
-    J: Any, gradient: Any, H: Any, work: Any,
-) -> Any:  # fmt: skip
-    """rho(|r|^2) of a tile's observations, and its gradient (n) and Hessian (lower triangle) in their n columns.
-
-    exact: the Hessian, else Gauss-Newton's part of it. J (2 n), gradient (n), H (n (n + 1) / 2), work (3 n) in vectors.
-    """
+def derive(seen: Any, robust: Any, codes: Any, exact: Any, out: Any) -> Any:
+    """rho(|r|^2) of observations, and their `Derivatives`; exact: the Hessian, else Gauss-Newton's part of it."""
+    pose, camera, row, lens = seen
+    J, gradient, H, _ = out
     P = len(codes)
     n = 9 + P
     X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
@@ -124,7 +141,7 @@ def derive(
             ju, jv = wu * (a00 * bu + a01 * bv), wv * (a10 * bu + a11 * bv)
         store(J, (6 + k) * L, where_less(0.0, wu * wu, ju, zero))
         store(J, (n + 6 + k) * L, where_less(0.0, wv * wv, jv, zero))
-    s, slope, bend = robust(kind, ru * ru + rv * rv, scale2, alpha)
+    s, slope, bend = rho(robust, ru * ru + rv * rv)
     for a in range(n):
         ja, ka = load(J, a * L), load(J, (n + a) * L)
         store(gradient, a * L, ja * ru + ka * rv)
@@ -132,24 +149,23 @@ def derive(
         g = 2.0 * bend * load(gradient, a * L)
         for b in range(a + 1):
             h = ja * load(J, b * L) + ka * load(J, (n + b) * L)
-            if exact and kind:
+            if exact and robust.code:
                 h += g * load(gradient, b * L)
             store(H, _at(a, b), h)
     for a in range(n):
         store(gradient, a * L, slope * load(gradient, a * L))
     ru, rv = slope * ru, slope * rv
     if exact:
-        _add_curvature(pose, camera, lens, codes, (qx, qy, qz), (x, y, iz), (u_x, u_y, v_x, v_y),
-                       (wu * ru, wv * rv), gradient, H, work)  # fmt: skip
+        slopes = (u_x, u_y, v_x, v_y)
+        _add_curvature(seen, codes, (qx, qy, qz), (x, y, iz), slopes, (wu * ru, wv * rv), out)
     return s
 
 
 @jit
-def _add_curvature(
-    pose: Any, camera: Any, lens: Any, codes: Any, q: Any, normal: Any, slopes: Any, covector: Any,
-    gradient: Any, H: Any, work: Any,
-) -> None:  # fmt: skip
-    """Add what the second derivatives of the pixels contribute along covector."""
+def _add_curvature(seen: Any, codes: Any, q: Any, normal: Any, slopes: Any, covector: Any, out: Any) -> None:
+    """Add to H what the second derivatives of the pixels contribute along covector."""
+    pose, camera, _, lens = seen
+    _, gradient, H, work = out
     P = len(codes)
     x, y, iz = normal
     u_x, u_y, v_x, v_y = slopes

@@ -30,8 +30,9 @@ def _pick(a: Any, b: Any, c: Any, p: Any, q: Any, r: Any) -> Any:
 
 
 @jit
-def _largest(ax: Any, ay: Any, az: Any, bx: Any, by: Any, bz: Any, cx: Any, cy: Any, cz: Any) -> Any:
+def _largest(first: Any, second: Any, third: Any) -> Any:
     """The longest of three vectors."""
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = first, second, third
     a, b, c = ax * ax + ay * ay + az * az, bx * bx + by * by + bz * bz, cx * cx + cy * cy + cz * cz
     return _pick(a, b, c, ax, bx, cx), _pick(a, b, c, ay, by, cy), _pick(a, b, c, az, bz, cz)
 
@@ -109,8 +110,12 @@ def _meet(lx: Any, ly: Any, lz: Any, conic: Any, eps: Any, out: Any, o: Any) -> 
 
 
 @jit
-def _depths(axy: Any, axz: Any, ayz: Any, cxy: Any, cxz: Any, cyz: Any, eps: Any, out: Any) -> None:
-    """Four depths (x, y, z) up to scale; NaN for those that are not real."""
+def _depths(squares: Any, cosines: Any, eps: Any, out: Any) -> None:
+    """Four depths (x, y, z) up to scale; NaN for those that are not real.
+
+    squares: of the distances xy, xz, yz of the points; cosines: of the angles between their rays.
+    """
+    (axy, axz, ayz), (cxy, cxz, cyz) = squares, cosines
     zero = splat(0.0, axy)
     first = (ayz, -ayz * cxy, zero, ayz - axy, axy * cyz, -axy)
     second = (ayz, zero, -ayz * cxz, -axz, axz * cyz, ayz - axz)
@@ -130,15 +135,16 @@ def _depths(axy: Any, axz: Any, ayz: Any, cxy: Any, cxz: Any, cyz: Any, eps: Any
         scale * _pick(a, b, c, kxy, kyy, kyz),
         scale * _pick(a, b, c, kxz, kyz, kzz),
     )
-    lx, ly, lz = _largest(xx, xy - pz, xz + py, xy + pz, yy, yz - px, xz - py, yz + px, zz)
+    lx, ly, lz = _largest((xx, xy - pz, xz + py), (xy + pz, yy, yz - px), (xz - py, yz + px, zz))
     _meet(lx, ly, lz, other, eps, out, 0)
-    lx, ly, lz = _largest(xx, xy + pz, xz - py, xy - pz, yy, yz + px, xz + py, yz - px, zz)
+    lx, ly, lz = _largest((xx, xy + pz, xz - py), (xy - pz, yy, yz + px), (xz + py, yz - px, zz))
     _meet(lx, ly, lz, other, eps, out, 6 * L)
 
 
 @jit
-def _newton(x: Any, y: Any, z: Any, axy: Any, axz: Any, ayz: Any, cxy: Any, cxz: Any, cyz: Any) -> Any:
-    """A Newton step on the three quadrics, and the largest of their errors before it."""
+def _newton(x: Any, y: Any, z: Any, squares: Any, cosines: Any) -> Any:
+    """A Newton step on the three quadrics of `_depths`, and the largest of their errors before it."""
+    (axy, axz, ayz), (cxy, cxz, cyz) = squares, cosines
     e = x * x + y * y - 2.0 * cxy * x * y - axy
     f = x * x + z * z - 2.0 * cxz * x * z - axz
     g = y * y + z * z - 2.0 * cyz * y * z - ayz
@@ -194,8 +200,8 @@ def p3p(sample: Any, eps: Any, work: Any, poses: Any) -> None:
     cxy, cxz, cyz = load(camera, 3 * L), load(camera, 4 * L), load(camera, 5 * L)
     size = axy + axz + ayz
     inverse = 1.0 / size
-    axy, axz, ayz, size = axy * inverse, axz * inverse, ayz * inverse, sqrt(size)
-    _depths(axy, axz, ayz, cxy, cxz, cyz, eps, depths)
+    squares, cosines, size = (axy * inverse, axz * inverse, ayz * inverse), (cxy, cxz, cyz), sqrt(size)
+    _depths(squares, cosines, eps, depths)
     _frame(sample, 9 * L, world)
     mx = (load(sample, 9 * L) + load(sample, 12 * L) + load(sample, 15 * L)) * (1.0 / 3.0)
     my = (load(sample, 10 * L) + load(sample, 13 * L) + load(sample, 16 * L)) * (1.0 / 3.0)
@@ -209,9 +215,9 @@ def p3p(sample: Any, eps: Any, work: Any, poses: Any) -> None:
         scale = where_less(x + y + z, 0.0, -scale, scale)
         x, y, z = x * scale, y * scale, z * scale
         for _ in range(5):
-            x, y, z, _ = _newton(x, y, z, axy, axz, ayz, cxy, cxz, cyz)
+            x, y, z, _ = _newton(x, y, z, squares, cosines)
         nearest, farthest = -_pick(-x, -y, -z, -x, -y, -z), _pick(x, y, z, x, y, z)
-        nx, ny, nz, error = _newton(x, y, z, axy, axz, ayz, cxy, cxz, cyz)
+        nx, ny, nz, error = _newton(x, y, z, squares, cosines)
         bound = tolerance * where_less(1.0, farthest, farthest * farthest, 1.0)
         good = where_less(0.0, nearest, where_less(error, bound, splat(1.0, sample), 0.0), 0.0)
         nx, ny, nz = nx * size, ny * size, nz * size

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.compiled.pose.descent import diagonal, shares, solve6
+from geometry.compiled.pose.descent import Linear, diagonal, shares, solve6
 from geometry.compiled.pose.equations import (
     CAMERA,
     OPTIONS,
@@ -13,14 +13,27 @@ from geometry.compiled.pose.equations import (
     ROW,
     SUMS,
     L,
+    Robust,
     distort,
     distort_bend,
     evaluate,
     jit,
     radial,
-    robust,
+    rho,
 )
-from geometry.compiled.pose.tile import BLOCK, INPUTS, drain, fill, fill_covector, fill_pose, rows_of
+from geometry.compiled.pose.tile import (
+    BLOCK,
+    INPUTS,
+    PART,
+    Data,
+    Part,
+    Rows,
+    drain,
+    fill,
+    fill_covector,
+    fill_pose,
+    room,
+)
 from geometry.compiled.vectors import load, splat, store, total, where_less
 
 __all__ = ["adjoint"]
@@ -28,14 +41,14 @@ __all__ = ["adjoint"]
 
 @jit
 def _vector_jacobian_product(
-    tile: Any, begin: Any, end: Any, pose: Any, camera: Any, model: Any, u: Any, sums: Any
-) -> None:
+    tile: Any, robust: Any, begin: Any, end: Any, pose: Any, u: Any, sums: Any
+) -> None:  # fmt: skip
     """Minus the derivative of <u, gradient of the cost> by the data, in the place of the data.
 
     Rows begin to end - 1 of the tile become those of points3d, points2d and weights; sums (CAMERA) gathers those of K
     and the coefficients, in the order of the camera.
     """
-    lens, kind, scale2, alpha = model
+    points, camera = tile.points, tile.camera
     r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
     r10, r11, r12 = load(pose, 3 * L), load(pose, 4 * L), load(pose, 5 * L)
     r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
@@ -45,7 +58,7 @@ def _vector_jacobian_product(
     vx, vy, vz = load(u, 3 * L), load(u, 4 * L), load(u, 5 * L)
     for j in range(begin, end):
         o = j * ROW
-        X, Y, Z = load(tile, o), load(tile, o + L), load(tile, o + 2 * L)
+        X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
         qx = r00 * X + r01 * Y + r02 * Z
         qy = r10 * X + r11 * Y + r12 * Z
         qz = r20 * X + r21 * Y + r22 * Z
@@ -56,27 +69,27 @@ def _vector_jacobian_product(
         nx = (oy * qz - oz * qy + vx) * iz - x * zdot
         ny = (oz * qx - ox * qz + vy) * iz - y * zdot
         dx, dy, fx, fy = x, y, nx, ny
-        if lens:
+        if tile.lens:
             dx, dy, j00, j01, j10, j11 = distort(camera, x, y)
             fx, fy = j00 * nx + j01 * ny, j10 * nx + j11 * ny
-        wu, wv = load(tile, o + 5 * L), load(tile, o + 6 * L)
-        mu = a00 * dx + a01 * dy - load(tile, o + 3 * L)
-        mv = a10 * dx + a11 * dy - load(tile, o + 4 * L)
+        wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
+        mu = a00 * dx + a01 * dy - load(points, o + 3 * L)
+        mv = a10 * dx + a11 * dy - load(points, o + 4 * L)
         ru, rv = wu * mu, wv * mv
         hu, hv = a00 * fx + a01 * fy, a10 * fx + a11 * fy
         eu, ev = wu * hu, wv * hv
         # f = rho' r.e; pu, pv = df/dr; ru, rv become df/de
         pu, pv = eu, ev
-        if kind:
+        if robust.code:
             along = ru * eu + rv * ev
-            _, slope, bend = robust(kind, ru * ru + rv * rv, scale2, alpha)
+            _, slope, bend = rho(robust, ru * ru + rv * rv)
             pu, pv = slope * eu + 2.0 * bend * along * ru, slope * ev + 2.0 * bend * along * rv
             ru, rv = slope * ru, slope * rv
-        store(tile, o + 5 * L, -(pu * mu + ru * hu))
-        store(tile, o + 6 * L, -(pv * mv + rv * hv))
+        store(points, o + 5 * L, -(pu * mu + ru * hu))
+        store(points, o + 6 * L, -(pv * mv + rv * hv))
         pu, pv, ru, rv = wu * pu, wv * pv, wu * ru, wv * rv
-        store(tile, o + 3 * L, pu)
-        store(tile, o + 4 * L, pv)
+        store(points, o + 3 * L, pu)
+        store(points, o + 4 * L, pv)
         store(sums, 0, load(sums, 0) - (pu * dx + ru * fx))
         store(sums, L, load(sums, L) - (pu * dy + ru * fy))
         store(sums, 2 * L, load(sums, 2 * L) - (pv * dx + rv * fx))
@@ -86,8 +99,8 @@ def _vector_jacobian_product(
         # covectors of the distorted n and of its motion, pulled back to n and its motion
         px, py = a00 * pu + a10 * pv, a01 * pu + a11 * pv
         cx, cy = a00 * ru + a10 * rv, a01 * ru + a11 * rv
-        if lens:
-            _distortion_gradient(camera, x, y, nx, ny, px, py, cx, cy, sums)
+        if tile.lens:
+            _distortion_gradient(camera, (x, y), (nx, ny), (px, py), (cx, cy), sums)
             kxx, kxy, kyy = distort_bend(camera, x, y, cx, cy)
             px, py = j00 * px + j10 * py + kxx * nx + kxy * ny, j01 * px + j11 * py + kxy * nx + kyy * ny
             cx, cy = j00 * cx + j10 * cy, j01 * cx + j11 * cy
@@ -97,16 +110,15 @@ def _vector_jacobian_product(
         cz = -(cx * x + cy * y)
         # motion of the point = omega x q + v
         px, py, pz = px + cy * oz - cz * oy, py + cz * ox - cx * oz, pz + cx * oy - cy * ox
-        store(tile, o, -(r00 * px + r10 * py + r20 * pz))
-        store(tile, o + L, -(r01 * px + r11 * py + r21 * pz))
-        store(tile, o + 2 * L, -(r02 * px + r12 * py + r22 * pz))
+        store(points, o, -(r00 * px + r10 * py + r20 * pz))
+        store(points, o + L, -(r01 * px + r11 * py + r21 * pz))
+        store(points, o + 2 * L, -(r02 * px + r12 * py + r22 * pz))
 
 
 @jit
-def _distortion_gradient(
-    camera: Any, x: Any, y: Any, nx: Any, ny: Any, pu: Any, pv: Any, cu: Any, cv: Any, sums: Any
-) -> None:
+def _distortion_gradient(camera: Any, n: Any, n_dot: Any, p: Any, c: Any, sums: Any) -> None:
     """Subtract from sums the derivative of p.distort(n) + c.(d distort(n) / dn) n' by the twelve coefficients."""
+    (x, y), (nx, ny), (pu, pv), (cu, cv) = n, n_dot, p, c
     r2, r2dot = x * x + y * y, 2.0 * (x * nx + y * ny)
     g, g1, _, d, d1 = radial(camera, r2)
     # p.n g + c.(n g)' = a g + b g'
@@ -132,76 +144,72 @@ def _distortion_gradient(
 
 
 @njit(
-    [f"void({INPUTS.format(t)}, {t}, {t}[:,:,::1], boolean, boolean, int64, int64, int64, int8[::1], "
-     f"{t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])"
-     for t in ("float64", "float32")],
+    [f"void({INPUTS.format(t)}, float64, boolean, Tuple(({t}[:,:,::1], int8[::1], {t}[:,:,::1])), {PART}, "
+     f"Tuple(({t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])))" for t in ("float64", "float32")],
     cache=True, **OPTIONS,
 )  # fmt: skip
-def adjoint(
-    data: Any, kind: Any, scale2: Any, alpha: Any, eps: Any, least: Any, poses: Any, exact: Any,
-    spread: Any, begin: Any, end: Any, slot: Any, statuses: Any, covectors: Any,
-    grad2d: Any, grad3d: Any, grad_K: Any, grad_distortion: Any, grad_weights: Any,
-) -> None:  # fmt: skip
+def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, gradients: Any) -> None:
     """Vector-Jacobian product of the minima that `solve` found: gradients of <covectors, poses> by the data.
 
     One solve with the exact Hessian (or the Gauss-Newton matrix) and one pass over the points
-    (`geometry.optim.adjoint`). Where an argument is shared, its gradient has leading size `slots` instead of B, and
-    this call adds to row `slot`; to those of K and distortion it adds always. A gradient without elements is not
-    wanted. Problems that did not converge get zeros, as do those whose matrix is singular: its share at most `least`
-    (`geometry.optim.linear`).
+    (`geometry.optim.adjoint`). data, robust, part: as of `solve`; at: poses (B,4,4), statuses (B,), covectors (B,4,4).
+    gradients: by the first five of data. Where one of these is shared, its gradient has leading size `slots` instead
+    of B, and this call adds to row `slot`; to those of K and distortion it adds always. A gradient without elements is
+    not wanted. Problems that did not converge get zeros, as do those whose matrix is singular: its share at most
+    `least` (`geometry.optim.linear`).
     """
+    data, robust, part = Data(*data), Robust(*robust), Part(*part)
     points2d, points3d, K, distortion, weights, _ = data
-    model = (distortion.shape[1], kind, scale2, alpha)
-    n, rows = points2d.shape[1], rows_of(points2d, spread)
-    tile = np.empty(rows * ROW, poses.dtype)
-    camera, pose = np.zeros(CAMERA, poses.dtype), np.empty(POSE, poses.dtype)
-    centre, work, sums = np.empty(3 * L, poses.dtype), np.empty(42 * L, poses.dtype), np.empty(SUMS, poses.dtype)
+    poses, statuses, covectors = at
+    grad2d, grad3d, grad_K, grad_distortion, grad_weights = gradients
+    n = points2d.shape[1]
+    tile, visible = room(data, part.spread)
+    pose, sums = np.empty(POSE, poses.dtype), np.empty(SUMS, poses.dtype)
     rhs, step, ok = np.empty(6 * L, poses.dtype), np.empty(6 * L, poses.dtype), np.empty(L, poses.dtype)
-    size = np.empty(6 * L, poses.dtype)
-    counts = np.empty(2 * L, np.int64)
-    width, per_row = (1, L) if spread else (L, 1)
-    for first in range(begin, end, width):
-        fill(data, first, end, spread, tile, rows, camera, centre, counts)
-        for at in range(L):
-            lane = at % width
-            b = min(first + lane, end - 1)
-            fill_pose(poses, b, at, centre, lane, pose)
-            fill_covector(covectors, b, at, centre, lane, pose, rhs)
-            ok[at] = 1.0 if statuses[b] == 0 else 0.0
-        evaluate(tile, rows, spread, pose, camera, model, exact, sums)
-        pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
+    work, size = np.empty(42 * L, poses.dtype), np.empty(6 * L, poses.dtype)
+    centre, (width, per_row) = visible.centre, ((1, L) if part.spread else (L, 1))
+    for first in range(part.begin, part.end, width):
+        fill(data, first, part.end, tile, visible)
+        for to in range(L):
+            lane = to % width
+            b = min(first + lane, part.end - 1)
+            fill_pose(poses, b, to, centre, lane, pose)
+            fill_covector(covectors, b, to, centre, lane, pose, rhs)
+            ok[to] = 1.0 if statuses[b] == 0 else 0.0
+        evaluate(tile, robust, pose, exact, sums)
+        pivot = solve6(sums, splat(0.0, pose), Linear(rhs, step, work))
         diagonal(sums, size)
         left, _ = shares(work, size, size)
         store(ok, 0, where_less(0.0, pivot, where_less(least, left, load(ok, 0), 0.0), 0.0))
         for k in range(0, CAMERA, L):
             store(sums, k, 0.0)
-        last = min(width, end - first)
-        for row in range(0, rows, BLOCK):
-            until = min(row + BLOCK, rows)
-            _vector_jacobian_product(tile, row, until, pose, camera, model, step, sums)
+        last = min(width, part.end - first)
+        for row in range(0, tile.rows, BLOCK):
+            until = min(row + BLOCK, tile.rows)
+            _vector_jacobian_product(tile, robust, row, until, pose, step, sums)
             i, j = row * per_row, min(until * per_row, n)
             for lane in range(last):
                 b, good = first + lane, ok[lane] != 0.0
                 if grad2d.size:
-                    drain(tile, 3, 2, lane, spread, i, j, good, grad2d, b, False)
+                    drain(tile, 3, lane, i, j, good, Rows(grad2d, b, False))
                 if grad3d.size:
                     shared = points3d.shape[0] == 1
-                    drain(tile, 0, 3, lane, spread, i, j, good, grad3d, slot if shared else b, shared)
+                    drain(tile, 0, lane, i, j, good, Rows(grad3d, part.slot if shared else b, shared))
                 if grad_weights.size:
                     shared = weights.shape[0] == 1
-                    drain(tile, 5, 2, lane, spread, i, j, good, grad_weights, slot if shared else b, shared)
-        if spread:
+                    drain(tile, 5, lane, i, j, good, Rows(grad_weights, part.slot if shared else b, shared))
+        if part.spread:
             for k in range(0, CAMERA, L):
                 store(sums, k, splat(total(load(sums, k)), sums))
         for lane in range(last):
             b = first + lane
             if ok[lane] != 0.0 and grad_K.size:
-                at = slot if K.shape[0] == 1 else b
+                row = part.slot if K.shape[0] == 1 else b
                 for i in range(2):
-                    grad_K[at, i, 0] += sums[2 * i * L + lane]
-                    grad_K[at, i, 1] += sums[(2 * i + 1) * L + lane]
-                    grad_K[at, i, 2] += sums[(4 + i) * L + lane]
+                    grad_K[row, i, 0] += sums[2 * i * L + lane]
+                    grad_K[row, i, 1] += sums[(2 * i + 1) * L + lane]
+                    grad_K[row, i, 2] += sums[(4 + i) * L + lane]
             if ok[lane] != 0.0 and grad_distortion.size:
-                at = slot if distortion.shape[0] == 1 else b
+                row = part.slot if distortion.shape[0] == 1 else b
                 for i in range(distortion.shape[1]):
-                    grad_distortion[at, i] += sums[(6 + i) * L + lane]
+                    grad_distortion[row, i] += sums[(6 + i) * L + lane]

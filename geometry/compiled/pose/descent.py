@@ -1,6 +1,6 @@
 """Levenberg-Marquardt and Newton on a tile of PnP problems, every lane with a fate of its own."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,15 +13,31 @@ from geometry.compiled.constants import (
     SAME_STEP,
 )
 from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
-from geometry.compiled.vectors import fabs, highest, load, lowest, splat, sqrt, store, where_less
+from geometry.compiled.vectors import fabs, highest, load, splat, sqrt, store, where_less
+
+
+class Linear(NamedTuple):
+    """Of six linear equations: right-hand side and solution (6 L), and what `solve6` leaves of the matrix (42 L)."""
+
+    rhs: Any
+    step: Any
+    work: Any
+
+
+class Rule(NamedTuple):
+    """What is singular: the margin, and `FEIGNED` of `geometry.optim.linear`."""
+
+    least: Any
+    feigned: Any
 
 
 @jit
-def solve6(sums: Any, damping: Any, rhs: Any, work: Any, step: Any) -> Any:
+def solve6(sums: Any, damping: Any, linear: Any) -> Any:
     """Solve (H + diag(damping H_ii)) step = rhs by L D L^T. Returns the least pivot relative to its diagonal entry.
 
     A direction that the data do not see still gets some damping. No pivot is below `shares` of its matrix.
     """
+    rhs, step, work = linear
     most = load(sums, HESSIAN)
     for i in range(1, 6):
         d = load(sums, HESSIAN + (i * (i + 3) // 2) * L)
@@ -149,24 +165,25 @@ def dot6(a: Any, b: Any) -> Any:
 
 @jit
 def levenberg_marquardt(
-    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, max_steps: Any, enough: Any, eps: Any, pose: Any,
-    work: Any, now: Any,
+    tile: Any, robust: Any, max_steps: Any, enough: Any, pose: Any, work: Any, now: Any
 ) -> Any:  # fmt: skip
     """`geometry.optim.descent.levenberg_marquardt` on a tile, until the predicted relative decrease is `enough`.
 
     Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane, and
-    leaves in `now` the normal equations (SUMS) at the pose.
+    leaves in `now` the normal equations (SUMS) at the pose. A lane that has ended stays as it is.
     """
+    one, smallest = splat(1.0, pose), np.finfo(pose.dtype).eps ** SAME_STEP
     trial, new = np.empty_like(pose), np.empty(SUMS, pose.dtype)
     rhs, step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
-    cost = evaluate(tile, rows, spread, pose, camera, model, False, now)
-    running = where_less(cost, np.inf, splat(1.0, tile), 0.0)
-    damping, growth, steps = splat(DAMPING, tile), splat(2.0, tile), splat(0.0, tile)
+    linear = Linear(rhs, step, work)
+    cost = evaluate(tile, robust, pose, False, now)
+    running = where_less(cost, np.inf, one, 0.0)
+    damping, growth, steps = splat(DAMPING, pose), splat(2.0, pose), splat(0.0, pose)
     for _ in range(max_steps):
         if highest(running) == 0.0:
             break
         negated_gradient(now, rhs)
-        pivot = solve6(now, damping, rhs, work, step)
+        pivot = solve6(now, damping, linear)
         for k in range(0, 6 * L, L):  # damped, and only a trial: that it can be factorised is enough
             store(step, k, where_less(0.0, pivot, load(step, k), 0.0))
         predicted = 0.5 * dot6(rhs, step)
@@ -174,8 +191,8 @@ def levenberg_marquardt(
             a = load(now, HESSIAN + (i * (i + 3) // 2) * L)
             predicted += 0.5 * damping * a * load(step, i * L) * load(step, i * L)
         retract(pose, step, trial)
-        trial_cost = evaluate(tile, rows, spread, trial, camera, model, False, new)
-        accept = running * where_less(trial_cost, cost, splat(1.0, tile), 0.0)
+        trial_cost = evaluate(tile, robust, trial, False, new)
+        accept = running * where_less(trial_cost, cost, one, 0.0)
         ratio = (cost - trial_cost) / where_less(1e-300, predicted, predicted, 1e-300)
         ratio = where_less(ratio, 2.0, where_less(-1.0, ratio, ratio, -1.0), 2.0)
         cubed = 2.0 * ratio - 1.0
@@ -184,39 +201,37 @@ def levenberg_marquardt(
         shrunk = damping * shrink
         shrunk = where_less(shrunk, LEAST_DAMPING, LEAST_DAMPING, shrunk)
         lower = where_less(trial_cost, cost, trial_cost, cost)
-        done = where_less(enough * lower, predicted, still(pose, step, eps**SAME_STEP), 1.0)
+        done = where_less(enough * lower, predicted, still(pose, step, smallest), 1.0)
         blend(accept, trial, pose, POSE)
         blend(accept, new, now, SUMS)
         cost = where_less(0.5, accept, trial_cost, cost)
         damping = where_less(0.5, accept, shrunk, damping * growth)
         growth = where_less(0.5, accept, 2.0, 2.0 * growth)
         steps += accept
-        running *= where_less(0.5, done, 0.0, where_less(damping, MOST_DAMPING, splat(1.0, tile), 0.0))
+        running *= where_less(0.5, done, 0.0, where_less(damping, MOST_DAMPING, one, 0.0))
     return cost, steps
 
 
 @jit
-def _linear_share(now: Any, own: Any, rhs: Any, work: Any, step: Any, together: Any) -> Any:
-    """The share of J^T J in now, -1 where it is not definite. Overwrites rhs, work, step and together (6 L)."""
-    negated_gradient(now, rhs)
-    pivot = solve6(now, splat(0.0, now), rhs, work, step)
+def _linear_share(now: Any, own: Any, linear: Any, together: Any) -> Any:
+    """The share of J^T J in now, -1 where it is not definite. Overwrites linear and together (6 L)."""
+    negated_gradient(now, linear.rhs)
+    pivot = solve6(now, splat(0.0, now), linear)
     join(own, together)
     for k in range(0, 6 * L, L):
         store(together, k, sqrt(load(own, k) * load(together, k)))
-    share, _ = shares(work, together, together)
+    share, _ = shares(linear.work, together, together)
     return where_less(0.0, pivot, share, -1.0)
 
 
 @jit
-def _determined(
-    sums: Any, now: Any, own: Any, rhs: Any, cost: Any, least: Any, feigned: Any, asked: Any, work: Any, step: Any
-) -> Any:  # fmt: skip
+def _determined(sums: Any, now: Any, own: Any, cost: Any, rule: Any, asked: Any, linear: Any) -> Any:
     """`geometry.optim.linear.determined` in the lanes that are asked for (1), 0 in all others.
 
-    sums: gradient and exact Hessian, which `solve6` has factorised in work, its pivots positive where asked; now:
-    J^T J, and own its diagonal; cost: what it is there. Overwrites rhs, work and step.
+    sums: gradient and exact Hessian, which `solve6` has factorised in linear, its pivots positive where asked; now:
+    J^T J, and own its diagonal; cost: what it is there. Overwrites linear.
     """
-    size, together = np.empty(6 * L, work.dtype), np.empty(6 * L, work.dtype)
+    size, together = np.empty(6 * L, own.dtype), np.empty(6 * L, own.dtype)
     diagonal(sums, size)
     for k in range(0, 6 * L, L):
         a, b = load(own, k), load(size, k)
@@ -224,68 +239,67 @@ def _determined(
     join(size, together)
     cosine2 = splat(0.0, sums)
     for k in range(0, 6 * L, L):
-        g = load(rhs, k)
+        g = load(linear.rhs, k)
         cosine2 += g * g / load(together, k)
-    curved, alone = shares(work, size, together)
-    alone -= feigned * sqrt(0.5 * cosine2 / cost)
-    asked = where_less(least, curved, asked, 0.0)
+    curved, alone = shares(linear.work, size, together)
+    alone -= rule.feigned * sqrt(0.5 * cosine2 / cost)
+    asked = where_less(rule.least, curved, asked, 0.0)
     # NaN where the cost is zero: J^T J has to tell then
-    if highest(where_less(least, alone, 0.0, asked)) == 1.0:
-        linear = _linear_share(now, own, rhs, work, step, together)
-        alone = where_less(linear, alone, alone, linear)
-    return where_less(least, alone, asked, 0.0)
+    if highest(where_less(rule.least, alone, 0.0, asked)) == 1.0:
+        alone = where_less(rule.least, alone, alone, _linear_share(now, own, linear, together))
+    return where_less(rule.least, alone, asked, 0.0)
 
 
 @jit
-def polish(
-    tile: Any, rows: Any, spread: Any, camera: Any, model: Any, eps: Any, least: Any, feigned: Any, pose: Any,
-    work: Any, now: Any,
-) -> Any:  # fmt: skip
+def polish(tile: Any, robust: Any, rule: Any, pose: Any, work: Any, now: Any) -> Any:
     """Undamped Newton steps with the exact Hessian, until the next one would not matter; that one is still taken.
 
-    now: normal equations (SUMS) near the pose, with J^T J; least, feigned: the margin and `FEIGNED` of
-    `geometry.optim.linear`, whose `determined` is the rule here. Moves pose in place; returns cost, and lane by lane
-    whether stationary, whether determined.
+    now: normal equations (SUMS) near the pose, with J^T J; the `rule` is that of `geometry.optim.linear.determined`.
+    Moves pose in place; returns cost, and lane by lane whether stationary, whether determined. A lane that has ended
+    stays as it is, whatever the others still need.
     """
+    one, zero, eps = splat(1.0, pose), splat(0.0, pose), np.finfo(pose.dtype).eps
+    tolerance, smallest = max(1e-13, 50.0 * eps), eps**SAME_STEP
     own, candidate, sums = np.empty(6 * L, pose.dtype), pose.copy(), np.empty(SUMS, pose.dtype)
     rhs, step, best_step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.zeros(6 * L, pose.dtype)
-    cost, decrease = splat(np.inf, tile), splat(np.inf, tile)
-    stationary, definite, determined = splat(0.0, tile), splat(0.0, tile), splat(0.0, tile)
-    tolerance = max(1e-13, 50.0 * eps)
+    linear = Linear(rhs, step, work)
+    cost, decrease, running = splat(np.inf, pose), splat(np.inf, pose), one
+    stationary, definite, determined = zero, zero, zero
     diagonal(now, own)
     for i in range(4):
-        new_cost = evaluate(tile, rows, spread, candidate, camera, model, True, sums)
+        new_cost = evaluate(tile, robust, candidate, True, sums)
         negated_gradient(sums, rhs)
-        pivot = solve6(sums, splat(0.0, tile), rhs, work, step)
-        new_definite = where_less(least, pivot, splat(1.0, tile), 0.0)
+        pivot = solve6(sums, zero, linear)
+        new_definite = where_less(rule.least, pivot, one, 0.0)
         new_decrease = 0.5 * dot6(rhs, step)
         # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        better = where_less(new_cost, SAME_COST * cost + 1e3 * eps, splat(1.0, tile), 0.0)
-        better *= new_definite * where_less(decrease, new_decrease, 0.0, splat(1.0, tile))
+        better = where_less(new_cost, SAME_COST * cost + 1e3 * eps, running, 0.0)
+        better *= new_definite * where_less(decrease, new_decrease, 0.0, one)
         if i == 0:
-            better = splat(1.0, tile)
+            better = one
         blend(better, candidate, pose, POSE)
         blend(better, step, best_step, 6 * L)
         cost = where_less(0.5, better, new_cost, cost)
         decrease = where_less(0.5, better, new_decrease, decrease)
         definite = where_less(0.5, better, new_definite, definite)
-        small = where_less(tolerance * cost, decrease, still(pose, best_step, eps**SAME_STEP), 1.0)
+        small = where_less(tolerance * cost, decrease, still(pose, best_step, smallest), 1.0)
         stationary = definite * small
         asked = stationary * better
         if highest(asked) == 1.0:
-            found = _determined(sums, now, own, rhs, new_cost, least, feigned, asked, work, step)
+            found = _determined(sums, now, own, new_cost, rule, asked, linear)
             determined = where_less(0.5, better, found, determined)
         # where J^T J is singular, another step has to show that it was not the gradient that made H definite
-        if lowest(where_less(0.5, better * definite, stationary * determined, 1.0)) == 1.0:
+        running = where_less(0.5, better * definite, where_less(0.5, stationary * determined, 0.0, running), 0.0)
+        if highest(running) == 0.0:
             break
         retract(pose, best_step, candidate)
     asked = where_less(0.5, stationary, 0.0, definite)
     if highest(asked) == 1.0:  # seldom: stalled, unless there is nothing to find
-        new_cost = evaluate(tile, rows, spread, pose, camera, model, True, sums)
+        new_cost = evaluate(tile, robust, pose, True, sums)
         negated_gradient(sums, rhs)
-        solve6(sums, splat(0.0, tile), rhs, work, step)
-        found = _determined(sums, now, own, rhs, new_cost, least, feigned, asked, work, step)
-        determined = where_less(0.5, stationary, determined, found)
+        solve6(sums, zero, linear)
+        found = _determined(sums, now, own, new_cost, rule, asked, linear)
+        determined = where_less(0.5, asked, found, determined)
     stationary *= determined
     for k in range(0, 6 * L, L):
         store(best_step, k, where_less(0.5, stationary, load(best_step, k), 0.0))

@@ -11,12 +11,11 @@ point but the seven numbers of its row in the tile. Curvature adds to S (lens, k
 (division by depth).
 
 Layout, in vectors of L lanes: a tile has a ROW for every point; a pose is R row by row, then t; a camera is K[:2,:2]
-row by row, the principal point, and twelve distortion coefficients in OpenCV's order. A model is the tuple (number of
-coefficients, code of the robust kernel, its squared scale, its shape).
+row by row, the principal point, and twelve distortion coefficients in OpenCV's order.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -50,32 +49,54 @@ OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)
 jit: Any = njit(**OPTIONS)
 
 
+class Robust(NamedTuple):
+    """A robust kernel: its code in ROBUST, its squared scale, its shape."""
+
+    code: Any
+    scale2: Any
+    alpha: Any
+
+
+class Tile(NamedTuple):
+    """Problems in lanes: points (rows ROW), camera (CAMERA), number of distortion coefficients.
+
+    spread: the lanes hold points of one problem, whose sums are added up, instead of one problem each.
+    """
+
+    points: Any
+    rows: Any
+    camera: Any
+    lens: Any
+    spread: Any
+
+
 @jit
-def robust(kind: Any, s: Any, scale2: Any, alpha: Any) -> Any:
+def rho(robust: Any, s: Any) -> Any:
     """rho(s), rho'(s), rho''(s) of `geometry.robust`."""
+    code, scale2, alpha = robust
     one = splat(1.0, s)
-    if kind == 1:
+    if code == 1:
         scale = math.sqrt(scale2)
         root = sqrt(where_less(scale2, s, s, one))
-        rho = where_less(scale2, s, 2.0 * scale * root - scale2, s)
-        return rho, where_less(scale2, s, scale / root, one), where_less(scale2, s, -0.5 * scale / (root * s), 0.0)
-    if kind == 2:
+        value = where_less(scale2, s, 2.0 * scale * root - scale2, s)
+        return value, where_less(scale2, s, scale / root, one), where_less(scale2, s, -0.5 * scale / (root * s), 0.0)
+    if code == 2:
         x = s / scale2
         d = 1.0 / (1.0 + x)
         series = x - x * x * (0.5 - x * (1.0 / 3.0))  # the logarithm of 1 + x loses the digits of a small x
         return scale2 * where_less(x, 1e-5, series, log(1.0 + x)), d, -d * d / scale2
-    if kind == 3:
+    if code == 3:
         d = 1.0 / (1.0 + s / scale2)
         return s * d, d * d, -2.0 * d * d * d / scale2
-    if kind == 4:
+    if code == 4:
         b = abs(alpha - 2.0)
         x = s / (scale2 * b)
         logarithm = where_less(x, 1e-5, x - x * x * (0.5 - x * (1.0 / 3.0)), log(1.0 + x))
         slope = exp((0.5 * alpha - 1.0) * logarithm)
         power = 0.5 * alpha * logarithm
         grown = where_less(fabs(power), 1e-5, power + 0.5 * power * power, exp(power) - 1.0)
-        rho = (2.0 * scale2 * b / alpha) * grown
-        return rho, slope, (0.5 * alpha - 1.0) * slope / ((1.0 + x) * (scale2 * b))
+        value = (2.0 * scale2 * b / alpha) * grown
+        return value, slope, (0.5 * alpha - 1.0) * slope / ((1.0 + x) * (scale2 * b))
     return s, one, splat(0.0, s)
 
 
@@ -122,26 +143,26 @@ def distort_bend(camera: Any, x: Any, y: Any, bu: Any, bv: Any) -> Any:
 
 
 @jit
-def accumulate(
-    tile: Any, rows: Any, pose: Any, camera: Any, lens: Any, kind: Any, scale2: Any, alpha: Any, curved: Any, sums: Any
-) -> None:
+def accumulate(tile: Any, robust: Any, pose: Any, bent: Any, curved: Any, sums: Any) -> None:
     """Cost, least depth, gradient and Gauss-Newton matrix, or exact Hessian (curved), of every lane at its pose.
 
-    lens, kind and curved are None where they do not occur: numba then drops their branches from the loop.
+    bent (by a lens or a robust kernel) and curved are None where they are not: numba then drops their branches from
+    the loop.
     """
+    points, camera = tile.points, tile.camera
     r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
     r10, r11, r12 = load(pose, 3 * L), load(pose, 4 * L), load(pose, 5 * L)
     r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
     tx, ty, tz = load(pose, 9 * L), load(pose, 10 * L), load(pose, 11 * L)
     a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
-    zero = splat(0.0, tile)
-    cost, nearest = zero, splat(np.inf, tile)
+    zero = splat(0.0, points)
+    cost, nearest = zero, splat(np.inf, points)
     g0 = g1 = g2 = g3 = g4 = g5 = zero
     h00 = h10 = h11 = h20 = h21 = h22 = h30 = h31 = h32 = h33 = zero
     h40 = h41 = h42 = h43 = h44 = h50 = h51 = h52 = h53 = h54 = h55 = zero
-    for j in range(rows):
+    for j in range(tile.rows):
         o = j * ROW
-        X, Y, Z = load(tile, o), load(tile, o + L), load(tile, o + 2 * L)
+        X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
         qx = r00 * X + r01 * Y + r02 * Z
         qy = r10 * X + r11 * Y + r12 * Z
         qz = r20 * X + r21 * Y + r22 * Z
@@ -151,20 +172,20 @@ def accumulate(
         x, y = (qx + tx) * iz, (qy + ty) * iz
         # pixel = A distorted; D = its derivative by n
         u, v, d00, d01, d10, d11 = x, y, a00, a01, a10, a11
-        if lens is not None:
+        if bent is not None:
             u, v, j00, j01, j10, j11 = distort(camera, x, y)
             d00, d01 = a00 * j00 + a01 * j10, a00 * j01 + a01 * j11
             d10, d11 = a10 * j00 + a11 * j10, a10 * j01 + a11 * j11
-        wu, wv = load(tile, o + 5 * L), load(tile, o + 6 * L)
-        ru = wu * (a00 * u + a01 * v - load(tile, o + 3 * L))
-        rv = wv * (a10 * u + a11 * v - load(tile, o + 4 * L))
+        wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
+        ru = wu * (a00 * u + a01 * v - load(points, o + 3 * L))
+        rv = wv * (a10 * u + a11 * v - load(points, o + 4 * L))
         s = ru * ru + rv * rv
         wu, wv = wu * iz, wv * iz
         ux, uy, vx, vy = wu * d00, wu * d01, wv * d10, wv * d11
         bx, by = ux * ru + vx * rv, uy * ru + vy * rv
         sxx, sxy, syy = ux * ux + vx * vx, ux * uy + vx * vy, uy * uy + vy * vy
-        if kind is not None:
-            s, slope, bend = robust(kind, s, scale2, alpha)
+        if bent is not None:
+            s, slope, bend = rho(robust, s)
             sxx, sxy, syy = slope * sxx, slope * sxy, slope * syy
             if curved is not None:
                 sxx += 2.0 * bend * bx * bx
@@ -179,7 +200,7 @@ def accumulate(
         f2, f5 = qx * by - qy * bx, -(x * bx + y * by)
         g0, g1, g2, g3, g4, g5 = g0 + f0, g1 + f1, g2 + f2, g3 + bx, g4 + by, g5 + f5
         if curved is not None:
-            if lens is not None:
+            if bent is not None:
                 bu, bv = wu * ru, wv * rv
                 kxx, kxy, kyy = distort_bend(camera, x, y, bu * a00 + bv * a10, bu * a01 + bv * a11)
                 sxx, sxy, syy = sxx + kxx * iz, sxy + kxy * iz, syy + kyy * iz
@@ -222,17 +243,18 @@ def accumulate(
         h55 += x * x5 + y * y5
     store(sums, COST, 0.5 * cost)
     store(sums, NEAREST, nearest)
-    store6(sums, GRADIENT, g0, g1, g2, g3, g4, g5)
-    store6(sums, HESSIAN, h00, h10, h11, h20, h21, h22)
-    store6(sums, HESSIAN + 6 * L, h30, h31, h32, h33, h40, h41)
-    store6(sums, HESSIAN + 12 * L, h42, h43, h44, h50, h51, h52)
+    store6(sums, GRADIENT, (g0, g1, g2, g3, g4, g5))
+    store6(sums, HESSIAN, (h00, h10, h11, h20, h21, h22))
+    store6(sums, HESSIAN + 6 * L, (h30, h31, h32, h33, h40, h41))
+    store6(sums, HESSIAN + 12 * L, (h42, h43, h44, h50, h51, h52))
     store(sums, HESSIAN + 18 * L, h53)
     store(sums, HESSIAN + 19 * L, h54)
     store(sums, HESSIAN + 20 * L, h55)
 
 
 @jit
-def store6(array: Any, place: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> None:
+def store6(array: Any, place: Any, values: Any) -> None:
+    a, b, c, d, e, f = values
     store(array, place, a)
     store(array, place + L, b)
     store(array, place + 2 * L, c)
@@ -242,21 +264,18 @@ def store6(array: Any, place: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: An
 
 
 @jit
-def evaluate(
-    tile: Any, rows: Any, spread: Any, pose: Any, camera: Any, model: Any, curved: Any, sums: Any
-) -> Any:  # fmt: skip
+def evaluate(tile: Any, robust: Any, pose: Any, curved: Any, sums: Any) -> Any:
     """`accumulate`, added up over the lanes if spread. Returns the cost, infinite where a pose is infeasible."""
-    lens, kind, scale2, alpha = model
-    if curved:
-        if lens or kind:
-            accumulate(tile, rows, pose, camera, 1, kind, scale2, alpha, 1, sums)
-        else:
-            accumulate(tile, rows, pose, camera, None, None, scale2, alpha, 1, sums)
-    elif lens or kind:
-        accumulate(tile, rows, pose, camera, 1, kind, scale2, alpha, None, sums)
+    bent = tile.lens or robust.code
+    if curved and bent:
+        accumulate(tile, robust, pose, 1, 1, sums)
+    elif curved:
+        accumulate(tile, robust, pose, None, 1, sums)
+    elif bent:
+        accumulate(tile, robust, pose, 1, None, sums)
     else:
-        accumulate(tile, rows, pose, camera, None, None, scale2, alpha, None, sums)
-    if spread:
+        accumulate(tile, robust, pose, None, None, sums)
+    if tile.spread:
         nearest = lowest(load(sums, NEAREST))
         for k in range(0, SUMS, L):
             store(sums, k, splat(total(load(sums, k)), sums))

@@ -22,20 +22,22 @@ _SYMMETRIC = np.array([0, 1, 2, 1, 3, 4, 2, 4, 5])  # entry (i, j) among xx, xy,
 
 
 @jit
-def fill_rays(tile: Any, rows: Any, camera: Any, lens: Any, tolerance: Any, eps: Any, rays: Any) -> None:
+def fill_rays(tile: Any, rays: Any) -> None:
     """x, y of the ray (x, y, 1) and squared weight of every point of a spread tile (`geometry.camera.unproject`).
 
     The weight is zero where the lens has no or no unique ray.
     """
+    points, camera, eps = tile.points, tile.camera, np.finfo(rays.dtype).eps
+    tolerance = 1e-6 if eps < 1e-10 else 1e-4
     a, b, c, d = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
     scale = 1.0 / (a * d - b * c)
-    for j in range(rows):
+    for j in range(tile.rows):
         o = j * ROW
-        u, v = load(tile, o + 3 * L), load(tile, o + 4 * L)
-        wu, wv = load(tile, o + 5 * L), load(tile, o + 6 * L)
+        u, v = load(points, o + 3 * L), load(points, o + 4 * L)
+        wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
         tx, ty = (d * u - b * v) * scale, (a * v - c * u) * scale
-        x, y, good = tx, ty, splat(1.0, tile)
-        if lens:
+        x, y, good = tx, ty, splat(1.0, points)
+        if tile.lens:
             for _ in range(20):
                 px, py, j00, j01, j10, j11 = distort(camera, x, y)
                 ex, ey = px - tx, py - ty
@@ -57,28 +59,29 @@ def fill_rays(tile: Any, rows: Any, camera: Any, lens: Any, tolerance: Any, eps:
 
 
 @jit
-def sum_up(tile: Any, rows: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
+def sum_up(tile: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
     """The 60 sums of the object-space error, of points about their weighted centre `middle` and of size 1.
 
     Returns the size that was divided by.
     """
     sums, products = work[: FORM * L], work[FORM * L : (FORM + 10) * L]
-    weight, cx, cy, cz = splat(0.0, tile), splat(0.0, tile), splat(0.0, tile), splat(0.0, tile)
-    for j in range(rows):
+    points, zero = tile.points, splat(0.0, rays)
+    weight, cx, cy, cz = zero, zero, zero, zero
+    for j in range(tile.rows):
         o, w = j * ROW, load(rays, (3 * j + 2) * L)
         weight += w
-        cx, cy, cz = cx + w * load(tile, o), cy + w * load(tile, o + L), cz + w * load(tile, o + 2 * L)
+        cx, cy, cz = cx + w * load(points, o), cy + w * load(points, o + L), cz + w * load(points, o + 2 * L)
     scale = total(weight)
     scale = 1.0 / scale if scale > 0.0 else 0.0 * scale
     middle[0], middle[1], middle[2] = total(cx) * scale, total(cy) * scale, total(cz) * scale
-    cx, cy, cz = splat(middle[0], tile), splat(middle[1], tile), splat(middle[2], tile)
+    cx, cy, cz = splat(middle[0], rays), splat(middle[1], rays), splat(middle[2], rays)
     for k in range(FORM):
         store(sums, k * L, 0.0)
     store(products, 0, 1.0)
-    for j in range(rows):
+    for j in range(tile.rows):
         o = j * ROW
-        X, Y, Z = load(tile, o) - cx, load(tile, o + L) - cy, load(tile, o + 2 * L) - cz
-        store6(products, L, X, Y, Z, X * X, X * Y, X * Z)
+        X, Y, Z = load(points, o) - cx, load(points, o + L) - cy, load(points, o + 2 * L) - cz
+        store6(products, L, (X, Y, Z, X * X, X * Y, X * Z))
         store(products, 7 * L, Y * Y)
         store(products, 8 * L, Y * Z)
         store(products, 9 * L, Z * Z)
@@ -89,7 +92,7 @@ def sum_up(tile: Any, rows: Any, rays: Any, work: Any, form: Any, middle: Any) -
             m, o = load(products, k * L), 6 * k * L
             a, b, c = load(sums, o) + m * xx, load(sums, o + L) + m * xy, load(sums, o + 2 * L) + m * xz
             d, e = load(sums, o + 3 * L) + m * yy, load(sums, o + 4 * L) + m * yz
-            store6(sums, o, a, b, c, d, e, load(sums, o + 5 * L) + m * zz)
+            store6(sums, o, (a, b, c, d, e, load(sums, o + 5 * L) + m * zz))
     for k in range(FORM):
         form[k] = total(load(sums, k * L))
     # trace V = 2 w^2
@@ -103,8 +106,9 @@ def sum_up(tile: Any, rows: Any, rays: Any, work: Any, form: Any, middle: Any) -
 
 
 @jit
-def quadratic_form(form: Any, eps: Any, omega: Any, T: Any) -> None:
+def quadratic_form(form: Any, omega: Any, T: Any) -> None:
     """Omega (9 x 9) over r = (first, second, third column of R), and T (3 x 9) with t = T r; zero if not finite."""
+    eps = np.finfo(form.dtype).eps
     # L D L^T of the sum of V; pixels that all but coincide leave the depth free to rounding
     d0 = 1.0 / (form[0] + 4.0 * eps)
     l1, l2 = form[1] * d0, form[2] * d0

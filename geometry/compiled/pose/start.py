@@ -16,9 +16,9 @@ import torch
 from numba import njit
 
 from geometry.compiled.pose.descent import blend, levenberg_marquardt
-from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, SUMS, L, jit
+from geometry.compiled.pose.equations import OPTIONS, POSE, ROW, SUMS, L, Robust, Tile, jit
 from geometry.compiled.pose.form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
-from geometry.compiled.pose.tile import INPUTS, fill, finite, rows_of, write_pose
+from geometry.compiled.pose.tile import INPUTS, PART, Data, Part, fill, finite, room, write_pose
 from geometry.compiled.vectors import get, highest, load, lowest, splat, store, where_less
 from geometry.se3 import cube_rotations
 
@@ -76,36 +76,38 @@ def _choose(rotations: Any, values: Any, size: Any, middle: Any, pose: Any) -> A
 
 
 @jit
-def _lay_out(tile: Any, n: Any, count: Any, few: Any) -> Any:
-    """Lay some of the visible points of a spread tile into every lane of `few`. Returns their number."""
-    rows = min(count, _FEW)
+def _lay_out(tile: Any, n: Any, count: Any, spread: Any) -> Any:
+    """A tile with some of the visible points of a spread one in every lane."""
+    points, rows = tile.points, min(count, _FEW)
+    few = np.empty(rows * ROW, points.dtype)
     row, seen, wanted = 0, 0, 0
     for i in range(n):
         o = (i // L) * ROW + i % L
-        if get(tile, o + 5 * L) == 0.0 and get(tile, o + 6 * L) == 0.0:
+        if get(points, o + 5 * L) == 0.0 and get(points, o + 6 * L) == 0.0:
             continue
         if seen == wanted:
             for k in range(7):
-                store(few, row * ROW + k * L, splat(get(tile, o + k * L), few))
+                store(few, row * ROW + k * L, splat(get(points, o + k * L), few))
             row += 1
             if row == rows:
                 break
             # strides that are even but for a jitter, lest they run along the columns of a grid
             wanted = max(seen + 1, int((row + 0.618034 * row % 1.0) * count / rows))
         seen += 1
-    return row
+    return Tile(few, row, tile.camera, tile.lens, spread)
 
 
 @jit
-def _push_ahead(tile: Any, rows: Any, spread: Any, margin: Any, pose: Any) -> None:
+def _push_ahead(tile: Any, margin: Any, pose: Any) -> None:
     """Shift the poses along z until every point is at least `margin` ahead."""
+    points = tile.points
     r20, r21, r22, tz = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L), load(pose, 11 * L)
     nearest = splat(np.inf, pose)
-    for j in range(rows):
+    for j in range(tile.rows):
         o = j * ROW
-        z = r20 * load(tile, o) + r21 * load(tile, o + L) + r22 * load(tile, o + 2 * L)
+        z = r20 * load(points, o) + r21 * load(points, o + L) + r22 * load(points, o + 2 * L)
         nearest = where_less(z, nearest, z, nearest)
-    if spread:
+    if tile.spread:
         nearest = splat(lowest(nearest), pose)
     store(pose, 11 * L, where_less(nearest + tz, margin, margin - nearest, tz))
 
@@ -120,43 +122,37 @@ def _trace(pose: Any, a: Any, b: Any) -> Any:
 
 
 @jit
-def _refine_few(
-    few: Any, rows: Any, camera: Any, model: Any, eps: Any, pose: Any, other: Any,
-    work: Any,
-) -> Any:  # fmt: skip
+def _refine_few(few: Any, robust: Any, pose: Any, other: Any, work: Any) -> Any:
     """Some steps on the candidates in all lanes at once, in place. Returns the costs.
 
     Gross outliers bend the start: with a robust kernel, the better of these steps and of those of graduated
     non-convexity, which begin with a kernel so wide that it is none (Yang, Antonante, Tzoumas and Carlone 2020,
     RA-L 5(2)).
     """
-    lens, kind, scale2, alpha = model
     sums = np.empty(SUMS, pose.dtype)
-    if not kind:
-        cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, pose, work, sums)
+    if not robust.code:
+        cost, _ = levenberg_marquardt(few, robust, _FIRST_STEPS, _ENOUGH, pose, work, sums)
         return cost
     other[:] = pose
     cost = splat(np.inf, pose)
     for wider in _GRADUAL:
-        cost, _ = levenberg_marquardt(
-            few, rows, False, camera, (lens, kind, scale2 * wider, alpha), _FIRST_STEPS, _ENOUGH, eps, pose, work, sums
-        )
-    other_cost, _ = levenberg_marquardt(few, rows, False, camera, model, _FIRST_STEPS, _ENOUGH, eps, other, work, sums)
+        wide = Robust(robust.code, robust.scale2 * wider, robust.alpha)
+        cost, _ = levenberg_marquardt(few, wide, _FIRST_STEPS, _ENOUGH, pose, work, sums)
+    other_cost, _ = levenberg_marquardt(few, robust, _FIRST_STEPS, _ENOUGH, other, work, sums)
     blend(where_less(other_cost, cost, splat(1.0, pose), 0.0), other, pose, POSE)
     return where_less(other_cost, cost, other_cost, cost)
 
 
 @jit
 def _refine_best(
-    tile: Any, rows: Any, camera: Any, model: Any, eps: Any, size: Any,
-    candidates: Any, pose: Any, costs: Any, alone: Any, work: Any,
+    tile: Any, robust: Any, size: Any, candidates: Any, pose: Any, costs: Any, work: Any
 ) -> Any:  # fmt: skip
     """Refine the candidates that may be the global minimum on all points, in place. Returns the lanes of the best two.
 
     The second is distinct from the best; it is the best itself where there is no other.
     """
     best, second, refined = -1, -1, 0  # refined: a bit a lane
-    sums = np.empty(SUMS, pose.dtype)
+    alone, sums = np.empty(POSE, pose.dtype), np.empty(SUMS, pose.dtype)
     for _ in range(candidates):
         lane = -1
         for k in range(candidates):
@@ -176,8 +172,8 @@ def _refine_best(
         for pushed in range(2):
             if pushed:
                 # a point that the first refinement has not seen lies behind
-                _push_ahead(tile, rows, True, 0.1 * size, alone)
-            cost, _ = levenberg_marquardt(tile, rows, True, camera, model, _LAST_STEPS, _ENOUGH, eps, alone, work, sums)
+                _push_ahead(tile, 0.1 * size, alone)
+            cost, _ = levenberg_marquardt(tile, robust, _LAST_STEPS, _ENOUGH, alone, work, sums)
             costs[lane] = highest(cost)
             if costs[lane] < np.inf:
                 break
@@ -201,52 +197,50 @@ def _write(pose: Any, lane: Any, centre: Any, poses: Any, b: Any) -> None:
 
 
 @njit(
-    [f"void({INPUTS.format(t)}, int64, int64, {t}[:,:,::1], {t}[:,:,::1])" for t in ("float64", "float32")],
+    [f"void({INPUTS.format(t)}, {PART}, UniTuple({t}[:,:,::1], 2))" for t in ("float64", "float32")],
     cache=True, **OPTIONS,
 )  # fmt: skip
-def start(
-    data: Any, kind: Any, scale2: Any, alpha: Any, eps: Any, begin: Any, end: Any, poses: Any, second: Any
-) -> None:  # fmt: skip
+def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     """Starts for `solve`: poses near the global minima, and next to the best minima that are distinct from these.
 
-    Arguments as of `solve`. Writes poses and second (B,4,4), always finite; second is a copy of the first
-    where no other minimum was found. Problems that cannot be solved get some pose: `solve` reports them.
+    data, robust, part: as of `solve`; every problem is spread. Writes out, two of poses (B,4,4), always finite; the
+    second is a copy of the first where no other minimum was found. Problems that cannot be solved get some pose:
+    `solve` reports them.
     """
-    n, lens = data[0].shape[1], data[3].shape[1]
-    model = (lens, kind, scale2, alpha)
-    rows = rows_of(data[0], True)
-    tile, rays = np.empty(rows * ROW, poses.dtype), np.empty(rows * 3 * L, poses.dtype)
-    few, rotations = np.empty(min(n, _FEW) * ROW, poses.dtype), np.empty(_ROTATIONS * POSE, poses.dtype)
-    camera, centre, middle = np.zeros(CAMERA, poses.dtype), np.zeros(3 * L, poses.dtype), np.empty(3, poses.dtype)
-    form, omega, T = np.empty(FORM, poses.dtype), np.empty(81, poses.dtype), np.empty(27, poses.dtype)
-    counts = np.zeros(2 * L, np.int64)
-    values, costs = np.empty(_ROTATIONS * L, poses.dtype), np.empty(L, poses.dtype)
-    pose, alone, work = np.empty(POSE, poses.dtype), np.empty(POSE, poses.dtype), np.empty(_WORK, poses.dtype)
-    for b in range(begin, end):
-        bad = fill(data, b, b + 1, True, tile, rows, camera, centre, counts)
+    data, robust, part = Data(*data), Robust(*robust), Part(*part)
+    poses, second = out
+    n, dtype = data.points2d.shape[1], poses.dtype
+    tile, visible = room(data, True)
+    centre, counts = visible
+    rays, rotations = np.empty(tile.rows * 3 * L, dtype), np.empty(_ROTATIONS * POSE, dtype)
+    form, omega, T, middle = np.empty(FORM, dtype), np.empty(81, dtype), np.empty(27, dtype), np.empty(3, dtype)
+    values, costs = np.empty(_ROTATIONS * L, dtype), np.empty(L, dtype)
+    pose, other, work = np.empty(POSE, dtype), np.empty(POSE, dtype), np.empty(_WORK, dtype)
+    for b in range(part.begin, part.end):
+        bad = fill(data, b, b + 1, tile, visible)
         count = counts[0]
         if bad or count < 3:
             pose[:] = 0.0
             for k in range(0, 9, 4):
                 store(pose, k * L, 1.0)
             if not bad:
-                _push_ahead(tile, rows, True, 1.0, pose)
+                _push_ahead(tile, 1.0, pose)
             _write(pose, 0, centre, poses, b)
             _write(pose, 0, centre, second, b)
             continue
-        fill_rays(tile, rows, camera, lens, 1e-6 if eps < 1e-10 else 1e-4, eps, rays)
-        size = sum_up(tile, rows, rays, work, form, middle)
-        quadratic_form(form, eps, omega, T)
+        fill_rays(tile, rays)
+        size = sum_up(tile, rays, work, form, middle)
+        quadratic_form(form, omega, T)
         rotations[:] = _CUBE
         for v in range(_ROTATIONS):
             R = rotations[v * POSE : (v + 1) * POSE]
             value = descend(omega, R, work)
             store(values, v * L, translate(R, T, form, value))
         candidates = _choose(rotations, values, size, middle, pose)
-        few_rows = _lay_out(tile, n, count, few)
-        _push_ahead(few, few_rows, False, 0.1 * size, pose)
-        cost = _refine_few(few, few_rows, camera, model, eps, pose, alone, work)
-        store(costs, 0, cost * (count / few_rows))
-        best, other = _refine_best(tile, rows, camera, model, eps, size, candidates, pose, costs, alone, work)
+        few = _lay_out(tile, n, count, False)
+        _push_ahead(few, 0.1 * size, pose)
+        cost = _refine_few(few, robust, pose, other, work)
+        store(costs, 0, cost * (count / few.rows))
+        best, next_best = _refine_best(tile, robust, size, candidates, pose, costs, work)
         _write(pose, best, centre, poses, b)
-        _write(pose, other, centre, second, b)
+        _write(pose, next_best, centre, second, b)

@@ -1,30 +1,64 @@
 """Between arrays of problems and tiles: eight problems side by side, or one dealt out to all lanes ("spread").
 
-data is the tuple (points2d, points3d, K, distortion, weights, mask) of C-contiguous arrays as `geometry.pose.operator`
-passes them: leading size 1 where shared; weights (B|1,N,2), or (1,1,1) for ones; mask (B|1,N), or (1,1) for True.
+What Python calls takes plain tuples, whose type numba tells a microsecond faster than that of named ones, and names
+their parts (`Data(*data)`) before it passes them on.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from geometry.compiled.pose.equations import ROW, L, jit
+from geometry.compiled.pose.equations import CAMERA, ROW, L, Tile, jit
 from geometry.compiled.vectors import get, put
 
-# Types of what every kernel begins with: data, code of the robust kernel, its squared scale, its shape, eps
-INPUTS = (
-    "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1])), int64, {0}, {0}, {0}"
-)
+
+class Data(NamedTuple):
+    """C-contiguous arrays of B problems, of leading size 1 where shared.
+
+    points2d (B,N,2), points3d (B|1,N,3), K (B|1,3,3), distortion (B|1,k), weights (B|1,N,2), or (1,1,1) for ones, mask
+    (B|1,N), or (1,1) for True.
+    """
+
+    points2d: Any
+    points3d: Any
+    K: Any
+    distortion: Any
+    weights: Any
+    mask: Any
+
+
+class Visible(NamedTuple):
+    """Of the visible points in each lane: their centre (3 L); their number, and the first of them (2 L)."""
+
+    centre: Any
+    counts: Any
+
+
+class Part(NamedTuple):
+    """Problems begin to end - 1 of a batch, their place among what threads add up, and whether they are spread."""
+
+    begin: Any
+    end: Any
+    slot: Any
+    spread: Any
+
+
+# Types of what every kernel begins with, and of the last
+DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1]))"
+INPUTS = DATA + ", Tuple((int64, float64, float64))"  # data, robust
+PART = "Tuple((int64, int64, int64, boolean))"
 # Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
 BLOCK = 32
 
 
 @jit
-def rows_of(points2d: Any, spread: Any) -> Any:
-    """Rows of a tile."""
-    n = points2d.shape[1]
-    return (n + L - 1) // L if spread else n
+def room(data: Any, spread: Any) -> Any:
+    """A tile for `fill`, and what is visible in it."""
+    n, dtype = data.points2d.shape[1], data.points2d.dtype
+    rows = (n + L - 1) // L if spread else n
+    tile = Tile(np.empty(rows * ROW, dtype), rows, np.zeros(CAMERA, dtype), data.distortion.shape[1], spread)
+    return tile, Visible(np.zeros(3 * L, dtype), np.zeros(2 * L, np.int64))
 
 
 @jit
@@ -100,13 +134,13 @@ def _survey(data: Any, b: Any) -> Any:
 
 
 @jit
-def _lay(
-    data: Any, b: Any, lane: Any, spread: Any, begin: Any, end: Any, absent: Any, cx: Any, cy: Any, cz: Any, tile: Any
-) -> None:
+def _lay(data: Any, b: Any, begin: Any, end: Any, tile: Any, visible: Any, lane: Any) -> None:
     """Lay points begin to end - 1 of problem b into a lane, relative to their centre and to the principal point.
 
-    Absent points (masked, of weight zero, or beyond the last) become copies of point `absent` with weight zero.
+    Absent points (masked, of weight zero, or beyond the last) become copies of the first visible one with weight zero.
     """
+    points, spread, absent = tile.points, tile.spread, visible.counts[L + lane]
+    cx, cy, cz = visible.centre[lane], visible.centre[L + lane], visible.centre[2 * L + lane]
     points2d, points3d, K, _, weights, mask = data
     n = points2d.shape[1]
     p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
@@ -123,28 +157,26 @@ def _lay(
             wu, wv = get(weights, pw + 2 * i), get(weights, pw + 2 * i + 1)
             if wu == 0.0 and wv == 0.0:
                 source = absent
-        put(tile, o, get(points3d, p3 + 3 * source) - cx)
-        put(tile, o + L, get(points3d, p3 + 3 * source + 1) - cy)
-        put(tile, o + 2 * L, get(points3d, p3 + 3 * source + 2) - cz)
-        put(tile, o + 3 * L, get(points2d, p2 + 2 * source) - u0)
-        put(tile, o + 4 * L, get(points2d, p2 + 2 * source + 1) - v0)
-        put(tile, o + 5 * L, wu)
-        put(tile, o + 6 * L, wv)
+        put(points, o, get(points3d, p3 + 3 * source) - cx)
+        put(points, o + L, get(points3d, p3 + 3 * source + 1) - cy)
+        put(points, o + 2 * L, get(points3d, p3 + 3 * source + 2) - cz)
+        put(points, o + 3 * L, get(points2d, p2 + 2 * source) - u0)
+        put(points, o + 4 * L, get(points2d, p2 + 2 * source + 1) - v0)
+        put(points, o + 5 * L, wu)
+        put(points, o + 6 * L, wv)
 
 
 @jit
-def fill(
-    data: Any, begin: Any, end: Any, spread: Any, tile: Any, rows: Any, camera: Any, centre: Any, counts: Any
-) -> Any:
+def fill(data: Any, begin: Any, end: Any, tile: Any, visible: Any) -> Any:
     """Lay problems begin, ... into the lanes of a tile, or problem begin into all of them if spread.
 
     Their points are taken relative to their centre: about a far origin, rotation and translation can hardly be told
     apart. Lanes beyond problem end - 1 repeat it. Absent points become copies of a visible one with weight zero: as
-    feasible as that, and without effect. Writes the numbers of visible points to counts (2 L). Returns the place of
-    the first argument with a value that is not finite and not masked: 1 points2d, 2 points3d, 3 K, 4 distortion,
-    5 weights; or 0.
+    feasible as that, and without effect. Returns the place of the first argument with a value that is not finite and
+    not masked: 1 points2d, 2 points3d, 3 K, 4 distortion, 5 weights; or 0.
     """
-    _, _, K, distortion, _, _ = data
+    K, distortion, camera, spread = data.K, data.distortion, tile.camera, tile.spread
+    centre, counts = visible.centre, visible.counts
     width = 1 if spread else L
     for lane in range(width):
         b = min(begin + lane, end - 1)
@@ -159,13 +191,11 @@ def fill(
                 put(camera, (4 + i) * L + at, get(K, k + 3 * i + 2))
             for i in range(d):
                 put(camera, (6 + i) * L + at, get(distortion, min(b, distortion.shape[0] - 1) * d + i))
-    points = rows * L if spread else rows
+    points = tile.rows * L if spread else tile.rows
     block = points if spread else BLOCK
     for i in range(0, points, block):
         for lane in range(width):
-            b = min(begin + lane, end - 1)
-            cx, cy, cz = centre[lane], centre[L + lane], centre[2 * L + lane]
-            _lay(data, b, lane, spread, i, min(i + block, points), counts[L + lane], cx, cy, cz, tile)
+            _lay(data, min(begin + lane, end - 1), i, min(i + block, points), tile, visible, lane)
     return 0
 
 
@@ -226,28 +256,33 @@ def write_pose(pose: Any, at: Any, centre: Any, lane: Any, poses: Any, b: Any) -
     poses[b, 3, 3] = 1.0
 
 
-@jit
-def drain(
-    tile: Any, column: Any, k: Any, lane: Any, spread: Any, begin: Any, end: Any, good: Any, out: Any, row: Any,
-    shared: Any,
-) -> None:  # fmt: skip
-    """k columns of points begin to end - 1 into out[row] (N,k), or added to it if shared by several problems.
+class Rows(NamedTuple):
+    """The rows of one problem in out (B|slots,N,k): out[row], which several problems add to if shared."""
 
-    Zeros where not good. Absent points hold zeros by now: their weight is zero.
+    out: Any
+    row: Any
+    shared: Any
+
+
+@jit
+def drain(tile: Any, column: Any, lane: Any, begin: Any, end: Any, good: Any, to: Any) -> None:
+    """The k columns from `column` on of points begin to end - 1 into their `Rows`; zeros where not good.
+
+    Absent points hold zeros by now: their weight is zero.
     """
-    base = row * out.shape[1] * k
+    points, out, k = tile.points, to.out, to.out.shape[2]
+    base = to.row * out.shape[1] * k
     for i in range(begin, end):
-        o = place(i, lane, spread) + column * L
-        to = base + i * k
-        if shared:
+        o, at = place(i, lane, tile.spread) + column * L, base + i * k
+        if to.shared:
             if good:
                 for j in range(k):
-                    put(out, to + j, get(out, to + j) + get(tile, o + j * L))
+                    put(out, at + j, get(out, at + j) + get(points, o + j * L))
         elif good:
-            put(out, to, get(tile, o))
-            put(out, to + 1, get(tile, o + L))
+            put(out, at, get(points, o))
+            put(out, at + 1, get(points, o + L))
             if k > 2:
-                put(out, to + 2, get(tile, o + 2 * L))
+                put(out, at + 2, get(points, o + 2 * L))
         else:
             for j in range(k):
-                put(out, to + j, 0.0)
+                put(out, at + j, 0.0)

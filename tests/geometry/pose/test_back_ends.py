@@ -51,7 +51,7 @@ def solved(back_end: str, scene: Problems, options: Options | None = None, **arg
     """What `pnp` does, by one of the back ends."""
     options = options or Options()
     module, init = BACK_ENDS[back_end], arguments.get("init")
-    data = prepare(*scene[:4], arguments.get("weights"), arguments.get("mask"), init, "radtan")
+    data = prepare(*scene[:4], arguments.get("weights"), arguments.get("mask"), init=init)
     data, second, ratio, fewest = module.prepared(data, init), None, None, 3  # type: ignore[attr-defined]
     if init is None:
         init, second, ratio = module.search(data.detached(), options)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from geometry import PoseSolution, Status, barron, cauchy, geman_mcclure, huber, pnp, project, se3
+from geometry import PoseSolution, barron, cauchy, geman_mcclure, huber, pnp, project, se3
 from geometry.robust import Kernel
 from tests.commands import PATIENCE
 from tests.numbers import DOUBLE
@@ -323,30 +323,6 @@ def test_what_a_mask_hides_changes_no_bit(make_scene: Any, B: int, init: bool) -
         assert torch.equal(g, grad_b[name]), name
         if name in POINTWISE:
             assert (g[~inputs["mask"]] == 0).all(), name
-
-
-@pytest.mark.parametrize("kind", ["behind the camera", "collinear", "too few", "another scene"])
-@pytest.mark.parametrize("lane", [0, 5])
-def test_the_seven_neighbours_in_a_tile_do_not_feel_a_problem(make_scene: Any, kind: str, lane: int) -> None:
-    inputs = inputs_of(make_scene, 8, 12)
-    inputs["mask"] = torch.ones(8, 12, dtype=torch.bool)
-    other = {k: v.clone() for k, v in inputs.items()}
-    if kind == "behind the camera":
-        other["init"][lane, 2, 3] = -6
-    if kind == "collinear":
-        other["points3d"][lane] = torch.linspace(-1, 1, 12, **DOUBLE)[:, None] * torch.tensor([0.5, 0.3, 0.2], **DOUBLE)
-    if kind == "too few":
-        other["mask"][lane, 2:] = False
-    if kind == "another scene":
-        other["points2d"][lane] += 30 * torch.randn(12, 2, generator=torch.Generator().manual_seed(5), **DOUBLE)
-    (a, grad_a), (b, grad_b) = solve(inputs), solve(other)
-    assert (b.status[lane] == Status.CONVERGED) == (kind == "another scene")
-    keep = torch.arange(8) != lane
-    assert torch.equal(a.x[keep], b.x[keep])
-    assert torch.equal(a.cost[keep], b.cost[keep])
-    for name, g in grad_a.items():
-        assert torch.equal(g[keep], grad_b[name][keep]), name
-        assert kind == "another scene" or (grad_b[name][lane] == 0).all(), name
 
 
 @pytest.mark.parametrize("kernel", [None, UNKNOWN["none"]])
