@@ -204,13 +204,13 @@ def test(config: Config, run: Run, learners: dict[Method, Learner]) -> dict[str,
             learner.network.eval()
             log_gate, said = learner.ask(images, truth, kind)
             for how in ways:
-                expert, best = choose(log_gate, said.score, how)
+                expert, best = believed = choose(log_gate, said.score, how)
                 error = said.error[at, expert, best]
                 name = method if how == learner.usual else f"{method}_{how}"
                 shares.setdefault(f"{name}_right_expert", []).append(expert == kind)
                 shares.setdefault(f"{name}_correct", []).append(error < config.correct_px)
                 if how == learner.usual and method not in rows:
-                    rows[method] = shown(config, log_gate, said, images, truth, kind, expert, best)
+                    rows[method] = shown(config, log_gate, said, images, truth, kind, believed)
     run.figure("examples", config.iterations, panels(rows), final=True)
     titles = {"share of right experts": "right_expert", "share of correct models": "correct"}
     drawn = by_method(run.recorded().metrics, learners, titles)
@@ -226,13 +226,12 @@ def shown(
     images: Tensor,
     truth: Tensor,
     kind: Tensor,
-    expert: Tensor,
-    best: Tensor,
+    believed: tuple[Tensor, Tensor],
 ) -> list[Shown]:
     """Panels of the first images, each with the points and hypotheses of the expert who was believed."""
     found = []
     for i in range(min(6, len(images))):
-        e, j = int(expert[i]), int(best[i])
+        e, j = (int(chosen[i]) for chosen in believed)
         model = said.model[i, e, j]
         near = EXPERTS[e].distance(model, said.points[i, e]) < config.threshold
         off, gate = said.error[i, e, j].item(), log_gate[i].exp()

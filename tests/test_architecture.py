@@ -63,6 +63,22 @@ def test_files_are_short_enough_to_read() -> None:
     assert not long
 
 
+FLAT = {f"geometry/pose/operator.py {name}" for name in ("_solve", "search", "_adjoint")}
+"""Torch operators: their schema has tensors and numbers alone, and no groups of these."""
+
+
+def test_no_function_takes_more_than_seven_arguments_by_position() -> None:
+    """What travels together is one argument. Kernels are no exception: they take tuples, and name their parts."""
+    long = set()
+    for path in (p for room in ("geometry", "datasets", "experiments") for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+                if len(names) - (names[:1] in (["self"], ["cls"])) > 7:
+                    long.add(f"{path.relative_to(ROOT)} {getattr(node, 'name', 'lambda')}")
+    assert long == FLAT
+
+
 def test_public_names_are_those_that_tools_see_and_the_documentation_lists() -> None:
     tree = ast.parse((ROOT / "geometry" / "__init__.py").read_text())
     (seen,) = (node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING

@@ -61,6 +61,7 @@ def render(
     lights: Sequence[Light] = (Light(np.array([-1.0, -2.0, -2.0]), np.full(3, 0.8)),),
     ambient: float | np.ndarray = 0.4,
     background: np.ndarray | None = None,
+    *,
     specular: float = 0.1,
     shininess: float = 30.0,
 ) -> Picture:

@@ -83,7 +83,7 @@ class Crops(Dataset):
     """
 
     def __init__(
-        self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0,
+        self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0, *,
         shift: float = 0.08, zoom: float = 0.15, roll: float = 0.35, read: Callable[[Any], np.ndarray] = read_picture,
         alike: bool = False,
     ) -> None:  # fmt: skip

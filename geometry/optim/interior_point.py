@@ -3,6 +3,7 @@
 For `geometry.optim.quadratic`, which says what is solved and by which method.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -160,11 +161,11 @@ def _start(equations: Equations, rho: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _newton(
-    equations: Equations, factor: Tensor, weight: Tensor, rx: Tensor, rw: Tensor, s: Tensor, z: Tensor, product: Tensor
+    solve: Callable[..., tuple[Tensor, Tensor]], rx: Tensor, rw: Tensor, s: Tensor, z: Tensor, product: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dw, ds that take the residuals to zero, and s z down by `product` (B,m)."""
-    m = equations.m
-    dx, dw = equations.solve(factor, weight, rx, torch.cat([rw[:, :m] + product / z, rw[:, m:]], -1))
+    """dx, dw, ds that take the residuals to zero, and s z down by `product` (B,m); solve: that of `Equations`."""
+    m = s.shape[1]
+    dx, dw = solve(rx, torch.cat([rw[:, :m] + product / z, rw[:, m:]], -1))
     return dx, dw, -(product + s * dw[:, :m]) / z
 
 
@@ -208,7 +209,8 @@ def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor
         if i == max_steps or not running.any():
             break
         weight = pad(1 / (s / z + delta), (0, rw.shape[1] - m), value=1 / delta)
-        newton = partial(_newton, equations, equations.factor(weight, equations.wide_proximity), weight, rx, rw, s, z)
+        solve = partial(equations.solve, equations.factor(weight, equations.wide_proximity), weight)
+        newton = partial(_newton, solve, rx, rw, s, z)
         _, dw, ds = newton(s * z)
         affine = torch.minimum(_longest(s, ds, 1.0), _longest(z, dw[:, :m], 1.0))
         mu_affine = ((s + affine * ds) * (z + affine * dw[:, :m])).sum(-1) / max(m, 1)
