@@ -33,7 +33,7 @@ from experiments.object_poses.training import Objective, training_step
 from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, cli, skip
 from experiments.running.distributed import Group, joined
-from experiments.running.run import Run
+from experiments.running.run import Run, begun
 from experiments.running.training import Training, keep_memory
 
 _SHOWN = 8
@@ -267,7 +267,7 @@ def main(config: Config) -> dict[str, Any] | None:
 
 def lead(config: Config, data: Data, group: Group, device: torch.device) -> dict[str, Any]:
     """Train, evaluate and write: what process 0 does."""
-    with Run("object_pose", config) as run:
+    with begun("object_pose", config) as run:
         if finished := group.shared(run.finished):
             return finished
         trainer = Trainer(config, data, group, device, run.dtype)

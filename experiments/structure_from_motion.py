@@ -167,6 +167,7 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     learning = Descent(run, lambda: model().view(N, 3), optimizer)
     mask = scene.visible if config.masked else None
+    losses = learning.losses
     for step, points in learning.steps(config.iterations, config.threshold):
         found, switched = pnp(scene.points2d, points, scene.K, mask=mask, init=learning.poses), 0
         if learning.poses is not None and config.look_again and step % config.look_again == 0:
@@ -179,7 +180,7 @@ def train_network(config: Config, run: Run, scene: Scene) -> Learned:
                 found = pnp(scene.points2d, points, scene.K, mask=mask, init=best)
         error = (project(points, found.x, scene.K) - scene.points2d) * scene.visible[..., None]
         learning.found(error.square().sum(), found.x)
-        failed, reached, losses = int((~found.converged).sum()), learning.history[-1], learning.losses
+        failed, reached = int((~found.converged).sum()), learning.history[-1]
         run.log(step, loss=losses[-1], switched_views=switched, failed_views=failed, **scene.errors(reached))
         if run.records(step):
             show(run, scene, step, reached, found.x.detach())

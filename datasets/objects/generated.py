@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from datasets.objects.meshes import Solid, solids
 from datasets.objects.pictures import SIZE, K, frame, turn_z
@@ -62,6 +63,15 @@ def generate(
     if _is_there(folder, settings):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if not _is_there(folder, settings):  # another process may have made it meanwhile
+            _make(folder, settings, processes)
+    return folder
+
+
+def _make(folder: Path, settings: dict[str, Any], processes: int) -> None:
+    """Render the set with these settings."""
+    seed, train, test, objects = (settings[name] for name in ("seed", "train", "test", "objects"))
     with _appearing(folder) as temporary:
         _write_models(temporary, objects)
         counts = {"train": train, "test": test}
@@ -87,7 +97,6 @@ def generate(
         ]
         _write_json(temporary / "test_targets_bop19.json", targets)
         _write_json(temporary / _SETTINGS, settings)
-    return folder
 
 
 def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
@@ -106,9 +115,23 @@ def _is_there(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 @contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes this folder. The lock of one that was killed is free."""
+    lock = FileLock(folder.with_name(f".tmp-{folder.name}.lock"))
+    with lock:
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink()
+
+
+@contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when the block ends well, and goes away when it does not."""
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    """A folder beside `folder` that takes its name when the block ends well, and goes away when it does not.
+
+    One that a killed process left is removed first.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.files import replacing
 from datasets.objects.layout import Estimate, Instance, Model
 from experiments.object_poses.crops import CropBatch, Crops, crop_loader
 from experiments.object_poses.losses import solve_pose
 from experiments.object_poses.network import KeypointNetwork, read_heatmaps
 from experiments.object_poses.pictures import read_picture
+from experiments.running.saved import load, save, this_version
 
 __all__ = ["Estimated", "Network", "PoseEstimator", "Precision", "farthest_points", "load_estimator", "logits_of"]
 
@@ -94,8 +94,7 @@ class PoseEstimator(nn.Module):
     def save(self, path: Path) -> None:
         """All that `load_estimator` needs, in one file; whole or not at all."""
         saved = {"setup": asdict(self.setup), "objects": self.objects, "state": self.state_dict()}
-        with replacing(path) as temporary:
-            torch.save(saved, temporary)
+        save(path, saved)
 
     @torch.no_grad()
     def estimate(
@@ -157,17 +156,16 @@ def logits_of(network: nn.Module, batch: CropBatch, precision: Precision) -> Ten
 
 def load_estimator(path: Path, device: torch.device | str = "cpu") -> PoseEstimator:
     """What `PoseEstimator.save` wrote. Raises ValueError naming the file where it is something else."""
+    wanted = "the estimator of an object_pose run"
+    saved, written_by = load(path, wanted, device)
     try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         state = saved["state"]
         tables = (state[name] for name in ("keypoints3d", "diameters", "symmetries"))
         estimator = PoseEstimator(Network(**saved["setup"]), saved["objects"], *tables)
         estimator.load_state_dict(state)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pickle, zip and torch each have their own
-        found = f"something else ({type(error).__name__})"  # torch's message is many lines
-        raise ValueError(f"{path}: the estimator of an object_pose run wanted, found {found}") from error
+    except Exception as error:  # whatever something else leads to
+        found = f"something else ({type(error).__name__}), written by {written_by}; this is {this_version()}"
+        raise ValueError(f"{path}: {wanted} wanted, found {found}") from error
     return estimator.to(device)
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "is_recorded",
     "read_file",
     "read_run",
+    "read_summary",
 ]
 
 FOLDER = "recording"
@@ -188,12 +189,8 @@ def read_run(folder: Path) -> Recording:
         title = f"{config['experiment']} / {folder.resolve().name}"
     except (OSError, ValueError, TypeError, KeyError):
         raise ValueError(f"{folder} holds no run: it has no config.json of an experiment") from None
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except FileNotFoundError:
-        summary = {}
-    except ValueError as error:
-        raise ValueError(f"{folder / 'summary.json'} is damaged ({error}): run the experiment again") from None
+    path = folder / "summary.json"
+    summary = read_summary(path) if path.exists() else {}
     # frames first: while a run goes on, their stage was there before them
     frames = [_read(path, Frame) for path in sorted((folder / FOLDER).glob("frame-*.npz"))]
     stages = [_read(path, Stage) for path in sorted((folder / FOLDER).glob("stage-*.npz"))]
@@ -202,11 +199,22 @@ def read_run(folder: Path) -> Recording:
     return Recording(title, tuple(stages), tuple(frames), _read_metrics(folder / "metrics.csv"), summary, is_run=True)
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """What a run says at its end. Raises FileNotFoundError, or ValueError naming the file where it is damaged."""
+    try:
+        summary = json.loads(path.read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("no object of JSON")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run the experiment again") from None
+    return summary
+
+
 def _read(path: Path, kind: Any) -> Any:
     try:
         with path.open("rb") as file, np.load(file) as stored:
             return _made(kind, dict(stored))
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): run the experiment again") from None
 
 

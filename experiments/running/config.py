@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
@@ -63,3 +64,12 @@ def skip(message: str) -> NoReturn:
     """End the driver because its data are absent; `message` says in one sentence how to get them."""
     print(message, file=sys.stderr)
     raise SystemExit(EXIT_SKIPPED)
+
+
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """What is wrong with what a driver was asked for (no such file, no such run) ends it: a sentence, exit code 1."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error

@@ -41,23 +41,27 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
 from experiments.records.files import plain, write_json
-from experiments.running.config import RunConfig, skip
+from experiments.running import saved
+from experiments.running.config import RunConfig, skip, told_in_a_sentence
+from experiments.running.randomness import random_state, set_random_state
 from experiments.running.tensorboard import Board
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from matplotlib.figure import Figure
@@ -66,6 +70,8 @@ if TYPE_CHECKING:
 
 # What may differ between an interrupted run and the one that continues it.
 FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
+
+_LOCK = ".lock"
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,12 +94,21 @@ def experiment(
                 data = () if reads is None else (reads(config),)
             except FileNotFoundError as absent:
                 skip(str(absent))
-            with Run(name, config) as run:
+            with begun(name, config) as run:
                 return run.finished or body(run, config, *data)
 
         return main
 
     return called_with_config
+
+
+@contextmanager
+def begun(name: str, config: RunConfig) -> Iterator[Run]:
+    """A run of the experiment `name`; what stands in the way of one ends the driver with a sentence."""
+    with ExitStack() as stack:
+        with told_in_a_sentence():
+            run = stack.enter_context(Run(name, config))
+        yield run
 
 
 def _counted(method: F) -> F:
@@ -136,9 +151,16 @@ class Run:
         self._open = ExitStack()
 
     def __enter__(self) -> Run:
+        with ExitStack() as undone:  # where it does not begin, after Ctrl-C, too, nothing stays open or locked
+            undone.push(self._open.__exit__)
+            self._begin()
+            undone.pop_all()
+        return self
+
+    def _begin(self) -> None:
         self._prepare_folder()
         if self.finished:
-            return self
+            return
         torch.set_num_threads(self.config.threads)
         random.seed(self.config.seed)
         np.random.seed(self.config.seed)  # noqa: NPY002 - whatever draws from the global state
@@ -163,7 +185,6 @@ class Run:
         if self._saved:
             self._spent = self._saved["spent"]
         self._clock = time.monotonic() - (self._saved["seconds"] if self._saved else 0.0)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -215,25 +236,23 @@ class Run:
         """Save what `restore` gives back: tensors, numbers, strings, and lists, tuples and dicts of them."""
         self._metrics.flush()
         self._board.flush()
-        saved = {
+        kept = {
             "state": state,
             "step": step,
             "seconds": time.monotonic() - self._clock,
             "spent": self._spent,
             "metrics_bytes": self._metrics.tell(),
-            "random": _random_state(),
+            "random": random_state(),
         }
-        with replacing(self.folder / "checkpoint.pt") as temporary:
-            torch.save(saved, temporary)
-            if not self._loadable:  # a state that cannot be loaded fails here, not on the day it is needed
-                torch.load(temporary, weights_only=True)
-                self._loadable = True
+        # a state that cannot be loaded fails here, not on the day it is needed
+        saved.save(self.folder / "checkpoint.pt", kept, check=not self._loadable)
+        self._loadable = True
 
     def restore(self) -> dict[str, Any] | None:
         """The state of the last checkpoint; random states of python, numpy and torch are set to theirs."""
         if self._saved is None:
             return None
-        _set_random_state(self._saved["random"])
+        set_random_state(self._saved["random"])
         self._restored = True
         return self._saved["state"]
 
@@ -367,20 +386,21 @@ class Run:
                 if was != now:
                     raise ValueError(f"cannot resume {self.folder}: {field} was {was!r}, is now {now!r}")
             if summary.exists() and stored.get("iterations") == wanted.get("iterations"):
-                self.finished = json.loads(summary.read_text())
+                self.finished = recording.read_summary(summary)
                 return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
         if self.config.resume and checkpoint.exists():
-            self._saved = torch.load(checkpoint, weights_only=True)
-            assert self._saved is not None
-            self.start = self._saved["step"] + 1
+            self._read_checkpoint(checkpoint)
             if wanted.get("iterations", self.start) < self.start:
                 raise ValueError(f"cannot resume {self.folder}: it is at iteration {self.start} already")
         elif self.config.resume:
             print(f"{self.folder} has no checkpoint: starting at iteration 0", file=sys.stderr)
-        self.folder.mkdir(parents=True, exist_ok=True)
         summary.unlink(missing_ok=True)
         (self.folder / "index.html").unlink(missing_ok=True)
         recording.drop_frames(self.folder, self.start)
+        for half in self.folder.rglob(".tmp-*"):  # of a process that was killed
+            half.unlink()
         if self._saved is None:
             # The checkpoint first and config.json never: whenever this is killed, what is left is a run of
             # ours that does not pretend to be finished or resumable.
@@ -388,13 +408,30 @@ class Run:
             for child in self.folder.iterdir():
                 if child.is_dir() and not child.is_symlink():
                     shutil.rmtree(child)
-                elif child.name != "config.json":
+                elif child.name not in ("config.json", _LOCK):
                     child.unlink()
         write_json(self.folder / "config.json", wanted)
 
+    def _lock(self) -> None:
+        """Keep other processes out of the folder for as long as this run is open; the system does when it is killed."""
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(f"{self.folder} is being written by another process: choose another name") from None
+        self._open.callback(lock.release)
+
+    def _read_checkpoint(self, path: Path) -> None:
+        """`_saved` and `start`. What is damaged is told now, and not when all is computed."""
+        self._saved, written_by = saved.load(path, "the checkpoint of a run")
+        if written_by != saved.this_version():
+            print(f"{path} was written by {written_by}, this is {saved.this_version()}", file=sys.stderr)
+        self.start = self._saved["step"] + 1
+        recording.read_run(self.folder)
+
     def _stored_config(self) -> dict[str, Any]:
         """config.json, or {} where there is no run yet; anything else in the folder is not ours to delete."""
-        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {".tmp-config.json"}:
+        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {".tmp-config.json", _LOCK}:
             return {}
         try:
             stored = json.loads((self.folder / "config.json").read_text())
@@ -404,23 +441,3 @@ class Run:
         if not ours:
             raise FileExistsError(f"{self.folder} holds no run of {self.experiment}; choose another name")
         return stored
-
-
-def _random_state() -> dict[str, Any]:
-    """The generators' states in types that torch.load(weights_only=True) takes."""
-    numpy_state: Any = np.random.get_state()  # noqa: NPY002
-    name, keys, *rest = numpy_state
-    return {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

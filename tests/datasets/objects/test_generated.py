@@ -292,7 +292,9 @@ def test_the_command_line_and_what_a_kill_leaves(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not folder.exists()
+    assert list(tmp_path.iterdir()) != []
     subprocess.run(command("1"), cwd=ROOT, check=True)
+    assert list(tmp_path.iterdir()) == [folder]
     assert [i.object for i in read_split(folder, "train")] == [2]
 
 

@@ -145,7 +145,7 @@ def test_a_finished_run_can_be_given_more_iterations(config: Config, uninterrupt
     toy_driver.main(replace(config, iterations=20))
     assert without_times(toy_driver.main(replace(config, resume=True))) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
-    with pytest.raises(ValueError, match="iteration 50 already"):
+    with pytest.raises(SystemExit, match="iteration 50 already"):
         toy_driver.main(replace(config, resume=True, iterations=20))
     assert (folder(config) / "summary.json").exists()
 
@@ -155,7 +155,7 @@ def test_another_config_is_not_resumed(config: Config, monkeypatch: pytest.Monke
     config = replace(config, name="default-seed0")
     interrupt(config, monkeypatch, 15)
     changes: dict[str, Any] = {"resume": True, field: value}
-    with pytest.raises(ValueError, match=rf"{field} was .*, is now {value!r}"):
+    with pytest.raises(SystemExit, match=rf"{field} was .*, is now {value!r}"):
         toy_driver.main(replace(config, **changes))
     assert (folder(config) / "checkpoint.pt").exists()
 
@@ -175,6 +175,29 @@ def test_a_state_that_could_not_be_loaded_fails_when_it_is_saved(config: Config)
 # ---- whose folder it is ----
 
 
+def test_a_second_process_in_the_folder_is_told_so_and_stops(config: Config) -> None:
+    with Run("toy_driver", config) as run:
+        run.log(0, loss=1.0)
+        before = sorted(path.name for path in folder(config).iterdir())
+        for resume in (False, True):
+            with pytest.raises(SystemExit, match="is being written by another process") as ended:
+                toy_driver.main(replace(config, resume=resume))
+            assert ended.value.code not in (0, None)
+        assert sorted(path.name for path in folder(config).iterdir()) == before
+    assert toy_driver.main(replace(config, iterations=3))["iterations"] == 3
+
+
+def test_a_run_that_cannot_begin_leaves_the_folder_free(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.running.run.Board", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            toy_driver.main(config)
+    assert toy_driver.main(replace(config, iterations=3))["iterations"] == 3
+
+
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("marker", [None, "not json", "[]", "{}", '{"experiment": "another"}', '{"experiment": null}'])
 def test_a_foreign_folder_is_never_touched(config: Config, marker: str | None, resume: bool) -> None:
@@ -184,7 +207,7 @@ def test_a_foreign_folder_is_never_touched(config: Config, marker: str | None, r
     if marker is not None:
         (folder(config) / "config.json").write_text(marker)
     before = {path.name: path.read_text() for path in folder(config).iterdir()}
-    with pytest.raises(FileExistsError, match="holds no run of toy_driver"):
+    with pytest.raises(SystemExit, match="holds no run of toy_driver"):
         toy_driver.main(replace(config, resume=resume))
     assert {path.name: path.read_text() for path in folder(config).iterdir()} == before
 
