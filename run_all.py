@@ -8,6 +8,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -28,6 +29,8 @@ EXPERIMENTS = (
     "experiments.structure_from_motion",
     "experiments.camera_calibration",
 )
+PATIENCE = 3.0
+"""Seconds that a driver is given to end by itself after Ctrl-C, and again when it is asked to."""
 PRESETS = ("default", "paper", "real", "smoke")
 HEADER = (
     "experiment", "preset", "seeds", "converged", "iterations", "seconds", "loss", "error", "in the paper",
@@ -82,9 +85,13 @@ def launch(module: str, preset: str, seed: int, out: Path, resume: bool) -> dict
         command + ["--resume"] * resume, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace"
     ) as driver:
         assert driver.stderr is not None
-        for line in driver.stderr:  # passed on as it comes: the progress is in it
-            sys.stderr.write(line)
-            tail.append(line.rstrip())
+        try:
+            for line in driver.stderr:  # passed on as it comes: the progress is in it
+                sys.stderr.write(line)
+                tail.append(line.rstrip())
+        except BaseException:
+            _end(driver)
+            raise
     code, said = driver.returncode, "\n".join(line for line in tail if line)
     if code == EXIT_SKIPPED:
         return {"status": "skipped", "message": said.rsplit("\n", 1)[-1]}
@@ -96,6 +103,17 @@ def launch(module: str, preset: str, seed: int, out: Path, resume: bool) -> dict
     summary = json.loads(path.read_text())
     status = "converged" if summary["converged"] else "not converged"
     return {"status": status, "message": summary["note"], "summary": summary}
+
+
+def _end(driver: subprocess.Popen[str]) -> None:
+    """End with the driver: a terminal's Ctrl-C reaches both, another's this process alone; and some do not listen."""
+    for ask in (lambda: None, lambda: driver.send_signal(signal.SIGINT), driver.kill):
+        ask()
+        try:
+            driver.wait(PATIENCE)
+            return
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def machine() -> dict[str, str]:

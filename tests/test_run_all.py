@@ -1,6 +1,8 @@
 """run_all.py with toy drivers: one bad run does not take the others, or the summary, with it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,39 @@ def test_ctrl_c_still_writes_the_summary(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert {run["status"] for run in summary["runs"]} == {"not run"}
     assert not summary["ok"]
     assert '<span class="badge not-run">' in (tmp_path / "index.html").read_text()
+
+
+# A driver that listens to Ctrl-C, or does not; who it is stands in a file.
+WAITING = """
+import os, pathlib, signal, sys, time
+if "deaf" in __file__:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path(__file__).with_suffix(".pid").write_text(str(os.getpid()))
+print("ready", file=sys.stderr, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("name", ["listening", "deaf"])
+def test_ctrl_c_of_run_all_alone_ends_its_driver_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(WAITING)
+    monkeypatch.setattr(run_all, "ROOT", tmp_path)
+    monkeypatch.setattr(run_all, "PATIENCE", 0.3)
+    shown = sys.stderr
+
+    class Screen:
+        def write(self, line: str) -> None:
+            shown.write(line)
+            if line == "ready\n":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "stderr", Screen())
+    with pytest.raises(KeyboardInterrupt):
+        run_all.launch(name, "default", 0, tmp_path / "out", False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / f"{name}.pid").read_text()), 0)
 
 
 def test_seeds_are_aggregated_and_nan_stands_out() -> None:

@@ -1,14 +1,18 @@
 """A run's TensorBoard events: what its dashboards show without any setting."""
 
+import itertools
 import json
+import os
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams, scalar
 
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, GREY, ORANGE, centres, frusta, rgb, value_colors, widest
 from experiments.records.recording import Frame, Stage, is_recorded, upward
@@ -16,6 +20,35 @@ from experiments.records.recording import Frame, Stage, is_recorded, upward
 FARTHEST = 0.8  # sizes of the cloud at which a camera is shown
 SPACING = 0.02  # sizes of the cloud between the dots of a line
 AXIS_COLORS = ("#B4474B", "#4B9B5A", "#4B6FB4")  # x, y, z
+
+
+class _Events:
+    """A file of events that is written where it is told to.
+
+    SummaryWriter hands them to a thread, for which `close` waits two minutes or for ever after an untimely Ctrl-C.
+    """
+
+    _number = itertools.count()
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = f"{time.time():010.0f}", socket.gethostname(), str(os.getpid()), str(next(self._number))
+        self._file = (folder / ".".join(["events.out.tfevents", *parts])).open("wb")
+        self._records = RecordWriter(self._file)
+        self.add(None, file_version="brain.Event:2")
+        self.flush()
+
+    def add(self, step: int | None, **what: Any) -> None:
+        """One event: keywords are those of its protocol buffer."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Board:
@@ -26,25 +59,28 @@ class Board:
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
         # 0 drops nothing, but one of TensorBoard's readers takes only a second such mark for a resumed run's
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step or 0)
+        self._events = _Events(folder)
+        self._events.add(purge_step or 0, session_log=SessionLog(status=SessionLog.START))
         self._step = 0
         self._scenes: dict[int, _Scene] = {}
         self._shown: dict[int, int] = {}
         self._held: tuple[Stage, Frame] | None = None
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._events.flush()
 
     def close(self) -> None:
         self._release()
-        self._writer.close()
+        self._events.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The loss on top, all others in one group."""
         self._step = max(self._step, step)
         for name, value in values.items():
-            self._writer.add_scalar(name if name == "loss" else f"metrics/{name}", value, step)
+            self._add(scalar(name if name == "loss" else f"metrics/{name}", value), step)
 
     def picture(self, name: str, step: int, png: bytes) -> None:
         """An image that is encoded already."""
@@ -117,7 +153,7 @@ class Board:
         self._add(_mesh(tag, (vertices @ scene.turn.T).astype(np.float32), colors, scene.config), frame.step)
 
     def _add(self, summary: Any, step: int | None) -> None:
-        self._writer._get_file_writer().add_summary(summary, step)
+        self._events.add(step, summary=summary)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """What TensorBoard reads back of a board: scalars, pictures, clouds over steps, hyperparameters."""
 
 import io
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,3 +301,33 @@ def test_a_resumed_run_replaces_what_it_computes_again(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(s, 0 if s < 5 else 5) for s in range(8)]
     loaded = PluginEventAccumulator(str(tmp_path), {"tensors": 0}).Reload()  # the older one keeps expired tensors
     assert [event.step for event in loaded.Tensors("points_VERTEX")] == list(range(8))
+
+
+def test_a_board_closes_at_once_wherever_ctrl_c_meets_it(tmp_path: Path) -> None:
+    """What stands in the file is whole but for its end, and nothing waits for a thread."""
+    threads = threading.active_count()
+    for number in range(30):
+        board = Board(tmp_path / str(number))
+        assert threading.active_count() == threads
+        with suppress(KeyboardInterrupt), interrupting(after=0.001 * (1 + number)):
+            for step in itertools.count():
+                board.scalars(step, {"loss": float(step), "other": 1.0})
+        board.close()
+        losses = read(tmp_path / str(number)).Scalars("loss")
+        assert [event.value for event in losses] == list(range(len(losses)))
+
+
+@contextmanager
+def interrupting(after: float) -> Iterator[None]:
+    """KeyboardInterrupt wherever Python is then."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, after)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
