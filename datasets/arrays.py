@@ -1,10 +1,11 @@
-"""Numbers and arrays out of files, checked, with errors that name the place."""
+"""Numbers, arrays and images out of files, checked, with errors that name the place."""
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from datasets.files import quote, require_file
 
-__all__ = ["Bytes", "Numbers", "find_ids", "load_npz", "rows_to_tensor"]
+__all__ = ["Bytes", "Numbers", "find_ids", "load_npz", "read_image", "rows_to_tensor"]
 
 
 class Numbers:
@@ -138,6 +139,39 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
     if not arrays:
         raise ValueError(f"{path}: one array at least wanted, found none")
     return arrays
+
+
+def read_image(path: str | Path, kind: Literal["color", "grey", "stored"] = "color") -> np.ndarray:
+    """The pixels of an image: color (H,W,3) uint8, RGB; grey (H,W) uint8; or as stored, as of depths and masks.
+
+    The one reader of images. They are as the sensor has them, which K and distortion are of: what EXIF says of how to
+    turn a photograph for people is ignored. Raises FileNotFoundError, or ValueError naming a file that is no image.
+    """
+    import cv2
+
+    flags = {"color": cv2.IMREAD_COLOR, "grey": cv2.IMREAD_GRAYSCALE, "stored": cv2.IMREAD_UNCHANGED}[kind]
+    if kind != "stored":  # which leaves them as they are, and takes no other flag
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    content = require_file(path).read_bytes()
+    image = cv2.imdecode(np.frombuffer(_upright(content), np.uint8), flags) if content else None
+    if image is None:
+        raise ValueError(f"{path}: an image wanted, found {len(content)} bytes that OpenCV cannot read")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if kind == "color" else image
+
+
+def _upright(content: bytes) -> bytes:
+    """The image with the orientation of a TIFF said to be none. OpenCV obeys that tag whatever it is told."""
+    order, magic = {b"II": "<", b"MM": ">"}.get(content[:2]), content[2:4]
+    if order is None or magic not in (b"*\0", b"\0*") or len(content) < 8:
+        return content
+    (first,) = struct.unpack_from(f"{order}I", content, 4)
+    if first + 2 > len(content):
+        return content
+    (entries,) = struct.unpack_from(f"{order}H", content, first)
+    for at in range(first + 2, min(first + 2 + 12 * entries, len(content) - 11), 12):
+        if struct.unpack_from(f"{order}H", content, at) == (0x0112,):
+            return content[: at + 8] + struct.pack(f"{order}H", 1) + content[at + 10 :]
+    return content
 
 
 def rows_to_tensor(array: np.ndarray, columns: int, where: str, rows: int | None = None) -> Tensor:

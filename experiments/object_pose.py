@@ -21,13 +21,13 @@ import numpy as np
 import torch
 import tyro
 
+from datasets.arrays import read_image
 from datasets.files import require_file
 from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
 from experiments.object_poses.crops import Batches, Crops, crop_loader
 from experiments.object_poses.estimator import Network, PoseEstimator
 from experiments.object_poses.evaluation import evaluate
 from experiments.object_poses.network import load_backbone
-from experiments.object_poses.pictures import read_picture
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
 from experiments.records.files import write_json, write_text
@@ -227,7 +227,7 @@ def overlays(trainer: Trainer, instances: Sequence[Instance], columns: int = 4) 
     pictures, captions = [], []
     for some, found in zip(instances, trainer.estimator.estimate(instances), strict=True):
         model = trainer.data.models[some.object]
-        picture = read_picture(some.path)
+        picture = read_image(some.path)
         pictures.append(overlay(picture, model, found.estimate.pose, some.K, some.pose, found.keypoints2d))
         captions.append(f"object {some.object}, picture {some.image}")
     return sheet(pictures, captions, columns)

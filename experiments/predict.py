@@ -24,11 +24,11 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.arrays import read_image
 from datasets.files import replacing
 from datasets.objects.layout import Estimate, Model, read_models, write_results
 from datasets.ply import Mesh
 from experiments.object_poses.estimator import Estimated, PoseEstimator, load_estimator
-from experiments.object_poses.pictures import read_picture
 from experiments.object_poses.requests import (
     UNKNOWN,
     Camera,
@@ -215,7 +215,7 @@ def _predict(
     for picture in tqdm(pictures, "pictures", mininterval=pause, maxinterval=max(pause, 10.0), file=sys.stderr):
         try:
             image = _image(picture)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             unread.append({"path": str(picture.path), "error": str(error)})
             tqdm.write(str(error), file=sys.stderr)
             continue
@@ -249,7 +249,7 @@ def _predict(
 
 def _image(picture: Picture) -> np.ndarray:
     """(H,W,3) uint8; ValueError naming the picture where it cannot be what was asked about."""
-    image = read_picture(picture.path)
+    image = read_image(picture.path)
     height, width = image.shape[:2]
     if picture.camera.size and picture.camera.size != (width, height):
         wanted = "{}x{}".format(*picture.camera.size)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.arrays import load_npz, rows_to_tensor
+from datasets.arrays import load_npz, read_image, rows_to_tensor
 from datasets.files import image_paths, require_file
 
 __all__ = ["Views", "detect", "read_corners"]
@@ -46,7 +46,7 @@ def detect(
 
     corners: inner corners (along a row, along a column). square: side of a square, the unit of points3d.
     window: half the side, in pixels, of the patch that refines a corner (cornerSubPix); it must not reach the
-    neighbouring corners, or they pull the corner away.
+    neighbouring corners, or they pull the corner away. Pixels are the sensor's: EXIF's orientation is ignored.
 
     Only full boards count. An image without one, or of another size than the first, is listed in `left_out`.
     Raises ValueError when a file is no image or no view is left, FileNotFoundError when a path is missing.
@@ -68,9 +68,7 @@ def detect(
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
     for path in paths:
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise ValueError(f"{path}: an image wanted, found {path.stat().st_size} bytes that OpenCV cannot read")
+        image = read_image(path, "grey")
         size = (image.shape[1], image.shape[0])
         image_size = image_size or size
         if size != image_size:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.arrays import read_image
 from datasets.files import image_paths
 
 __all__ = ["Tracks", "find_tracks", "link"]
@@ -26,9 +27,9 @@ class Tracks:
     """M observations of N points in V images; every point in two images at least, at one place in each.
 
     camera_index (M,), point_index (M,): int64; sorted by point, then camera. points2d (M,2): float64, pixels, (0, 0)
-    is the centre of the top-left pixel. names of all V images, in the order given; image_size (width, height) in
-    pixels; colors (N,3): uint8, red, green, blue, mean of the pixels; left_out: (image name, reason) for each image
-    without an observation.
+    is the centre of the sensor's top-left pixel: EXIF's orientation is ignored. names of all V images, in the order
+    given; image_size (width, height) in pixels; colors (N,3): uint8, red, green, blue, mean of the pixels; left_out:
+    (image name, reason) for each image without an observation.
     """
 
     camera_index: Tensor
@@ -161,19 +162,17 @@ def _detect(path: Path, contrast: float, most_features: int) -> tuple[_Features,
     """Features of an image and its size (width, height)."""
     import cv2
 
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path}: an image wanted, found {path.stat().st_size} bytes that OpenCV cannot read")
+    image = read_image(path)
     # Without precise upscaling every feature lies a quarter of a pixel too far right and down.
     sift = cv2.SIFT.create(nfeatures=most_features, contrastThreshold=contrast, enable_precise_upscale=True)
-    keypoints, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), None)
+    keypoints, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     descriptors = np.zeros((0, 128), np.float32) if descriptors is None else descriptors
     root = torch.from_numpy(np.sqrt(descriptors / descriptors.sum(1, keepdims=True).clip(1)))
     points2d = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float64).reshape(-1, 2)
     points2d, place = np.unique(points2d, axis=0, return_inverse=True)
     size = (image.shape[1], image.shape[0])
     x, y = points2d.round().astype(np.int64).clip(0, np.array(size) - 1).T
-    return _Features(points2d, image[y, x, ::-1], root, place.reshape(-1)), size
+    return _Features(points2d, image[y, x], root, place.reshape(-1)), size
 
 
 def _match(one: _Features, other: _Features, ratio: float, threshold: float, fewest: int) -> np.ndarray:

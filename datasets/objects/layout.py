@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from datasets.arrays import read_image
 from datasets.objects.results import Estimate, poses_from_rows, read_results, write_results
 from datasets.ply import Mesh, read_mesh
 from geometry import se3
@@ -171,13 +172,7 @@ def box_of_mask(path: Path) -> tuple[Box, int]:
 
     Raises FileNotFoundError, or ValueError naming a file that is no image.
     """
-    import cv2
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: a mask wanted, found nothing")
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if mask is None:
-        raise ValueError(f"{path}: an image wanted, found something else")
+    mask = read_image(path, "stored")
     y, x = np.nonzero(mask if mask.ndim == 2 else mask[..., :3].any(-1))
     return (_span(np.stack([x, y], axis=-1)), len(x)) if len(x) else (_NOTHING, 0)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datasets.arrays import read_image
 from datasets.objects.layout import Instance
-from experiments.object_poses.pictures import read_picture
 
 __all__ = ["MARGIN", "Batches", "CropBatch", "Crops", "crop_loader", "crop_map", "cut"]
 
@@ -84,7 +84,7 @@ class Crops(Dataset):
 
     def __init__(
         self, instances: Sequence[Instance], objects: Sequence[int], size: int, seed: int = 0, *,
-        shift: float = 0.08, zoom: float = 0.15, roll: float = 0.35, read: Callable[[Any], np.ndarray] = read_picture,
+        shift: float = 0.08, zoom: float = 0.15, roll: float = 0.35, read: Callable[[Any], np.ndarray] = read_image,
         alike: bool = False,
     ) -> None:  # fmt: skip
         self.instances, self.size, self.seed, self.read = instances, size, seed, read

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.arrays import read_image
 from datasets.objects.layout import Estimate, Instance, Model
 from experiments.object_poses.crops import CropBatch, Crops, crop_loader
 from experiments.object_poses.losses import solve_pose
 from experiments.object_poses.network import KeypointNetwork, read_heatmaps
-from experiments.object_poses.pictures import read_picture
 from experiments.running.saved import load, save, this_version
 
 __all__ = ["Estimated", "Network", "PoseEstimator", "Precision", "farthest_points", "load_estimator", "logits_of"]
@@ -104,7 +104,7 @@ class PoseEstimator(nn.Module):
         precision: Precision = "float32",
         views: int | None = None,
         workers: int = 0,
-        read: Callable[[Any], np.ndarray] = read_picture,
+        read: Callable[[Any], np.ndarray] = read_image,
     ) -> Iterator[Estimated]:
         """An estimate for each instance, in order, from its picture, K, object and box; its pose is not looked at.
 

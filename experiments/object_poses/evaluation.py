@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.files import require_file
+from datasets.arrays import read_image
 from experiments.object_poses import metrics
 from experiments.object_poses.metrics import FRACTIONS
 
@@ -78,7 +77,7 @@ def evaluate(
     if unknown:
         raise ValueError(f"models: the objects {sorted(models)} are there, {sorted(unknown)} wanted as well")
     poses = _assign(list(estimates), instances, models)
-    width, _ = _read(instances[0].path).shape[1::-1]
+    width, _ = read_image(instances[0].path, "stored").shape[1::-1]
     records: dict[int, Record] = {}
     for number in sorted({some.object for some in instances}):
         model = models[number]
@@ -182,22 +181,12 @@ def _vsd(pose: np.ndarray, instance: Instance, model: Model, delta: float) -> tu
         raise FileNotFoundError(f"{instance.path}: a depth picture beside it wanted, as VSD needs one, found none")
     if not np.isfinite(pose).all():
         return (1.0,) * len(FRACTIONS)
-    test = _read(instance.depth) * instance.depth_scale
+    test = read_image(instance.depth, "stored") * instance.depth_scale
     size = test.shape[1], test.shape[0]
     depth, depth_gt = (render_depth([model.mesh], some[None], instance.K, size)[0] for some in (pose, instance.pose))
     seen, truth, tested = (torch.from_numpy(np.asarray(image, np.float64)) for image in (depth, depth_gt, test))
     K = torch.from_numpy(instance.K)
     return tuple(metrics.vsd(seen, truth, tested, K, model.diameter, delta=delta).tolist())
-
-
-def _read(path: Path) -> np.ndarray:
-    """An image (H,W) or (H,W,3) as it is stored."""
-    import cv2
-
-    image = cv2.imread(str(require_file(path)), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f"{path}: an image wanted, found something else")
-    return image
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -17,6 +17,7 @@ import tyro
 from torch import Tensor
 
 from datasets import locate
+from datasets.arrays import read_image
 from datasets.images.chessboard import Views, detect, read_corners
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig
@@ -171,13 +172,10 @@ def grid_edges(columns: int, rows: int) -> Tensor:
 
 def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
     """An image of the board before and after the fitted distortion is taken out: its lines must come out straight."""
-    import cv2
     from kornia.geometry.calibration import undistort_image
     from matplotlib.figure import Figure
 
-    pixels = cv2.imread(str(image))
-    assert pixels is not None
-    before = torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).to(K).permute(2, 0, 1)[None] / 255
+    before = torch.from_numpy(read_image(image)).to(K).permute(2, 0, 1)[None] / 255
     padded = torch.nn.functional.pad(distortion, (0, max(0, 5 - len(distortion))))
     after = undistort_image(before, K[None], padded[None])
     figure = Figure(figsize=(8, 3.2), layout="constrained")

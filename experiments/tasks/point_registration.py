@@ -71,12 +71,12 @@ def lifted_features(folder: Path, number: int) -> tuple[Tensor, np.ndarray]:
     """Points (N,3) in m and their SIFT descriptors (N,128), where the frame has a depth."""
     import cv2
 
-    from datasets.files import require_file
+    from datasets.arrays import read_image
 
     fx, fy, cx, cy = 518.0, 519.0, 325.5, 253.5
-    picture = cv2.imread(str(require_file(folder / f"color_{number}.png")), cv2.IMREAD_GRAYSCALE)
-    depth = np.asarray(cv2.imread(str(require_file(folder / f"depth_{number}.png")), cv2.IMREAD_UNCHANGED)) / 1000
-    features, described = cv2.SIFT.create(1000).detectAndCompute(np.asarray(picture), None)
+    picture = read_image(folder / f"color_{number}.png", "grey")
+    depth = read_image(folder / f"depth_{number}.png", "stored") / 1000
+    features, described = cv2.SIFT.create(1000).detectAndCompute(picture, None)
     u, v = np.array([feature.pt for feature in features]).T
     z = depth[v.round().astype(int).clip(0, len(depth) - 1), u.round().astype(int).clip(0, depth.shape[1] - 1)]
     points = np.stack([(u - cx) / fx * z, (v - cy) / fy * z, z], -1)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.arrays import read_image
 from datasets.objects.layout import Instance
 from experiments.object_poses.crops import MARGIN, Batches, Collate, CropBatch, Crops, crop_loader, crop_map, cut
-from experiments.object_poses.pictures import read_picture
 from tests.experiments.object_poses.scene import pose
 
 K = np.array([[520.0, 0, 163.4], [0, 518, 117.2], [0, 0, 1]])
@@ -44,7 +44,7 @@ def test_a_crop_at_scale_one_is_a_piece_of_the_picture() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
     A = np.array([[1.0, 0, -21], [0, 1, -9], [0, 0, 1]])
     assert (cut(picture, A, 32) == picture[9:41, 21:53]).all()
-    assert (cut(picture[..., ::-1], A, 32) == picture[9:41, 21:53, ::-1]).all()  # as read_picture gives it
+    assert (cut(picture[..., ::-1], A, 32) == picture[9:41, 21:53, ::-1]).all()  # as read_image gives it
 
 
 def test_what_is_outside_is_grey() -> None:
@@ -172,15 +172,15 @@ def test_draws_turn_the_camera_about_its_axis_within_bounds(scene: list[Instance
 
 
 def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.png: a picture wanted, found nothing"):
-        read_picture(tmp_path / "gone.png")
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: a file wanted, found nothing"):
+        read_image(tmp_path / "gone.png")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text\.png: a picture wanted, found something else"):
-        read_picture(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"text\.png: an image wanted, found"):
+        read_image(tmp_path / "text.png")
     cv2.imwrite(str(tmp_path / "red.png"), np.uint8([[[0, 0, 255]]]))
-    assert read_picture(tmp_path / "red.png").tolist() == [[[255, 0, 0]]]
+    assert read_image(tmp_path / "red.png").tolist() == [[[255, 0, 0]]]
     cv2.imwrite(str(tmp_path / "gray.png"), np.uint8([[7]]))
-    assert read_picture(tmp_path / "gray.png").tolist() == [[[7, 7, 7]]]
+    assert read_image(tmp_path / "gray.png").tolist() == [[[7, 7, 7]]]
 
 
 # ---- what a crop does not depend on ----

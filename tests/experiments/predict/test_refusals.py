@@ -24,7 +24,7 @@ def test_pictures_that_cannot_be_read_are_reported_and_the_others_done(
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert call(made / "my_run-seed0", data, "--split", "test", "--out", tmp_path / "a") == 1
     captured = capsys.readouterr()
-    assert f"{damaged}: a picture wanted" in captured.err
+    assert f"{damaged}: an image wanted" in captured.err
     assert "1 of which could not be read" in captured.out
     assert "ADD" in captured.out
     (unread,) = told(tmp_path / "a")["unread"]
