@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from datasets.files import replacing
 __all__ = ["Mesh", "Ply", "read_mesh", "read_ply", "write_mesh", "write_ply"]
 
 _COLORS = ("red", "green", "blue")
+_DIFFUSE = ("diffuse_red", "diffuse_green", "diffuse_blue")
 
 
 class Ply(NamedTuple):
@@ -123,22 +125,38 @@ def _reading(path: Path) -> Iterator[PlyData]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: a PLY file wanted, found {'a folder' if path.is_dir() else 'nothing'}")
     try:
-        yield PlyData.read(str(path), mmap=False)  # mapped, a file that is written anew would change under us
+        yield PlyData.read(_ascii_header(path.read_bytes()))
     except (PlyParseError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} is no PLY with points x, y, z that can be read: {error}") from None
+
+
+def _ascii_header(content: bytes) -> BytesIO:
+    """The file with a question mark for every letter of its header, as in comments, that plyfile does not take."""
+    header, end, body = content.partition(b"end_header")
+    return BytesIO(header.decode("latin-1").encode("ascii", errors="replace") + end + body)
 
 
 def _vertices(ply: PlyData) -> tuple[np.ndarray, np.ndarray | None]:
     """Points (N,3) float64 and colours (N,3) uint8, if there are."""
     vertices = ply["vertex"]
     points3d = np.stack([np.asarray(vertices[name], dtype=np.float64) for name in "xyz"], axis=-1)
-    if not {p.name for p in vertices.properties}.issuperset(_COLORS):
-        return points3d, None
-    colors = np.stack([vertices[name] for name in _COLORS], axis=-1)
-    if colors.dtype != np.uint8:  # fractions, or 16 bits
-        whole = 255.0 if colors.dtype.kind == "f" else 255.0 / np.iinfo(colors.dtype).max
-        colors = np.rint(np.nan_to_num(colors * whole).clip(0, 255)).astype(np.uint8)
-    return points3d, colors
+    there = {p.name for p in vertices.properties}
+    names = next((names for names in (_COLORS, _DIFFUSE) if there.issuperset(names)), None)
+    return points3d, names and _bytes(np.stack([vertices[name] for name in names], axis=-1))
+
+
+def _bytes(colors: np.ndarray) -> np.ndarray:
+    """Colours of any type as uint8, by their values: fractions of one, bytes, 16 or 32 bits, whichever hold them all.
+
+    Writers use wide types for bytes, too. Fractions may exceed one by as much again, and are clipped.
+    """
+    if colors.dtype == np.uint8:
+        return colors
+    values = np.nan_to_num(colors.astype(np.float64), posinf=0, neginf=0)
+    largest = values.max(initial=0)
+    fractions = colors.dtype.kind == "f" and largest <= 2
+    white = 1.0 if fractions else next((w for w in (2.0**8 - 1, 2.0**16 - 1) if largest <= w), 2.0**32 - 1)
+    return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
 
 
 def _check_mesh(where: str, mesh: Mesh) -> None:

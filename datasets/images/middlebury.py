@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.reconstructions.model import nearest_rotation
 from geometry import se3
 
 __all__ = ["MiddleburyViews", "read_middlebury"]
@@ -37,7 +38,7 @@ def read_middlebury(folder: str | Path) -> MiddleburyViews:
     """Read the one `*_par.txt` of a folder; the images are those it names, in its order.
 
     Raises ValueError naming the file and line for a wrong count, something that is not a finite number, a K whose
-    third row is not (0, 0, 1) or whose focal lengths are not positive, an R that is no rotation to 1e-6, and an image
+    third row is not (0, 0, 1) or whose focal lengths are not positive, an R that is no rotation to 1e-3, and an image
     named twice; FileNotFoundError naming what is missing: the folder, the file, or images.
     """
     folder = Path(folder)
@@ -78,6 +79,5 @@ def _numbers(where: str, tokens: list[str]) -> np.ndarray:
     K, R = values[:9].reshape(3, 3), values[9:18].reshape(3, 3)
     if K[2].tolist() != [0, 0, 1] or min(K[0, 0], K[1, 1]) <= 0:
         raise ValueError(f"{where}: K with positive focal lengths and third row (0, 0, 1) wanted, found {K.tolist()}")
-    if np.abs(R @ R.T - np.eye(3)).max() > 1e-6 or np.linalg.det(R) < 0:
-        raise ValueError(f"{where}: a rotation matrix wanted for R, found {R.tolist()}")
-    return values
+    nearest = nearest_rotation(R[None], lambda _, message: ValueError(f"{where}: {message}"))
+    return np.concatenate([values[:9], nearest.ravel(), values[18:]])

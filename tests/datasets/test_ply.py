@@ -96,6 +96,27 @@ def test_colors_of_any_type_mean_the_same(tmp_path: Path, text: bool, byte_order
         np.testing.assert_allclose(ply.points3d, POINTS, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
+@pytest.mark.parametrize("prefix", ["", "diffuse_"])
+def test_bytes_in_any_type_are_bytes(tmp_path: Path, kind: str, prefix: str) -> None:
+    colors = COLORS // 2 if kind == "i1" else COLORS
+    xyz = {name: POINTS[:, i].astype("f4") for i, name in enumerate("xyz")}
+    names = (f"{prefix}red", f"{prefix}green", f"{prefix}blue")
+    for text in (False, True):
+        rgb = {name: colors[:, i].astype(kind) for i, name in enumerate(names)}
+        write_vertices(tmp_path / "a.ply", text, **xyz, **rgb)
+        np.testing.assert_array_equal(read_ply(tmp_path / "a.ply").colors, colors)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("text", [False, True])
+def test_comments_may_hold_any_letters(tmp_path: Path, encoding: str, text: bool) -> None:
+    write_vertices(tmp_path / "a.ply", text, x=POINTS[:, 0], y=POINTS[:, 1], z=POINTS[:, 2])
+    head, _, rest = (tmp_path / "a.ply").read_bytes().partition(b"element")
+    (tmp_path / "a.ply").write_bytes(head + "comment résumé\n".encode(encoding) + b"element" + rest)
+    np.testing.assert_array_equal(read_ply(tmp_path / "a.ply").points3d, POINTS)
+
+
 def test_colors_out_of_range_are_clipped(tmp_path: Path) -> None:
     zero, wild = np.zeros(4, "f4"), np.array([-1, 2, np.nan, 0.5], "f4")
     write_vertices(tmp_path / "a.ply", x=zero, y=zero, z=zero, red=wild, green=wild, blue=wild)

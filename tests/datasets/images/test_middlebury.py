@@ -30,8 +30,19 @@ def test_a_set_as_the_benchmark_writes_it(folder):
     assert views.names == ("b.png", "a.png")
     assert [path.name for path in views.images] == ["b.png", "a.png"]
     assert views.K[0].tolist() == [[1500, 0, 320], [0, 1510, 240], [0, 0, 1]]
-    assert views.world_to_camera[1].tolist() == [[0, -1, 0, 0.1], [1, 0, 0, -0.2], [0, 0, 1, 0.6], [0, 0, 0, 1]]
+    wanted = [[0, -1, 0, 0.1], [1, 0, 0, -0.2], [0, 0, 1, 0.6], [0, 0, 0, 1]]
+    np.testing.assert_allclose(views.world_to_camera[1], wanted, atol=1e-15)
     assert views.K.dtype == views.world_to_camera.dtype == torch.float64
+
+
+def test_r_is_the_rotation_nearest_to_what_is_rounded(folder):
+    """That of dinoSparseRing deviates from orthogonality by 1.5e-6."""
+    R = se3.exp(torch.tensor([0.3, -1.2, 0.5], dtype=torch.float64))
+    stored = (R + 7e-7 * torch.tensor([[1.0, -1, 1], [1, 1, 1], [-1, 1, 1]], dtype=torch.float64)).flatten().tolist()
+    camera = "1500 0 320 0 1510 240 0 0 1 " + " ".join(map(repr, stored)) + " 0.1 -0.2 0.6"
+    found = read_middlebury(folder(f"1\na.png {camera}\n")).world_to_camera[0, :3, :3]
+    assert (found @ found.mT - torch.eye(3)).abs().max() < 1e-14
+    assert (found - R).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize(
