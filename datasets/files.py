@@ -43,6 +43,7 @@ def require_file(path: str | Path) -> Path:
 def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     """The images of a list, or of a folder in natural order: 2.jpg before 10.jpg.
 
+    Of a folder: files that are not hidden (macOS leaves a `._x.jpg` beside x.jpg), each once, whatever links to it.
     Raises FileNotFoundError for a path that does not exist, ValueError where there is no image.
     """
     if not isinstance(images, (str, Path)):
@@ -53,7 +54,9 @@ def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give an existing folder of images, or a list of files")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
+    named = (p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith("."))
+    files = sorted((p for p in named if p.is_file()), key=lambda p: (not p.is_symlink(), p.name))
+    paths = list({path.resolve(): path for path in files}.values())  # the file itself rather than a link to it
     if not paths:
         raise ValueError(f"{folder}: images ({', '.join(sorted(_IMAGE_SUFFIXES))}) wanted, found none")
     # re.split puts text at even and digits at odd places, so that only like is compared with like

@@ -31,7 +31,7 @@ from experiments.object_poses.network import load_backbone
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
 from experiments.records.files import write_json, write_text
-from experiments.running.config import RunConfig, cli, skip
+from experiments.running.config import RunConfig, cli, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
 from experiments.running.run import Run, begun
 from experiments.running.training import Training, keep_memory
@@ -119,7 +119,7 @@ def read_data(config: Config, group: Group) -> Data:
             generate(folder, train=config.pictures, test=test)
         group.shared(None)
     elif not folder.is_dir():
-        skip(f"{folder} does not exist: {wanted}")
+        raise FileNotFoundError(f"{folder} does not exist: {wanted}")
     models = read_models(folder, config.objects or None)
     known, unseen = (read_split(folder, split, models) for split in (config.train, config.test))
     return Data(models, [some for i, some in enumerate(known) if i % 20], known[::20][:1000], unseen)
@@ -254,11 +254,11 @@ def main(config: Config) -> dict[str, Any] | None:
     device = torch.device(config.device)
     keep_memory()
     with joined(device) as group:
-        data = read_data(config, group)
-        # what is wrong with these is told before an earlier run is overwritten
-        Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
-        if config.weights:
-            require_file(config.weights)
+        with told_in_a_sentence():  # before an earlier run is overwritten
+            data = read_data(config, group)
+            Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
+            if config.weights:
+                require_file(config.weights)
         if group.rank > 0:
             follow(config, data, group, device)
             return None
@@ -275,7 +275,8 @@ def lead(config: Config, data: Data, group: Group, device: torch.device) -> dict
         group.shared((run.start, saved))
         loss, step = torch.nan, run.start - 1
         if saved:
-            trainer.load(saved)
+            with told_in_a_sentence():
+                trainer.load(saved)
             loss = saved["loss"]
         iterations = run.iterations(config.iterations)
         shown = spread_out(data.validation, _SHOWN // 2)

@@ -7,6 +7,7 @@ looks the same turned by 180 degrees may be found so; that changes the pose of t
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def detect(
     window: half the side, in pixels, of the patch that refines a corner (cornerSubPix); it must not reach the
     neighbouring corners, or they pull the corner away. Pixels are the sensor's: EXIF's orientation is ignored.
 
-    Only full boards count. An image without one, or of another size than the first, is listed in `left_out`.
+    Only full boards count. An image without one, or of another size than most, is listed in `left_out`.
     Raises ValueError when a file is no image or no view is left, FileNotFoundError when a path is missing.
     """
     import cv2
@@ -63,24 +64,26 @@ def detect(
     # fisheye_chess, where SB loses 2 of 13 and 3 of 26.
     flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
-    image_size: tuple[int, int] | None = None
+    seen: list[tuple[tuple[int, int], np.ndarray | None]] = []
+    for path in paths:
+        image = read_image(path, "grey")
+        complete, points2d = cv2.findChessboardCorners(image, corners, flags=flags)
+        if complete:
+            points2d = cv2.cornerSubPix(image, points2d, (window, window), (-1, -1), criteria).reshape(-1, 2)
+        seen.append(((image.shape[1], image.shape[0]), points2d if complete else None))
+    image_size = Counter(size for size, _ in seen).most_common(1)[0][0]  # the first may be a thumbnail
     found: list[np.ndarray] = []
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
-    for path in paths:
-        image = read_image(path, "grey")
-        size = (image.shape[1], image.shape[0])
-        image_size = image_size or size
+    for path, (size, points) in zip(paths, seen, strict=True):
         if size != image_size:
-            left_out.append((path.name, f"image size {size}, the first image has {image_size}"))
-            continue
-        complete, points2d = cv2.findChessboardCorners(image, corners, flags=flags)
-        if not complete:
+            left_out.append((path.name, f"image size {size}, most images have {image_size}"))
+        elif points is None:
             left_out.append((path.name, f"no full board of {corners[0]} x {corners[1]} inner corners found"))
-            continue
-        found.append(cv2.cornerSubPix(image, points2d, (window, window), (-1, -1), criteria).reshape(-1, 2))
-        names.append(path.name)
-    if not found or image_size is None:
+        else:
+            found.append(points)
+            names.append(path.name)
+    if not found:
         raise ValueError(
             f"{paths[0].parent}: a full board of {corners[0]} x {corners[1]} inner corners wanted in one "
             f"image at least, found in none of {len(paths)}"

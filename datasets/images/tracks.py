@@ -6,6 +6,7 @@ what is left. A component with two places in one image joins two points of the s
 templeSparseRing. To cut them at their least certain matches instead would save 1.4 % of the observations.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -71,7 +72,7 @@ def find_tracks(
     so many matches must agree on an epipolar geometry (unrelated images reach 21 by chance, of 2000 features).
 
     The same images in another order give the same tracks; no random state outside is read or changed.
-    An image of another size than the first, without features, or without matches is listed in `left_out`.
+    An image of another size than most, without features, or without matches is listed in `left_out`.
     Raises ValueError for fewer than two images, the same one twice, pairs that are none, a file that is no image, and
     where no two images match; FileNotFoundError when a path is missing.
     """
@@ -93,9 +94,10 @@ def find_tracks(
 
     features, sizes = zip(*(_detect(path, contrast, most_features) for path in paths), strict=True)
     reasons: dict[int, str] = {}
+    usual = Counter(sizes).most_common(1)[0][0]  # the first may be a thumbnail
     for v, size in enumerate(sizes):
-        if size != sizes[0]:
-            reasons[v] = f"image size {size}, the first image has {sizes[0]}"
+        if size != usual:
+            reasons[v] = f"image size {size}, most images have {usual}"
         elif len(features[v].place) < fewest:
             reasons[v] = f"{len(features[v].place)} features found, {fewest} wanted"
     matches: dict[tuple[int, int], np.ndarray] = {}
@@ -122,7 +124,7 @@ def find_tracks(
         torch.from_numpy(point),
         torch.from_numpy(points2d),
         tuple(path.name for path in paths),
-        sizes[0],
+        usual,
         torch.from_numpy((total / np.bincount(point)[:, None]).round().astype(np.uint8)),
         tuple((paths[v].name, reasons[v]) for v in sorted(reasons)),
     )

@@ -238,6 +238,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
+    import sys
+
     import tyro
 
-    tyro.cli(generate, config=(tyro.conf.PositionalRequiredArgs,))
+    try:
+        tyro.cli(generate, config=(tyro.conf.PositionalRequiredArgs,))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))

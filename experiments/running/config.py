@@ -11,6 +11,7 @@ from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
+from datasets.locate import AbsentDataError
 from experiments.records.files import EXIT_SKIPPED
 
 
@@ -68,8 +69,13 @@ def skip(message: str) -> NoReturn:
 
 @contextmanager
 def told_in_a_sentence() -> Iterator[None]:
-    """What is wrong with what a driver was asked for (no such file, no such run) ends it: a sentence, exit code 1."""
+    """What is wrong with what a driver was asked for ends it with one sentence: exit code 1, as of a mistyped path.
+
+    Shared data that are not on this machine have exit code 3.
+    """
     try:
         yield
+    except AbsentDataError as absent:
+        skip(str(absent))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

@@ -56,7 +56,7 @@ from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frus
 from experiments.records import recording
 from experiments.records.files import plain, write_json
 from experiments.running import saved
-from experiments.running.config import RunConfig, skip, told_in_a_sentence
+from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.randomness import random_state, set_random_state
 from experiments.running.tensorboard import Board
 
@@ -83,17 +83,15 @@ def experiment(
     """Make of `body(run, config)`, which returns the run's summary, an experiment that is called with its config alone.
 
     Where the config asks to resume a run that is finished, its stored summary is returned and nothing computed. What
-    `reads(config)` returns is the body's third argument. It is called before an earlier run is overwritten, and data
-    that it does not find (FileNotFoundError) skip the experiment.
+    `reads(config)` returns is the body's third argument. It is called before an earlier run is overwritten. Shared data
+    that are absent (AbsentDataError) skip the experiment; what else it cannot read ends the driver with a sentence.
     """
 
     def called_with_config(body: Callable[..., dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
         @wraps(body)
         def main(config: Any) -> dict[str, Any]:
-            try:
+            with told_in_a_sentence():
                 data = () if reads is None else (reads(config),)
-            except FileNotFoundError as absent:
-                skip(str(absent))
             with begun(name, config) as run:
                 return run.finished or body(run, config, *data)
 
@@ -133,8 +131,10 @@ class Run:
         self.experiment, self.config = experiment, config
         self.folder = config.out / experiment / (config.name or f"{config.preset}-seed{config.seed}")
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.device = torch.device(config.device)
-        torch.empty(0, device=self.device)  # a missing device is reported before an old run is overwritten
+        try:  # a missing device is reported before an old run is overwritten
+            self.device = torch.empty(0, device=config.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {config.device}: {str(error).splitlines()[0]}") from error
         self.start = 0
         """First iteration that is still to be computed."""
         self.finished: dict[str, Any] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.run import Run
 
 __all__ = ["Training", "TrainingConfig", "keep_memory", "side_by_side"]
@@ -101,8 +101,9 @@ def side_by_side(
     if saved := run.restore():
         generator.set_state(saved["generator"])
         columns = saved["columns"]
-        for method, training in trainings.items():
-            training.load(saved[method])
+        with told_in_a_sentence():
+            for method, training in trainings.items():
+                training.load(saved[method])
     for step in run.iterations(config.iterations):
         columns |= learn(step, generator)
         run.log(step, loss=columns[loss], **columns)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from datasets.arrays import load_npz, rows_to_tensor
-from datasets.files import require_file
-from datasets.locate import find
+from datasets.files import image_paths, require_file
+from datasets.locate import AbsentDataError, find, locate
 
 
 def test_find_reads_the_environment(tmp_path, monkeypatch):
@@ -20,6 +20,32 @@ def test_find_defaults_to_the_folder_beside_the_project(monkeypatch):
     monkeypatch.delenv("LEARNABLE_GEOMETRY_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"shared/data/no such set, which does not exist"):
         find("no such set")
+
+
+def test_only_a_known_set_is_absent_and_any_other_path_is_mistyped(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEARNABLE_GEOMETRY_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AbsentDataError):
+        locate("bal/some.txt")
+    (tmp_path / "data" / "bal").mkdir(parents=True)
+    for name in ("bal/some.txt", "bla/some.txt", "bla", "/bla"):
+        with pytest.raises(FileNotFoundError, match="found nothing") as raised:
+            locate(name)
+        assert not isinstance(raised.value, AbsentDataError)
+    (tmp_path / "data" / "bal" / "some.txt").touch()
+    assert locate("bal/some.txt").is_file()
+
+
+def test_images_of_a_folder_are_its_visible_files_each_once(tmp_path):
+    for name in ("2.png", "10.PNG", "._2.png", ".hidden.png", "text.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "1.png").symlink_to("2.png")
+    (tmp_path / "3.png").symlink_to("nowhere.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "5.png").touch()
+    (tmp_path / "4.png").symlink_to("elsewhere/5.png")
+    assert [path.name for path in image_paths(tmp_path)] == ["2.png", "4.png", "10.PNG"]
 
 
 def test_require_file(tmp_path):

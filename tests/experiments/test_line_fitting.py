@@ -150,7 +150,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(
 @pytest.mark.slow
 def test_a_schedule_that_has_ended_is_not_prolonged(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     shutil.copytree(whole[1], tmp_path / "line_fitting" / whole[1].name)
-    with pytest.raises(ValueError, match=f"iterations must stay {TINY.iterations}"):
+    with pytest.raises(SystemExit, match=f"iterations must stay {TINY.iterations}"):
         main(replace(TINY, out=tmp_path, iterations=TINY.iterations + 5, resume=True))
 
 

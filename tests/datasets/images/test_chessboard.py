@@ -177,9 +177,11 @@ def test_what_is_left_out_and_why(tmp_path):
     views = detect(tmp_path, corners=(6, 4))
     assert views.names == ("view2.png", "view10.png")
     assert views.left_out == (
-        ("view3.png", "image size (800, 600), the first image has (640, 480)"),
+        ("view3.png", "image size (800, 600), most images have (640, 480)"),
         ("view4.png", "no full board of 6 x 4 inner corners found"),
     )
+    cv2.imwrite(str(tmp_path / "view1.png"), board_image(size=(400, 280), origin=(20, 20)))  # a thumbnail in front
+    assert torch.equal(detect(tmp_path, corners=(6, 4)).points2d, views.points2d)
     listed = detect([tmp_path / "view10.png", str(tmp_path / "view2.png")], corners=(6, 4))
     assert listed.names == ("view10.png", "view2.png")
     assert torch.equal(listed.points2d, views.points2d.flip(0))

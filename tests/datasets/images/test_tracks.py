@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -73,6 +75,16 @@ def wall(tmp_path_factory):
         image = np.concatenate([colored[y : y + 1, (s := v * (8 + 3 * (y // 60))) : s + 480] for y in range(360)])
         cv2.imwrite(str(folder / f"{v + 8}.png"), image)
     return folder
+
+
+@pytest.mark.slow
+def test_a_thumbnail_in_front_does_not_say_how_large_images_are(wall, tmp_path):
+    for name in ("8.png", "9.png"):
+        shutil.copy(wall / name, tmp_path)
+    cv2.imwrite(str(tmp_path / "1.png"), cv2.resize(cv2.imread(str(wall / "8.png")), (120, 90)))
+    tracks = find_tracks(tmp_path)
+    assert tracks.image_size == (480, 360)
+    assert tracks.left_out == (("1.png", "image size (120, 90), most images have (480, 360)"),)
 
 
 @pytest.mark.slow

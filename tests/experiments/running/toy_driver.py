@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from datasets.locate import AbsentDataError
 from experiments.drawing.figures import loss_curve
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run, experiment
@@ -39,7 +40,7 @@ PRESETS = {
 def read(config: Config) -> None:
     """The data of `real`, which are nowhere."""
     if config.preset == "real":
-        raise FileNotFoundError("The real quadratic is not on this machine.")
+        raise AbsentDataError("The real quadratic is not on this machine.")
 
 
 @experiment("toy_driver", read)
