@@ -1,12 +1,15 @@
 """Files: written whole or not at all, found or asked for by name. Only the standard library is imported here."""
 
+import bz2
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["image_paths", "quote", "replacing", "require_file"]
+__all__ = ["image_paths", "quote", "read_packed", "replacing", "require_file"]
 
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 
@@ -20,6 +23,22 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_packed(path: str | Path, most: int = -1) -> bytes:
+    """What a file holds, or `most` bytes of it, unpacked if it is a .gz or .bz2, whatever its name.
+
+    Raises FileNotFoundError, and ValueError naming a file that is packed and damaged.
+    """
+    path = require_file(path)
+    with path.open("rb") as file:
+        start = file.read(3)
+    opened = gzip.open if start[:2] == b"\x1f\x8b" else bz2.open if start == b"BZh" else open
+    try:
+        with opened(path, "rb") as file:
+            return file.read(most)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: a packed file wanted, found a damaged one: {error}") from error
 
 
 def quote(raw: bytes) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datasets.arrays import Numbers
-from datasets.files import quote, replacing, require_file
+from datasets.files import quote, read_packed, replacing
 from datasets.reconstructions.model import Reconstruction, pinhole, radial_tangential
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics
@@ -78,14 +78,14 @@ def _flip_y(points2d: Tensor) -> Tensor:
 
 
 def read_bal(path: str | Path) -> Reconstruction:
-    """Read a BAL text file: V images with intrinsics of their own, N points, M observations.
+    """Read a BAL text file, packed (.bz2, .gz) or not: V images with intrinsics of their own, N points, M observations.
 
     The principal point is (0, 0): the file counts pixels from it and does not say where in the image it is; distortion
     (V,2) = k1, k2. Raises ValueError naming the file and line when it is no BAL file, is truncated or too long, holds
     something that is not a finite number, or an index outside 0 … V-1 or 0 … N-1. FileNotFoundError if there is none.
     """
-    path = require_file(path)
-    text = path.read_bytes()
+    path = Path(path)
+    text = read_packed(path)
     V, N, M = _counts(path, text)
     numbers = Numbers(path, text, lambda k: _what(k, V, N, M))
     if len(numbers.tokens) != 3 + 4 * M + 9 * V + 3 * N:

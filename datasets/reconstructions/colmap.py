@@ -25,7 +25,7 @@ from datasets.reconstructions.colmap_tables import (
     slots,
     write_table,
 )
-from datasets.reconstructions.model import Reconstruction, pinhole
+from datasets.reconstructions.model import Reconstruction, pinhole, reprojection_errors
 from geometry.camera import Model, matrix_from_intrinsics
 from geometry.interop.colmap import LENSES, from_parameters, from_pixels, from_pose, to_parameters, to_pixels, to_pose
 
@@ -41,8 +41,8 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     Raises FileNotFoundError where one of the three files is missing, and ValueError naming the file and the line or
     byte when one is truncated or too long, holds something that is not a finite number, an id twice or one that is
     nowhere, tracks that disagree with the images' 2D points, or a camera model other than SIMPLE_PINHOLE, PINHOLE,
-    SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, OPENCV_FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE; or when
-    fisheyes stand beside others.
+    SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, OPENCV_FISHEYE, SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE,
+    RADIAL_FISHEYE; or when fisheyes stand beside others.
     """
     folder = Path(folder)
     binary = (folder / "cameras.bin").is_file() or not (folder / "cameras.txt").is_file()
@@ -81,8 +81,9 @@ def write_colmap(folder: str | Path, reconstruction: Reconstruction, *, binary: 
     """Write a model into `folder`, which is made; each file whole or not at all, with all digits, ids from 1.
 
     Each camera becomes the simplest model that has as many coefficients as `distortion` and holds its values. Without
-    names, images are called by their number; unknown colours become black and unknown sizes 0 x 0, which `read_colmap`
-    takes for unknown. COLMAP itself cuts a name at a space in a text model; in a binary one it does not.
+    names, images are called by their number; a point's error is the mean distance from its observations; unknown
+    colours become black and unknown sizes 0 x 0, which `read_colmap` takes for unknown. COLMAP itself cuts a name at a
+    space in a text model; in a binary one it does not.
 
     Raises ValueError naming the reason for what COLMAP cannot say: skew, thin-prism distortion, a pose that is no rigid
     motion, names that are empty, given twice, or have control characters or white space at an end; and where `folder`
@@ -180,13 +181,17 @@ def _points(reconstruction: Reconstruction) -> Table:
     heads["id"] = np.arange(1, N + 1)
     heads["xyz"] = reconstruction.points3d.double().numpy()
     heads["color"] = 0 if reconstruction.colors is None else reconstruction.colors.numpy()
-    heads["error"] = -1  # COLMAP's word for unknown
+    views = reconstruction.point_index.bincount(minlength=N)
+    total = torch.zeros(N, dtype=torch.float64)
+    total.index_add_(0, reconstruction.point_index, reprojection_errors(reconstruction).double())
+    mean = total / views  # as COLMAP has it; -1 is its word for unknown: without views, or behind one
+    heads["error"] = torch.where(mean.isfinite(), mean, -1).numpy()
     by_image = reconstruction.camera_index.argsort(stable=True)
     image, point = reconstruction.camera_index[by_image].numpy(), reconstruction.point_index[by_image]
     index = slots(np.bincount(image, minlength=len(reconstruction.world_to_camera)))
     order = point.argsort(stable=True).numpy()
     items["image"], items["index"] = image[order] + 1, index[order]
-    return Table(heads, items, reconstruction.point_index.bincount(minlength=N).numpy())
+    return Table(heads, items, views.numpy())
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geometry.camera import Model, check_distortion, intrinsics_from_matrix, matrix_from_intrinsics
+from geometry.camera import Model, check_distortion, intrinsics_from_matrix, matrix_from_intrinsics, project
 
-__all__ = ["Reconstruction", "nearest_rotation", "pinhole", "radial_tangential"]
+__all__ = ["Reconstruction", "nearest_rotation", "pinhole", "radial_tangential", "reprojection_errors"]
 
 _SHAPES: dict[str, tuple[str | int, ...]] = {
     "world_to_camera": ("V", 4, 4),
@@ -83,6 +83,20 @@ class Reconstruction:
                 raise ValueError(f"{name} must lie in 0 … {size - 1} ({letter} = {size}), got {found}")
         if len(self.names) not in (0, sizes["V"]):
             raise ValueError(f"names must hold {sizes['V']} names or none, got {len(self.names)}")
+
+
+def reprojection_errors(reconstruction: Reconstruction) -> Tensor:
+    """Distance (M,) in px between where each observation is and where its point is seen; not finite behind a camera."""
+    r = reconstruction
+    lens = r.intrinsics_index[r.camera_index]
+    seen = project(
+        r.points3d[r.point_index][:, None],
+        r.world_to_camera[r.camera_index],
+        r.K[lens],
+        r.distortion[lens],
+        model=r.model,
+    )
+    return (seen[:, 0] - r.points2d).norm(dim=-1)
 
 
 def nearest_rotation(matrices: np.ndarray, error: Callable[[int, str], ValueError]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets.files import require_file
+from datasets.files import read_packed, require_file
 from datasets.reconstructions.bal import read_bal
 from datasets.reconstructions.bundler import read_bundler
 from datasets.reconstructions.colmap import read_colmap
@@ -12,8 +12,8 @@ from datasets.reconstructions.model import Reconstruction
 __all__ = ["read_reconstruction"]
 
 _ACCEPTED = (
-    "a folder with cameras.bin or cameras.txt (COLMAP), a file *.out (Bundler), *.bin (libmv), or a text file that "
-    "starts with three counts (BAL)"
+    "a folder with cameras.bin or cameras.txt (COLMAP), a file *.out (Bundler), *.bin (libmv), or a text file, "
+    "maybe packed as .bz2 or .gz, that starts with three counts (BAL)"
 )
 
 
@@ -33,8 +33,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         return read_bundler(path)
     if path.suffix == ".bin":
         return read_libmv(path)
-    with path.open("rb") as file:
-        counts = file.read(100).split()[:3]
+    counts = read_packed(path, 100).split()[:3]
     if len(counts) < 3 or not all(count.isdigit() for count in counts):
         raise ValueError(f"{path}: {_ACCEPTED} wanted, found none of them")
     return read_bal(path)

@@ -260,15 +260,13 @@ def read_file(path: Path) -> Recording:
         ply = read_ply(path)
         stage = Stage(colors=ply.colors, edges=ply.edges if len(ply.edges) else None)
         return Recording(path.name, (stage,), (Frame(0, points3d=ply.points3d),))
+    from datasets.reconstructions.model import reprojection_errors
     from datasets.reconstructions.read import read_reconstruction  # torch, which a PLY does not need
-    from geometry import project
 
     r = read_reconstruction(path)
-    K, distortion = (lens[r.intrinsics_index][r.camera_index] for lens in (r.K, r.distortion))
-    seen = r.points3d[r.point_index][:, None]
-    error = project(seen, r.world_to_camera[r.camera_index], K, distortion, model=r.model)[:, 0] - r.points2d
+    error = reprojection_errors(r)
     views = r.point_index.bincount(minlength=len(r.points3d))
-    squares = error.new_zeros(len(r.points3d)).index_add(0, r.point_index, error.square().sum(-1))
+    squares = error.new_zeros(len(r.points3d)).index_add(0, r.point_index, error.square())
     arrays = [t.numpy() for t in (r.points3d, r.world_to_camera, (squares / views).sqrt())]
     stage = Stage(
         colors=None if r.colors is None else r.colors.numpy(),

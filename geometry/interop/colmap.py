@@ -56,6 +56,8 @@ LENSES = {
     "RADIAL": Lens(3, 1, 2, 2),
     "OPENCV": Lens(4, 2, 4, 4),
     "FULL_OPENCV": Lens(6, 2, 8, 8),
+    "SIMPLE_FISHEYE": Lens(14, 1, 0, 0, "fisheye"),
+    "FISHEYE": Lens(15, 2, 0, 0, "fisheye"),
     "SIMPLE_RADIAL_FISHEYE": Lens(8, 1, 1, 1, "fisheye"),
     "RADIAL_FISHEYE": Lens(9, 1, 2, 2, "fisheye"),
     "OPENCV_FISHEYE": Lens(5, 2, 4, 4, "fisheye"),

@@ -17,11 +17,20 @@ PARAMETERS = {  # beyond the focal length and a principal point of (330, 220)
     "RADIAL": [0.1, -0.02],
     "OPENCV": [0.1, -0.02, 0.003, -0.004],
     "FULL_OPENCV": [0.1, -0.02, 0.003, -0.004, 0.05, 0.06, 0.07, 0.08],
+    "SIMPLE_FISHEYE": [],
+    "FISHEYE": [],
     "SIMPLE_RADIAL_FISHEYE": [0.1],
     "RADIAL_FISHEYE": [0.1, -0.02],
     "OPENCV_FISHEYE": [0.1, -0.02, 0.03, -0.004],
 }
-ONE_FOCAL_LENGTH = {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"}
+ONE_FOCAL_LENGTH = {
+    "SIMPLE_PINHOLE",
+    "SIMPLE_FISHEYE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+}
 
 
 def camera_of(pycolmap, model, camera_id=1):
@@ -61,9 +70,7 @@ def test_round_trip(tmp_path, make_scene, assert_same, suffix, model, coefficien
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("model", "coefficients", "read"), [("radtan", 5, 8), ("radtan", 12, 8), ("fisheye", 0, 1), ("fisheye", 3, 4)]
-)
+@pytest.mark.parametrize(("model", "coefficients", "read"), [("radtan", 5, 8), ("radtan", 12, 8), ("fisheye", 3, 4)])
 def test_coefficients_colmap_has_in_another_number(
     tmp_path, make_scene, assert_same, suffix, model, coefficients, read
 ):
@@ -116,6 +123,24 @@ def test_pycolmap_and_project_agree_on_each_lens(tmp_path, suffix, model):
     np.testing.assert_allclose(again.camera(1).params, camera.params, rtol=1e-12)
     found = np.stack([again.camera(1).img_from_cam(again.image(1).cam_from_world() * point) for point in points])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+@BOTH
+def test_colmap_finds_the_mean_error_that_is_there(tmp_path, make_scene, project_all, suffix):
+    pycolmap = pytest.importorskip("pycolmap")
+    scene = make_scene()
+    scene.world_to_camera[:, 2, 3] += 10  # no point is behind a camera, where COLMAP's error is without bounds
+    shifts = torch.linspace(0, 3, len(scene.points2d), dtype=torch.float64)
+    scene = dataclasses.replace(scene, points2d=project_all(scene) + torch.stack([shifts, -2 * shifts], -1))
+    write_colmap(tmp_path, scene, binary=suffix == ".bin")
+    theirs = pycolmap.Reconstruction(tmp_path)
+    distance = 5**0.5 * shifts
+    for n, point in enumerate(sorted(theirs.points3D)):
+        wanted = distance[scene.point_index == n].mean().item()
+        assert theirs.point3D(point).error == pytest.approx(wanted, rel=1e-9)
+    stored = theirs.compute_mean_reprojection_error()
+    theirs.update_point_3d_errors()
+    assert stored == pytest.approx(theirs.compute_mean_reprojection_error(), rel=1e-9)
 
 
 def compare(ours, theirs):

@@ -1,4 +1,6 @@
+import bz2
 import dataclasses
+import gzip
 
 import pytest
 import torch
@@ -22,6 +24,21 @@ def test_every_format_is_recognised_and_keeps_the_errors(tmp_path, make_scene, p
         found = read_reconstruction(tmp_path / name)
         rtol = 1e-3 if write is write_libmv else 1e-9  # libmv rounds to float32
         torch.testing.assert_close((project_all(found) - found.points2d).square().sum(), error, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, gzip.compress])
+@pytest.mark.parametrize("name", ["a.txt.packed", "a.txt"])
+def test_bal_is_read_as_it_is_distributed(tmp_path, make_scene, pack, name):
+    write_bal(tmp_path / "plain.txt", make_scene())
+    packed = pack((tmp_path / "plain.txt").read_bytes())
+    (tmp_path / name).write_bytes(packed)
+    one, other = read_reconstruction(tmp_path / name), read_bal(tmp_path / "plain.txt")
+    assert torch.equal(one.points2d, other.points2d)
+    assert torch.equal(one.world_to_camera, other.world_to_camera)
+    for damaged in (packed[:-5], packed[: len(packed) // 2], packed[:20] + b"\0\0\0\0" + packed[24:]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}: a packed file wanted, found a damaged one"):
+            read_reconstruction(tmp_path / name)
 
 
 def test_real_files(real_data):

@@ -23,6 +23,8 @@ CASES: list[tuple[str, torch.Tensor, Model, list[float]]] = [
     ("FULL_OPENCV", K, "radtan", RADTAN[:5]),
     ("FULL_OPENCV", K, "radtan", RADTAN[:8]),
     ("FULL_OPENCV", K, "radtan", [*RADTAN[:8], 0, 0, 0, 0]),
+    ("SIMPLE_FISHEYE", SQUARE, "fisheye", []),
+    ("FISHEYE", K, "fisheye", []),
     ("SIMPLE_RADIAL_FISHEYE", SQUARE, "fisheye", FISHEYE[:1]),
     ("RADIAL_FISHEYE", SQUARE, "fisheye", FISHEYE[:2]),
     ("OPENCV_FISHEYE", K, "fisheye", FISHEYE),
