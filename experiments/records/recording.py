@@ -8,8 +8,10 @@ read while the run goes on:
     recording/stage-000.npz
     recording/frame-00000000.npz ...
 
-Every array is float64 once it is read; files hold float32, which is finer than a screen. World frame and units are the
-scene's own; cameras are world_to_camera (4,4) with OpenCV's axes (x right, y down, z forward), K and image points px.
+Every array is float64 once it is read. Files hold points of the world as float32 about a `centre` amid them, which is
+finer than a screen however far they are from the origin, cameras as float64, and other numbers as float32. World frame
+and units are the scene's own; cameras are world_to_camera (4,4) with OpenCV's axes (x right, y down, z forward), K and
+image points px.
 """
 
 import csv
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 FOLDER = "recording"
+_IN_SPACE = ("points3d", "points3d_gt")
+_CAMERAS = ("world_to_camera", "world_to_camera_gt")
 
 
 @dataclass(frozen=True)
@@ -167,16 +171,30 @@ def _write(path: Path, kind: Any, values: dict[str, Any]) -> Any:
         if isinstance(value, Mapping):
             flat |= {f"{name}/{key}": float(target) for key, target in value.items()}
         elif value is not None:
-            flat[name] = _stored(value)
+            flat[name] = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    clouds = [flat[name] for name in _IN_SPACE if name in flat]
+    if clouds:
+        flat["centre"] = _middle(np.concatenate(clouds))
+    flat = {name: value if isinstance(value, float) else _stored(name, value, flat) for name, value in flat.items()}
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
         np.savez(temporary, **flat)
     return _made(kind, flat)
 
 
-def _stored(value: Any) -> np.ndarray:
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+def _stored(name: str, array: np.ndarray, beside: Mapping[str, Any]) -> np.ndarray:
+    if name in _CAMERAS or name == "centre":  # turned in float32, a far origin would be elsewhere
+        return array.astype(np.float64)
+    with np.errstate(over="ignore"):  # too far for float32 is inf, and that is unknown
+        if name in _IN_SPACE:
+            return (array - beside["centre"]).astype(np.float32)
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _middle(points: np.ndarray) -> np.ndarray:
+    """Amid the finite ones of points (N,3): (3,), float64."""
+    known = points[np.isfinite(points).all(1)].astype(np.float64)
+    return np.median(known, axis=0) if len(known) else np.zeros(3)
 
 
 # ---- reading ----
@@ -220,12 +238,17 @@ def _read(path: Path, kind: Any) -> Any:
 
 def _made(kind: Any, flat: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
+    centre = flat.get("centre", 0.0)
     for name, value in flat.items():
+        if name == "centre":
+            continue
         whole, _, key = name.partition("/")
         if key:
             values.setdefault(whole, {})[key] = float(value)
         elif isinstance(value, np.ndarray):
             values[name] = value.item() if value.ndim == 0 else _widened(value)
+            if name in _IN_SPACE:
+                values[name] = values[name] + centre
     return kind(**values)
 
 

@@ -160,14 +160,14 @@ class _Window:
             (seen.points, seen.colors),
         ):
             inside = np.linalg.norm(points - middle, axis=1) <= reach
-            cloud = o3d.geometry.PointCloud(vectors(points[inside]))
+            cloud = o3d.geometry.PointCloud(vectors(points[inside] - middle))  # what is drawn is float32
             cloud.colors = vectors(colors[inside] / 255)
             shapes.append(cloud)
         for segments, color in (
             (seen.residuals, PALE), (seen.edges, INK), (seen.cameras_gt, ORANGE), (seen.cameras, BLUE),
         ):  # fmt: skip
             ends = segments[(np.linalg.norm(segments - middle, axis=2) <= reach).all(1)].reshape(-1, 3)
-            lines = o3d.geometry.LineSet(vectors(ends), pairs(np.arange(len(ends)).reshape(-1, 2)))
+            lines = o3d.geometry.LineSet(vectors(ends - middle), pairs(np.arange(len(ends)).reshape(-1, 2)))
             lines.paint_uniform_color(rgb(color) / 255)
             shapes.append(lines)
         for shape in self._shapes:
@@ -191,7 +191,7 @@ class _Window:
         """From where the picture is seen, too; Open3D counts the zoom in sizes of all that is there."""
         assert self._view is not None
         control = self._window.get_view_control()
-        control.set_lookat(self._view.middle)
+        control.set_lookat(np.zeros(3))
         control.set_front(self._view.R[2])
         control.set_up(self._view.floor[2])
         bounds = [(shape.get_min_bound(), shape.get_max_bound()) for shape in self._shapes]

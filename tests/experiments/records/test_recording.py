@@ -11,7 +11,10 @@ import torch
 from datasets.ply import write_ply
 from datasets.reconstructions.colmap import write_colmap
 from datasets.reconstructions.model import Reconstruction
+from experiments.drawing.figures import centres
+from experiments.records.files import write_json
 from experiments.records.recording import (
+    FOLDER,
     Recording,
     add_frame,
     add_stage,
@@ -26,10 +29,14 @@ from tests.experiments.viewers.recordings import keypoints, sphere, written
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal to the float32 of the files."""
+    """Equal to what the files hold: points to float32 of their extent, cameras, and the float32 of other numbers."""
     for f in fields(one):
         a, b = getattr(one, f.name), getattr(other, f.name)
-        if isinstance(a, np.ndarray) and a.dtype.kind == "f":
+        if isinstance(a, np.ndarray) and f.name in ("points3d", "points3d_gt"):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-7 * np.ptp(a[np.isfinite(a).all(1)], axis=0).max())
+        elif isinstance(a, np.ndarray) and f.name.startswith("world_to_camera"):
+            np.testing.assert_array_equal(b, a)
+        elif isinstance(a, np.ndarray) and a.dtype.kind == "f":
             np.testing.assert_array_equal(b, a.astype(np.float32).astype(np.float64))
             assert b.dtype == np.float64
         else:
@@ -55,7 +62,7 @@ def test_tensors_and_numbers_are_stored_like_arrays(tmp_path: Path) -> None:
     add_stage(tmp_path, 0, edges=torch.tensor([[0, 1]]), targets={"fx": torch.tensor(800.0), "a/b": 2})
     (tmp_path / "config.json").write_text('{"experiment": "toy"}')
     found = read_run(tmp_path)
-    np.testing.assert_allclose(found.frames[0].points3d, points.detach(), rtol=1e-7)
+    np.testing.assert_allclose(found.frames[0].points3d, points.detach(), rtol=0, atol=1e-6)
     assert found.frames[0].step == 3
     assert found.stages[0].targets == {"fx": 800.0, "a/b": 2.0}
     np.testing.assert_array_equal(found.stages[0].edges, [[0, 1]])
@@ -195,3 +202,26 @@ def test_a_bal_file_is_one_frame(real_data: Any) -> None:
     assert frame.points3d.shape == (7776, 3)
     # half the file's sum of squares is 850912.460681 (Agarwal et al. 2010)
     assert (frame.error_px**2 * stage.views).sum() / 2 == pytest.approx(850912.460681, rel=1e-9)
+
+
+def test_a_world_far_from_the_origin_keeps_its_shape(tmp_path: Path) -> None:
+    """In metres of a map, a millimetre is a millimetre, in the recording and on the page."""
+    rng, far = np.random.default_rng(0), np.array([4.5e5, 5.4e6, 120.0])
+    points, cameras = rng.normal(size=(50, 3)), np.tile(np.eye(4), (3, 1, 1))
+    turns = np.linalg.qr(rng.normal(size=(3, 3, 3)))[0]
+    cameras[:, :3, :3] = turns * np.linalg.det(turns)[:, None, None]
+    cameras[:, :3, 3] = [0, 0, 5]
+    moved = cameras.copy()
+    moved[:, :3, 3] -= moved[:, :3, :3] @ far
+    write_json(tmp_path / "config.json", {"experiment": "far"})
+    add_stage(tmp_path, 0, points3d_gt=points + far, world_to_camera_gt=moved)
+    add_frame(tmp_path, step=0, points3d=points + far + 1e-3, world_to_camera=moved)
+    found = read_run(tmp_path)
+    frame, stage = found.frames[0], found.stages[0]
+    assert frame.points3d is not None
+    assert stage.points3d_gt is not None
+    assert frame.world_to_camera is not None
+    np.testing.assert_allclose(frame.points3d - far, points + 1e-3, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(frame.points3d - stage.points3d_gt, 1e-3, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(centres(frame.world_to_camera) - far, centres(cameras), rtol=0, atol=1e-8)
+    assert all(path.stat().st_size < 50 * 3 * 8 + 3000 for path in (tmp_path / FOLDER).iterdir())
