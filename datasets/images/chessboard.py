@@ -3,13 +3,15 @@
 The board frame has its origin at the first inner corner, x along the board's rows, y along its columns, z = 0
 on the board and growing away from a camera that sees its face; its unit is that of `square`. Corners come in
 OpenCV's order, row by row. Pixels are OpenCV's too: (0, 0) is the centre of the top-left pixel. A board that
-looks the same turned by 180 degrees may be found so; that changes the pose of the view, nothing else.
+looks the same turned by 180 degrees (one whose counts of corners are both odd or both even) may be found so; that
+changes the pose of the view, nothing else. Two cameras that see it at once must find it the same way: `in_pairs`.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor
 from datasets.arrays import load_npz, read_image, rows_to_tensor
 from datasets.files import image_paths, require_file
 
-__all__ = ["Views", "detect", "read_corners"]
+__all__ = ["Views", "detect", "in_pairs", "read_corners"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,49 @@ def detect(
         tuple(names),
         tuple(left_out),
     )
+
+
+def in_pairs(one: Views, two: Views, corners: tuple[int, int]) -> tuple[Views, Views]:
+    """Of two cameras of a rig the views that both have, in the order of one, with the board the same way in both.
+
+    Views belong together whose names have the same numbers (left07.jpg and right07.jpg), or the same names where there
+    are none. A board that looks the same turned by 180 degrees is turned in `two` where its rows run against those in
+    `one`: the images must be the same way up. corners: (along a row, along a column).
+
+    Raises ValueError for views of another board, none in pairs, two with the same numbers; and where the rows of such
+    a board differ by 60 to 120 degrees between the images, so that nothing tells which way it is in the other.
+    """
+    if not one.points3d.equal(two.points3d) or len(one.points3d) != math.prod(corners):
+        raise ValueError(f"one, two: views of one board of {corners[0]} x {corners[1]} corners wanted, found others")
+    keys = [[tuple(re.findall(r"\d+", Path(name).stem)) or name for name in views.names] for views in (one, two)]
+    for found, views in zip(keys, (one, two), strict=True):
+        if len(set(found)) < len(found):
+            raise ValueError(f"names: other numbers for each view wanted, found {', '.join(views.names)}")
+    pairs = [(i, keys[1].index(key)) for i, key in enumerate(keys[0]) if key in keys[1]]
+    if not pairs:
+        raise ValueError(f"views of both cameras with the same numbers wanted, found {one.names} and {two.names}")
+    first, second = (_some(views, [pair[k] for pair in pairs]) for k, views in enumerate((one, two)))
+    if sum(corners) % 2:
+        return first, second
+    rows = [torch.nn.functional.normalize(_rows(views, corners), dim=-1) for views in (first, second)]
+    cosine = (rows[0] * rows[1]).sum(-1)
+    for v in (cosine.abs() < 0.5).nonzero()[:1, 0].tolist():
+        raise ValueError(
+            f"{first.names[v]}, {second.names[v]}: rows of the board within 60 degrees wanted, as it looks "
+            f"the same turned by 180, found {math.degrees(math.acos(cosine[v])):.0f}"
+        )
+    points2d = torch.where((cosine < 0)[:, None, None], second.points2d.flip(1), second.points2d)
+    return first, replace(second, points2d=points2d)
+
+
+def _some(views: Views, which: list[int]) -> Views:
+    return replace(views, points2d=views.points2d[which], names=tuple(views.names[v] for v in which))
+
+
+def _rows(views: Views, corners: tuple[int, int]) -> Tensor:
+    """Which way the board's rows run in each image, (V,2)."""
+    grid = views.points2d.unflatten(1, corners[::-1])
+    return (grid[:, :, -1] - grid[:, :, 0]).mean(1)
 
 
 def read_corners(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -5,7 +7,9 @@ import torch
 from scipy.optimize import least_squares
 from scipy.sparse import lil_matrix
 
-from datasets.images.chessboard import Views, detect, read_corners
+from datasets.images.chessboard import Views, detect, in_pairs, read_corners
+from geometry import project, se3
+from geometry.tasks.stereo_rig import stereo_rig
 
 
 def calibrate(views: Views, flags=0, K=None):
@@ -277,3 +281,54 @@ def test_npz_errors(tmp_path):
         read_corners(path, corners=(4, 3))
     with pytest.raises(ValueError, match=r"c\.npz, 'b': numbers of shape \(12, 2\) wanted"):
         read_corners(path, corners=(4, 3), square=1.0, image_size=(64, 48))
+
+
+# --- two cameras ---
+
+
+def rig_views(corners, turned):
+    """What two cameras 120 mm apart see of a board in four poses, `turned` by 180 degrees in some of the second."""
+    y, x = torch.meshgrid(*(30 * torch.arange(n, dtype=torch.float64) for n in corners[::-1]), indexing="ij")
+    points3d = torch.stack([x, y, torch.zeros_like(x)], -1).reshape(-1, 3)
+    K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    step = torch.randn(4, 6, generator=generator, dtype=torch.float64) * torch.tensor([0.2, 0.2, 0.3, 30, 30, 50])
+    target = se3.from_rotvec_t(step + torch.tensor([0, 0, 0, -60, -40, 700]))
+    rig = se3.from_rotvec_t(torch.tensor([0.02, -0.2, 0.03, -120, 0, 0], dtype=torch.float64))
+    one, two = (project(points3d, poses, K) for poses in (target, rig @ target))
+    for v in turned:
+        two[v] = two[v].flip(0)
+    views = [
+        Views(seen, points3d, (640, 480), tuple(f"{name}{v:02d}.jpg" for v in range(4)))
+        for name, seen in (("left", one), ("right", two))
+    ]
+    return *views, K.expand(2, 3, 3), rig
+
+
+@pytest.mark.parametrize("corners", [(6, 4), (5, 3)])
+def test_a_board_that_is_symmetric_is_the_same_way_in_both_cameras(corners):
+    one, two, K, rig = rig_views(corners, turned=(1, 2))
+    two = dataclasses.replace(two, points2d=two.points2d[[3, 1, 2]], names=tuple(two.names[v] for v in (3, 1, 2)))
+    first, second = in_pairs(one, two, corners)
+    assert first.names == ("left01.jpg", "left02.jpg", "left03.jpg")
+    assert second.names == ("right01.jpg", "right02.jpg", "right03.jpg")
+    found = stereo_rig(torch.stack([first.points2d, second.points2d]), first.points3d, K)
+    torch.testing.assert_close(found.x[0][0], rig, rtol=0, atol=1e-6)
+
+
+def test_a_board_with_a_way_of_its_own_is_left_as_it_was_found():
+    one, two, *_ = rig_views((6, 5), turned=(1,))
+    assert in_pairs(one, two, (6, 5))[1].points2d.equal(two.points2d)
+
+
+def test_what_does_not_belong_together_is_named():
+    one, two, *_ = rig_views((6, 4), turned=())
+    with pytest.raises(ValueError, match="views of one board of 4 x 5 corners wanted"):
+        in_pairs(one, two, (4, 5))
+    with pytest.raises(ValueError, match="with the same numbers wanted"):
+        in_pairs(one, dataclasses.replace(two, names=tuple("abcd")), (6, 4))
+    with pytest.raises(ValueError, match="names: other numbers for each view wanted"):
+        in_pairs(one, dataclasses.replace(two, names=("a1", "b1", "c2", "c3")), (6, 4))
+    quarter = torch.stack([-two.points2d[..., 1], two.points2d[..., 0]], -1)
+    with pytest.raises(ValueError, match=r"left00\.jpg, right00\.jpg: rows of the board within 60 degrees"):
+        in_pairs(one, dataclasses.replace(two, points2d=quarter), (6, 4))
