@@ -94,7 +94,7 @@ def find_tracks(
 
     features, sizes = zip(*(_detect(path, contrast, most_features) for path in paths), strict=True)
     reasons: dict[int, str] = {}
-    usual = Counter(sizes).most_common(1)[0][0]  # the first may be a thumbnail
+    usual: tuple[int, int] = Counter(sizes).most_common(1)[0][0]  # the first may be a thumbnail
     for v, size in enumerate(sizes):
         if size != usual:
             reasons[v] = f"image size {size}, most images have {usual}"
