@@ -3,17 +3,25 @@
 Numba's loop vectoriser gives up on bodies with dozens of accumulators. These vectors are values that LLVM keeps in
 registers (AVX-512, two of AVX2, four of NEON), so that a kernel reads like the formula for one problem and works on
 eight. Vectors mix with scalars, which are broadcast; there is no mask type: `where_less` selects lane by lane.
-Changing this file does not refresh numba's caches of its users: touch them as well.
+Changing this file does not refresh numba's caches of its users: touch them as well. Every kernel imports this file, and
+with it a last place for what is compiled, should the package and the home both be read-only.
 """
 
+import atexit
 import operator
+import shutil
+import tempfile
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache, UserProvidedCacheLocator
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 __all__ = [
@@ -40,6 +48,34 @@ intrinsic: Any = numba.extending.intrinsic  # what it makes is called with other
 LANES = 8
 # Sums may be regrouped and fused; NaN and infinity keep their meaning, because they mark infeasible problems.
 FASTMATH = ("contract", "arcp", "nsz", "reassoc")
+
+
+class _LastPlace(UserProvidedCacheLocator):
+    """Where kernels of this package are kept if they can be kept nowhere else: for this process alone."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._py_file, self._lineno = py_file, py_func.__code__.co_firstlineno
+        self._cache_path = str(Path(_temporary_folder(), self.get_suitable_cache_subpath(py_file)))
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        return cls(py_func, py_file) if Path(__file__).parent in Path(py_file).parents else None
+
+
+@lru_cache(maxsize=1)
+def _temporary_folder() -> str:
+    warnings.warn(
+        f"neither {Path(__file__).parent} nor a cache folder of the user can be written: what is compiled is lost "
+        "when this process ends, and takes minutes. Set NUMBA_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    folder = tempfile.mkdtemp(prefix="geometry-")  # nobody else's: numba runs what it finds in a cache
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+FunctionCache._impl_class._locator_classes.append(_LastPlace)  # numba asks them in turn, and fails if none can
 
 
 class Vector(types.Type):
