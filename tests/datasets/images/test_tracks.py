@@ -179,8 +179,11 @@ def test_errors(wall, tmp_path):
     for pair in ((0, 4), (-1, 2), (1, 1)):
         with pytest.raises(ValueError, match="pairs: two different numbers in 0 … 3 wanted"):
             find_tracks(wall, pairs=[pair])
+    for name, value in {"ratio": 0, "threshold": 0, "most_features": 0, "fewest": 7, "contrast": -1e-9}.items():
+        with pytest.raises(ValueError, match=rf"ratio in 0 … 1, .* wanted, found .*'{name}': {value}"):
+            find_tracks(wall, **{name: value})
     with pytest.raises(ValueError, match="ratio in 0 … 1"):
-        find_tracks(wall, ratio=0)
+        find_tracks(wall, ratio=1.01)
 
 
 # --- real images ---

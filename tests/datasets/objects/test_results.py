@@ -52,6 +52,8 @@ def test_the_line_of_names_and_the_last_end_of_line_may_be_missing(tmp_path: Pat
         (LINE.replace(",0.25", ""), "9 numbers R"),
         (LINE.replace("0 0 1,", "0 0,"), "9 numbers R"),
         (LINE.replace("10 20.5", "10 20.5 7"), "9 numbers R"),
+        (LINE.replace("1 0 0 0 1 0 0 0 1,10", "1 0 0 0 1 0 0 0,1 10"), "9 numbers R"),  # 12 numbers, but 8 and 4
+        (LINE.replace("1,10 20.5 1e3", "1 10,20.5 1e3"), "9 numbers R"),
         (LINE.replace("1,2,3", "1,2.5,3"), "9 numbers R"),
         (LINE.replace("20.5", "x"), "9 numbers R"),
         (LINE.replace("20.5", "nan"), "finite"),

@@ -148,6 +148,39 @@ def test_a_file_that_cannot_be_trusted(write, text, message):
         read_bundler(write(text))
 
 
+CAMERAS = "# Bundle file v0.3\n1 2\n1 0 0\n1 0 0\n0 1 0\n0 0 1\n0 0 0\n"
+POINT = "1 2 3\n4 5 6\n"
+
+
+def test_points_without_views_may_end_a_file(write):
+    found = read_bundler(write(f"{CAMERAS}{POINT}0\n{POINT}0\n"))
+    assert found.points3d.tolist() == [[1, 2, 3]] * 2
+    assert len(found.points2d) == 0
+    found = read_bundler(write(f"{CAMERAS}{POINT}1 0 0 7 8\n{POINT}0\n"))
+    assert found.point_index.tolist() == [0]
+    found = read_bundler(write(f"{CAMERAS}{POINT}0\n{POINT}1 0 0 7 8\n"))
+    assert found.point_index.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (
+            f"{POINT}0\n{POINT}\n",
+            "line 1[0-9]: the file ends after .*: 1 cameras and 2 points need 31 .* found 30",
+        ),
+        (f"{POINT}1 0 0 7 8\n{POINT}", "line 1[0-9]: the file ends before point 1 of 2"),  # its count is missing
+        (f"{POINT}0\n{POINT}1 0 0 7\n", "line 13: the number of views of point 1 wanted, .*'1', and 3 more numbers"),
+        (f"{POINT}0\n{POINT}1\n", "line 13: the number of views of point 1 wanted, .*'1', and 0 more numbers"),
+        (f"{POINT}0\n{POINT}1 0 0 7 8 9\n", "line 13: the end of the file wanted after point 1, found '9'"),
+        (f"{POINT}0\n{POINT}0 0\n", "line 13: the end of the file wanted after point 1, found '0'"),
+    ],
+)
+def test_counts_at_the_end_of_a_file(write, points, message):
+    with pytest.raises(ValueError, match=rf"bundle\.out, {message}"):
+        read_bundler(write(CAMERAS + points))
+
+
 def test_truncated_anywhere(tmp_path, write, make_scene):
     write_bundler(tmp_path / "a.out", make_scene())
     whole = (tmp_path / "a.out").read_bytes().strip()

@@ -84,3 +84,18 @@ def test_what_a_killed_process_had_half_written_is_removed(config: Config, inter
         path.write_bytes(b"half")
     toy_driver.main(replace(config, resume=True, iterations=16))
     assert not any(path.exists() for path in half)
+
+
+def test_rows_that_the_checkpoint_counted_on_must_be_there(config: Config, interrupted: Callable[..., None]) -> None:
+    """One byte less than at the checkpoint is too few, as many are enough."""
+    interrupted(toy_driver.main, config, at=16)
+    folder = config.out / "toy_driver" / "default-seed0"
+    size = torch.load(folder / "checkpoint.pt", weights_only=True)["metrics_bytes"]
+    rows = (folder / "metrics.csv").read_bytes()
+    assert len(rows) > size
+    (folder / "metrics.csv").write_bytes(rows[: size - 1])
+    with pytest.raises(SystemExit, match=r"metrics\.csv is shorter than it was at the checkpoint"):
+        toy_driver.main(replace(config, resume=True))
+    (folder / "metrics.csv").write_bytes(rows[:size])
+    toy_driver.main(replace(config, resume=True, iterations=16))
+    assert (folder / "metrics.csv").read_bytes() == rows
