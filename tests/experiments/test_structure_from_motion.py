@@ -108,7 +108,7 @@ def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path, monkeypa
 def test_images_want_intrinsics(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path / "images"), out=tmp_path / "out")
-    with pytest.raises(ValueError, match="intrinsics: fx fy cx cy wanted"):
+    with pytest.raises(SystemExit, match="intrinsics: fx fy cx cy wanted"):
         structure_from_motion.main(config)
     assert not (tmp_path / "out").exists()
 
