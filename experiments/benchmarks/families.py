@@ -258,8 +258,8 @@ def bundles(B: int, g: torch.Generator, sought: bool) -> Verdict:
         converged = found.status == Status.CONVERGED
         statuses.append(found.status)
         used = ~found.left_out
-        args = (x[view, point][used], view[used], point[used], K, unit, origin)
-        shape = _bundle_shape(*found.x[:2], *args)
+        seen_where = x[view, point][used], view[used], point[used]
+        shape = _bundle_shape(*found.x[:2], K, seen_where, unit, origin)
         eps = torch.finfo(torch.float64).eps
         floor = 100 * (eps * (1000 + 800 * float(origin.norm() / unit) / 5)) ** 2 * int(used.sum())
         moving.append(converged & _moving(shape, 1e-8, floor)[0])
@@ -271,10 +271,10 @@ def bundles(B: int, g: torch.Generator, sought: bool) -> Verdict:
 
 
 def _bundle_shape(
-    pose: Tensor, points: Tensor, x: Tensor, view: Tensor, point: Tensor, K: Tensor, unit: Tensor, origin: Tensor
-) -> Any:
+    pose: Tensor, points: Tensor, K: Tensor, seen: tuple[Tensor, Tensor, Tensor], unit: Tensor, origin: Tensor
+) -> Shape:
     """The shape of a bundle's cost with seven free directions, about its middle and in its own size."""
-    V = len(pose)
+    V, (x, view, point) = len(pose), seen
     R = pose[:, :3, :3]
     t = (pose[:, :3, 3] + R @ origin) / unit
     X = (points - origin) / unit

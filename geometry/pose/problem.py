@@ -71,7 +71,7 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
 
     def linearize(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
-        exact: bool = False,
+        *, exact: bool = False,
     ) -> Linearization:  # fmt: skip
         rotated, p, seen = _points(pose, points3d, mask, model)
         pixels, D = projection_jacobian(p.mT, K, distortion, model)

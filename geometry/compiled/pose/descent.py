@@ -11,6 +11,7 @@ from geometry.compiled.constants import (
     MOST_DAMPING,
     SAME_COST,
     SAME_STEP,
+    SHORT_STEP,
 )
 from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
 from geometry.compiled.vectors import fabs, highest, load, splat, sqrt, store, where_less
@@ -272,8 +273,9 @@ def polish(tile: Any, robust: Any, rule: Any, pose: Any, work: Any, now: Any) ->
         pivot = solve6(sums, zero, linear)
         new_definite = where_less(rule.least, pivot, one, 0.0)
         new_decrease = 0.5 * dot6(rhs, step)
-        # one part in a thousand of cost may be given up: Newton must not run to a saddle or to another basin
-        better = where_less(new_cost, SAME_COST * cost + 1e3 * eps, running, 0.0)
+        # Newton must not run to a saddle or to another basin, where it takes more than a very short step
+        short = where_less(new_cost, np.inf, running * still(pose, best_step, eps**SHORT_STEP), 0.0)
+        better = where_less(new_cost, SAME_COST * cost, running, short)
         better *= new_definite * where_less(decrease, new_decrease, 0.0, one)
         if i == 0:
             better = one
