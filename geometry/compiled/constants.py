@@ -1,6 +1,16 @@
 """Numbers that decide in every descent, in tensors and compiled: what is decided alike has to be said once."""
 
-__all__ = ["DAMPING", "LEAST_DAMPING", "LEAST_SHRINK", "MOST_DAMPING", "SAME_COST", "SAME_STEP", "SHORT_STEP"]
+__all__ = [
+    "DAMPING",
+    "LEAST_DAMPING",
+    "LEAST_SHRINK",
+    "MOST_DAMPING",
+    "SAME_COST",
+    "SAME_STEP",
+    "SHORT_STEP",
+    "WIDER",
+    "WORTH",
+]
 
 DAMPING = 1e-4
 """Damping of the first step, in parts of the diagonal of the Gauss-Newton matrix (Marquardt 1963)."""
@@ -14,3 +24,7 @@ SAME_STEP = 0.7
 """Power of eps, in parts of x, below which a step does not matter: quadratic convergence does the rest."""
 SHORT_STEP = 0.5
 """The same of a step that leads to no other basin: it may raise the cost, as it does where that is but rounding."""
+WIDER = (5.0, 3.0, 2.0)
+"""Times the threshold: those that RANSAC's models descend through before the threshold itself."""
+WORTH = 0.999
+"""Part of the lowest score below which a model is worth that descent: what is no better has been there before."""

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from geometry.compiled.constants import WIDER, WORTH
 from geometry.optim import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
 
 __all__ = ["RansacSolution", "draw", "ransac", "search", "truncated"]
 
 _FIRST_ROUND, _LAST_ROUND = 64, 256  # samples a round; each is half as large again as what was drawn before
-_STEPS = 10  # of a refinement
+_SHORT, _LONG = 4, 10  # steps of a descent on a score: of many models or on the way, and of the last one
 _AT_ONCE = 1 << 21  # residual rows that are held at a time
 
 
@@ -114,6 +115,7 @@ def ransac(
     hypotheses: int = 256,
     confidence: float = 0.9999,
     refine: int = 2,
+    alternative: Callable[[State, Tensor], State] | None = None,
     generator: torch.Generator | None = None,
 ) -> RansacSolution:
     """The model with the best MSAC score for each of B problems (Torr and Zisserman 2000), locally refined.
@@ -124,8 +126,13 @@ def ransac(
     `problem.residual`. threshold: in the units of the residual row's norm.
 
     Samples are drawn in rounds, at most `hypotheses` of them, and fewer once an outlier-free one has been drawn with
-    probability `confidence` (1: never fewer). Of every round the `refine` best models descend on the score itself, a
-    few Levenberg-Marquardt steps from their own inliers (LO-RANSAC, Chum et al. 2003); refine=0 leaves them alone.
+    probability `confidence` (1: never fewer). The `refine` best models of every round descend on the score itself by a
+    few Levenberg-Marquardt steps (LO-RANSAC, Chum et al. 2003), and the best of them, where it is new, by all that it
+    takes. The score has many minima, and near most good models one that is not the lowest: so that descent begins with
+    the score of a threshold five times as wide, and narrows it (graduated non-convexity, Blake and Zisserman 1987;
+    thresholds that shrink: Lebeda, Matas and Chum 2012). alternative(x, inliers (B,N)) -> x: another model for each
+    problem that explains the inliers about as well, such as the mirrored pose of a flat object; the descent is made
+    from there too, and the better is kept. refine=0 leaves all models as they are.
 
     Returns x, cost (B,) = 1/2 sum min(|r|^2, threshold^2), inliers (B,N), and status CONVERGED, or TOO_FEW where
     no more than the `size` observations of the sample itself lie within the threshold. x carries no gradient: start
@@ -140,6 +147,7 @@ def ransac(
     present, odds = candidates > 0, candidates.detach().to(torch.float64)
     data = (*(d.detach() for d in data), present)
     target = truncated(problem, threshold)
+    wider = [truncated(problem, factor * threshold) for factor in WIDER]
     rows = torch.arange(B, device=candidates.device)
     best: list = []  # x and cost, once there are any
 
@@ -148,6 +156,21 @@ def ransac(
         H = (x if isinstance(x, Tensor) else x[0]).shape[1]
         return vmap(each, chunk_size=max(1, _AT_ONCE // (H * N)))(x, *data)
 
+    def lower(x: State, cost: Tensor, other: State) -> tuple[State, Tensor]:
+        its = costs(map_state(lambda a: a[:, None], other))[:, 0]
+        return select(its < cost, other, x), torch.where(its < cost, its, cost)
+
+    def narrowed(x: State, cost: Tensor, start: State) -> tuple[State, Tensor]:
+        """The better of x and of where the descent through all thresholds leads from the start."""
+        for wide in wider:
+            start, _, _ = levenberg_marquardt(wide, start, data, _SHORT)
+        start, _, _ = levenberg_marquardt(target, start, data, _LONG)
+        return lower(x, cost, start)
+
+    def optimised(x: State, cost: Tensor) -> tuple[State, Tensor]:
+        x, cost = narrowed(x, cost, x)
+        return (x, cost) if alternative is None else narrowed(x, cost, alternative(x, within(x)))
+
     def attempt(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
         x = minimal_solver(draw(candidates, size, H, generator))
         cost = costs(x)
@@ -155,10 +178,15 @@ def ransac(
         order = cost.topk(kept, dim=1, largest=False).indices
         x = map_state(lambda a: a.detach()[rows[:, None], order].flatten(0, 1), x)
         if refine > 0:
-            x, _, _ = levenberg_marquardt(target, x, tuple(d.repeat_interleave(kept, 0) for d in data), _STEPS)
+            repeated = tuple(d.repeat_interleave(kept, 0) for d in data)
+            x, _, _ = levenberg_marquardt(target, x, repeated, _SHORT)
         x = map_state(lambda a: a.unflatten(0, (B, kept)), x)
         cost, first = costs(x).min(1)
         x = map_state(lambda a: a[rows, first], x)
+        new = running & (cost < WORTH * best[1]) if best else running
+        if refine > 0 and new.any():
+            other, its = optimised(x, cost)
+            x, cost = select(new, other, x), torch.where(new, its, cost)
         if best:
             better = running & (cost < best[1])
             x, cost = select(better, x, best[0]), torch.where(better, cost, best[1])

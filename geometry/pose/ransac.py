@@ -23,7 +23,6 @@ from geometry.robust import Kernel
 __all__ = ["pnp_ransac"]
 
 _REFINE = 2  # models of a round that are refined
-_DESCENTS = 6  # times that the inliers of each are chosen anew
 _CHANCE = 0.1  # as many models as good as the one that is reported may be expected among random pixels
 
 
@@ -51,7 +50,9 @@ def pnp_ransac(
     each correspondence to be drawn, such as a network's or a matcher's confidence, 0 for absent; uniform if None.
     threshold: the largest error of an inlier, in pixels (times its weight). kernel: of the last refinement.
     Samples of three are drawn until one of inliers alone has been among them with probability `confidence`, at most
-    `hypotheses` of them; the best by MSAC score are refined on their own inliers (`geometry.consensus.search`).
+    `hypotheses` of them; the best by MSAC score are refined on their own inliers, every new best through thresholds of
+    five times its size down to itself, and from its mirror image too, which of a flat, small object looks almost the
+    same (`geometry.consensus.search`, `mirrored`).
 
     Returns RansacSolution with x = world_to_camera (B,4,4), which minimises the reprojection error of its inliers and
     is differentiable in them as `pnp` is (their choice is not); inliers (B,N) bool, those within the threshold of x
@@ -99,6 +100,42 @@ def pnp_ransac(
     return solution
 
 
+def mirrored(pose: Tensor, points3d: Tensor, inliers: Tensor) -> Tensor:
+    """The pose (B,4,4) of the other look of a flat, small object: its depths turned about, its inliers (B,N) in place.
+
+    Seen from afar, a plane and its mirror image in depth look alike (Oberkampf, DeMenthon and Davis 1996; Schweighofer
+    and Pinz 2006): R becomes S(v) R S(n) with the reflections S along the line of sight v to the middle of the inliers
+    and along the direction n in which they extend least. NaN where they are on a line, or none.
+    """
+    w = inliers[..., None].to(points3d)
+    middle = (w * points3d).sum(1) / w.sum(1)
+    apart = w * (points3d - middle[:, None])
+    normal = _least_direction(apart.mT @ apart)
+    p = se3.transform(pose, middle[:, None])[:, 0]
+    R = _reflection(p / p.norm(dim=-1, keepdim=True)) @ pose[:, :3, :3] @ _reflection(normal)
+    return se3.make(R, p - (R @ middle[..., None])[..., 0])
+
+
+def _reflection(direction: Tensor) -> Tensor:
+    """The reflection (B,3,3) along a direction (B,3) of length one."""
+    eye = torch.eye(3, dtype=direction.dtype, device=direction.device)
+    return eye - 2 * direction[:, :, None] * direction[:, None, :]
+
+
+def _least_direction(A: Tensor) -> Tensor:
+    """The eigenvector (B,3) of the least eigenvalue of A (B,3,3), about, without a decomposition.
+
+    The adjugate has the eigenvectors of A, and its largest eigenvalue where A has its least; powers leave that alone.
+    """
+    rows = [torch.linalg.cross(A[:, (i + 1) % 3], A[:, (i + 2) % 3]) for i in range(3)]
+    A = torch.stack(rows, -2)
+    for _ in range(6):
+        A = A / A.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        A = A @ A
+    column = A.gather(-1, A.diagonal(dim1=-2, dim2=-1).argmax(-1)[:, None, None].expand(-1, 3, 1))[..., 0]
+    return column / column.norm(dim=-1, keepdim=True)
+
+
 def _refuse_odds(candidates: Tensor) -> None:
     if not (torch.isfinite(candidates) & (candidates >= 0)).all():
         raise ValueError("candidates must be finite and not negative, got some that are not")
@@ -137,6 +174,7 @@ class _Tensors:
         found = ransac(
             pnp_problem(self.model), three_points, *self.data, candidates=self.odds, size=3, threshold=self.threshold,
             hypotheses=hypotheses, confidence=confidence, refine=_REFINE, generator=generator,
+            alternative=lambda pose, inliers: mirrored(pose, self.data.points3d, inliers),
         )  # fmt: skip
         # where no sample has a root there is nothing but NaN
         pose = torch.where(torch.isfinite(found.x), found.x, torch.eye(4, dtype=found.x.dtype, device=found.x.device))
@@ -191,8 +229,7 @@ class _Compiled:
         def one_round(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
             uniform = torch.rand(B, H, 3, generator=generator, dtype=torch.float64).numpy()
             sampling = self.candidates, uniform, running.view(torch.uint8).numpy()
-            effort = _REFINE, _DESCENTS
-            self._run(attempt, self.arrays, sampling, square, effort, out=(pose, cost, inliers, facts))
+            self._run(attempt, self.arrays, sampling, square, _REFINE, out=(pose, cost, inliers, facts))
             return facts[:, 0], facts[:, 1]
 
         samples = search(one_round, B, 3, hypotheses, confidence, pose.device)

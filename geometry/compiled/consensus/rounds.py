@@ -7,91 +7,34 @@ import numpy as np
 from numba import njit
 
 from geometry.compiled.consensus.p3p import POSES, ROOTS, SAMPLE, p3p
-from geometry.compiled.pose.descent import levenberg_marquardt
-from geometry.compiled.pose.equations import OPTIONS, POSE, SUMS, L, Robust, Tile, distort, jit
+from geometry.compiled.consensus.refinement import Spare, mirror, refine, score_of, support
+from geometry.compiled.constants import WIDER, WORTH
+from geometry.compiled.pose.equations import OPTIONS, POSE, SUMS, L, jit
 from geometry.compiled.pose.form import fill_rays
 from geometry.compiled.pose.tile import DATA, Data, fill, fill_pose, place, room, write_pose
-from geometry.compiled.vectors import get, load, put, splat, store, total, where_less
+from geometry.compiled.vectors import get, put, splat, store
 
 __all__ = ["attempt", "score"]
 
-_ENOUGH = 1e-4  # predicted relative decrease that ends a descent on a set of inliers
+_TURNS = 6  # times that the inliers of the best pose are chosen anew
 
 
 @jit
-def _score(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -> Any:
-    """Sum of min(|r|^2, threshold2) over the points of a spread tile, a point behind the camera counting in full.
-
-    Gives up when it is more than `enough`. Writes every point's |r|^2 to squares (rows L), infinite where absent.
-    """
-    points, camera = tile.points, tile.camera
-    r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
-    r10, r11, r12 = load(pose, 3 * L), load(pose, 4 * L), load(pose, 5 * L)
-    r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
-    tx, ty, tz = load(pose, 9 * L), load(pose, 10 * L), load(pose, 11 * L)
-    a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
-    cost, bound = splat(0.0, pose), splat(threshold2, pose)
-    for j in range(tile.rows):
-        o = place(j * L, 0, True)
-        X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
-        pz = r20 * X + r21 * Y + r22 * Z + tz
-        iz = 1.0 / pz
-        x, y = (r00 * X + r01 * Y + r02 * Z + tx) * iz, (r10 * X + r11 * Y + r12 * Z + ty) * iz
-        if tile.lens:
-            x, y, _, _, _, _ = distort(camera, x, y)
-        wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
-        u = wu * (a00 * x + a01 * y - load(points, o + 3 * L))
-        v = wv * (a10 * x + a11 * y - load(points, o + 4 * L))
-        s = u * u + v * v
-        present = wu * wu + wv * wv
-        s = where_less(0.0, present, where_less(0.0, pz, s, np.inf), np.inf)
-        store(squares, j * L, s)
-        cost += where_less(s, bound, s, where_less(0.0, present, bound, 0.0))
-        if j % 4 == 3 and total(cost) > enough:
-            return np.inf
-    return total(cost)
-
-
-@jit
-def _gather(tile: Any, squares: Any, threshold2: Any, few: Any) -> Any:
-    """Lay the inliers into a spread tile of their own. Returns it, and their number."""
-    count = 0
-    for i in range(tile.rows * L):
-        if get(squares, i) <= threshold2:
-            o, to = place(i, 0, True), place(count, 0, True)
-            for k in range(0, 7 * L, L):
-                put(few, to + k, get(tile.points, o + k))
-            count += 1
-    rows = (count + L - 1) // L
-    for i in range(count, rows * L):
-        o, to = place(count - 1, 0, True), place(i, 0, True)
-        for k in range(0, 5 * L, L):
-            put(few, to + k, get(few, o + k))
-        put(few, to + 5 * L, 0.0)
-        put(few, to + 6 * L, 0.0)
-    return Tile(few, rows, tile.camera, tile.lens, tile.spread), count
-
-
-@jit
-def _refine(
-    tile: Any, threshold2: Any, descents: Any, pose: Any, squares: Any, few: Any, work: Any
-) -> Any:  # fmt: skip
-    """Descend on the score: least squares over the inliers, and their choice, in turns. Returns the score."""
-    before, sums = pose.copy(), np.empty(SUMS, pose.dtype)
-    cost = _score(tile, pose, threshold2, np.inf, squares)
-    for _ in range(descents):
-        inliers, count = _gather(tile, squares, threshold2, few)
-        if count < 4:
-            break
-        levenberg_marquardt(inliers, Robust(0, 1.0, 1.0), 4, _ENOUGH, pose, work, sums)
-        lower = _score(tile, pose, threshold2, np.inf, squares)
-        if not lower < cost:
-            pose[:] = before
-            break
-        done = lower > (1.0 - 1e-3) * cost
-        before[:], cost = pose, lower
-        if done:
-            break
+def _optimise(tile: Any, pose: Any, threshold2: Any, spare: Any, other: Any) -> Any:
+    """Descend through wider thresholds, from a pose, in place, and from its mirror image. Returns the best score."""
+    squares = spare.squares
+    cost = refine(tile, pose, threshold2, True, _TURNS, spare)
+    score_of(tile, pose, threshold2, np.inf, squares)
+    count = support(squares, threshold2)
+    if count >= 4:
+        other[:] = pose
+        mirror(tile, other, threshold2, squares)
+        score_of(tile, other, threshold2, np.inf, squares)
+        # of an object that is not flat, or fills the view, the mirror image is far from any minimum
+        if 2 * support(squares, WIDER[0] * WIDER[0] * threshold2) >= count:
+            lower = refine(tile, other, threshold2, True, _TURNS, spare)
+            if lower < cost:
+                pose[:], cost = other, lower
     return cost
 
 
@@ -165,31 +108,32 @@ _INPUTS = DATA.format("float64")
 
 
 @njit(
-    [f"int64({_INPUTS}, Tuple((float64[:,::1], float64[:,:,::1], uint8[::1])), float64, UniTuple(int64, 2), int64, "
+    [f"int64({_INPUTS}, Tuple((float64[:,::1], float64[:,:,::1], uint8[::1])), float64, int64, int64, "
      "int64, Tuple((float64[:,:,::1], float64[::1], uint8[:,::1], float64[:,::1])))"],
     cache=True, **OPTIONS,
 )  # fmt: skip
 def attempt(
-    data: Any, sampling: Any, threshold2: Any, effort: Any, begin: Any, end: Any, out: Any
+    data: Any, sampling: Any, threshold2: Any, refined: Any, begin: Any, end: Any, out: Any
 ) -> Any:  # fmt: skip
     """Better poses for the problems begin to end - 1 that are running, if samples of three of their points have any.
 
     data: a tuple as `geometry.compiled.pose.tile.Data`; sampling: the odds of candidates (B|1,N|1), uniform (B,H,3)
-    numbers in [0, 1) that become samples, and whether problems are running (B,). effort: as many of the best
-    hypotheses of each problem are refined, by as many descents at the most. out: poses (B,4,4), costs (B,) = half the
-    score and inliers (B,N) change where the score becomes lower; facts (B,3): the points that are present, the inliers
-    among them by their share of the odds, the chance of a random pixel to be one. Returns 0, or what is not finite as
-    `tile.fill` says.
+    numbers in [0, 1) that become samples, and whether problems are running (B,). The `refined` best hypotheses of each
+    problem are fitted to their inliers, and the best of these is optimised where it is worth it; with 0 all stay as
+    they are. out: poses (B,4,4), costs (B,) = half the score and inliers (B,N) change where the score becomes lower;
+    facts (B,3): the points that are present, the inliers among them by their share of the odds, the chance of a random
+    pixel to be one. Returns 0, or what is not finite as `tile.fill` says.
     """
     data = Data(*data)
     candidates, uniform, running = sampling
-    best, descents = effort
+    best = max(refined, 1)
     poses, costs, inliers, facts = out
     n, H, eps = data.points2d.shape[1], uniform.shape[1], 2.0**-52
     tile, visible = room(data, True)
     points, centre = tile.points, visible.centre
-    few, pose, squares = np.empty_like(points), np.empty(POSE), np.empty(tile.rows * L)
-    sample, roots, work = np.empty(SAMPLE), np.empty(POSES), np.empty(42 * L)
+    pose, winner, squares = np.empty(POSE), np.empty(POSE), np.empty(tile.rows * L)
+    sample, roots = np.empty(SAMPLE), np.empty(POSES)
+    spare = Spare(squares, np.empty_like(points), np.empty(42 * L), np.empty(SUMS))
     scores, kept = np.empty(best), np.empty((best, 12))
     rays, ends, chosen = np.empty(3 * tile.rows * L), np.empty(n), np.empty(3, np.int64)
     for b in range(begin, end):
@@ -216,7 +160,7 @@ def attempt(
                     sample[(3 * j + 2) * L + lane] = length
                     for k in range(3):
                         sample[(9 + 3 * j + k) * L + lane] = points[o + k * L]
-            p3p(sample, eps, work, roots)
+            p3p(sample, eps, spare.work, roots)
             for root in range(ROOTS):
                 at = root * (POSE + L)
                 for lane in range(min(L, H - h)):
@@ -224,7 +168,7 @@ def attempt(
                         continue
                     for k in range(12):
                         store(pose, k * L, splat(roots[at + k * L + lane], pose))
-                    cost = _score(tile, pose, threshold2, scores[best - 1], squares)
+                    cost = score_of(tile, pose, threshold2, scores[best - 1], squares)
                     if cost < scores[best - 1]:
                         k = best - 1
                         while k > 0 and cost < scores[k - 1]:
@@ -233,18 +177,23 @@ def attempt(
                         scores[k] = cost
                         for q in range(12):
                             kept[k, q] = roots[at + q * L + lane]
+        least = np.inf
         for k in range(best):
             if not scores[k] < np.inf:
                 break
             for q in range(12):
                 store(pose, q * L, splat(kept[k, q], pose))
-            cost = _refine(tile, threshold2, descents, pose, squares, few, work)
-            if 0.5 * cost < costs[b]:
-                costs[b] = 0.5 * cost
-                write_pose(pose, 0, centre, 0, poses, b)
-                _score(tile, pose, threshold2, np.inf, squares)
-                for i in range(n):
-                    inliers[b, i] = get(squares, i) <= threshold2
+            cost = refine(tile, pose, threshold2, False, min(refined, 1), spare)
+            if cost < least:
+                winner[:], least = pose, cost
+        if refined > 0 and 0.5 * least < WORTH * costs[b]:
+            least = _optimise(tile, winner, threshold2, spare, pose)
+        if 0.5 * least < costs[b]:
+            costs[b] = 0.5 * least
+            write_pose(winner, 0, centre, 0, poses, b)
+            score_of(tile, winner, threshold2, np.inf, squares)
+            for i in range(n):
+                inliers[b, i] = get(squares, i) <= threshold2
         odds = 0.0
         for i in range(n):
             if inliers[b, i]:
@@ -274,7 +223,7 @@ def score(data: Any, candidates: Any, threshold2: Any, poses: Any, begin: Any, e
         _survey(tile, rays, candidates, b, data.mask, threshold2, ends)
         for lane in range(L):
             fill_pose(poses, b, lane, centre, 0, pose)
-        costs[b] = 0.5 * _score(tile, pose, threshold2, np.inf, squares)
+        costs[b] = 0.5 * score_of(tile, pose, threshold2, np.inf, squares)
         for i in range(len(ends)):
             inliers[b, i] = get(squares, i) <= threshold2
     return 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from geometry import Problem, Status, geman_mcclure, minimize, pnp, pnp_problem, project, ransac, se3
+from geometry.consensus.minimal import line, line_problem
 from geometry.consensus.search import draw, search, truncated
 from tests.numbers import generator
 
@@ -329,6 +330,38 @@ def test_refinement_ends_at_the_least_squares_line_of_its_inliers() -> None:
     r = (found.x[:, :1] + found.x[:, 1:] * lines.t - lines.y).abs()
     assert torch.equal(found.inliers, r <= 0.05)
     torch.testing.assert_close(found.cost, 0.5 * r.clamp(max=0.05).square().sum(1))
+
+
+def test_the_lowest_of_many_minima_is_found() -> None:
+    """Noise not much below the threshold makes a score of many minima; its lowest is known from all pairs of points."""
+    B, N, g = 100, 60, generator(5)
+    t = 2 * torch.rand(N, generator=g, dtype=torch.float64) - 1
+    points = torch.stack([t, torch.zeros_like(t)], -1) + 0.07 * torch.randn(N, 2, generator=g, dtype=torch.float64)
+    wild = torch.rand(N, 2, generator=g, dtype=torch.float64) * torch.tensor([2.0, 1.0]) - torch.tensor([1.0, 0.5])
+    points = torch.where(torch.arange(N)[:, None] < 24, points, wild)
+    pairs = line(points[torch.combinations(torch.arange(N))])
+    target = truncated(line_problem, 0.1)
+    every = [points.expand(len(pairs), -1, -1), torch.ones(len(pairs), N, dtype=torch.bool)]
+    lowest = minimize(target, pairs, *every).cost.min()
+    found = ransac(
+        line_problem, lambda index: line(points[index]), points.expand(B, -1, -1),
+        candidates=torch.ones(B, N, dtype=torch.float64), size=2, threshold=0.1, generator=generator(),
+    )  # fmt: skip
+    assert (found.cost < 1.02 * lowest).all()
+
+
+def test_what_looks_alike_is_looked_at() -> None:
+    """Either sign of x explains the data, the wrong one a little worse; no descent leads from the one to the other."""
+    t = torch.linspace(0.5, 2, 30, dtype=torch.float64)[None]
+    y = t + 0.02 * torch.randn(1, 30, generator=generator(), dtype=torch.float64) + torch.where(t > 1.8, 1.0, 0.0)
+    problem = Problem(lambda x, t, y: torch.where(x > 0, 1.0, 0.9) * (x.square() * t - y), dof=1)
+    solver = lambda index: torch.ones(1, 1, 1, dtype=torch.float64).expand(1, index.shape[1], 1)
+    options: dict[str, Any] = {"candidates": torch.ones_like(t), "size": 1, "threshold": 0.1, "hypotheses": 1}
+    plain = ransac(problem, solver, t, y, **options)
+    both = ransac(problem, solver, t, y, alternative=lambda x, inliers: -x, **options)
+    assert plain.x.item() == pytest.approx(1, abs=0.01)
+    assert both.x.item() == pytest.approx(-plain.x.item(), rel=1e-6)
+    assert both.cost < plain.cost
 
 
 def test_the_score_counts_what_is_absent_nothing_and_what_is_infinite_in_full() -> None:

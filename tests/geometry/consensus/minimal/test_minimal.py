@@ -22,6 +22,7 @@ from geometry.consensus.minimal import (
     line_problem,
     transfer,
 )
+from geometry.consensus.search import truncated
 from tests.numbers import generator
 
 module = importlib.import_module("geometry.consensus.minimal.essential")
@@ -248,8 +249,12 @@ def test_ransac_finds_it_among_outliers_and_minimize_agrees(case: Any) -> None:
         error = (transfer(found.x, data[0]) - transfer(truth, data[0])).norm(dim=-1).median(1).values / 100
     else:
         error = up_to_sign(found.x, truth)
-    assert error.max() < 0.02
+    assert error.max() < 0.025  # the lowest score of the third essential matrix has a wrong row among its inliers
     assert (found.inliers.sum(1) > 40).all()
+    # who knows the truth finds no lower score from there
+    present = torch.ones(1, 80, dtype=torch.bool)
+    told = minimize(truncated(problem, threshold), truth, *data, present)
+    assert (found.cost <= (1 + 1e-9) * told.cost).all()
 
     # of the inliers alone it is all but the least-squares solution, which has a gradient of zero in every direction
     def residual(x: Tensor, *data_and_inliers: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""What a pose is worth, and better ones near it: the local optimisation of RANSAC, on a problem dealt out to all lanes.
+
+What is overwritten travels as `Spare`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from geometry.compiled.constants import WIDER
+from geometry.compiled.pose.descent import levenberg_marquardt
+from geometry.compiled.pose.equations import ROW, L, Robust, Tile, distort, jit
+from geometry.compiled.pose.tile import place
+from geometry.compiled.vectors import get, load, put, splat, store, total, where_less
+
+__all__ = ["Spare", "mirror", "refine", "score_of", "support"]
+
+_STEPS = 4  # of a descent on a set of inliers, at most
+_ROUGHLY, _ENOUGH = 1e-2, 1e-4  # predicted relative decrease that ends it, for a wider threshold and for its own
+_WORTH = 1e-3  # relative decrease of the score that is worth another one
+_SQUARINGS = 6  # make the 64th power: the larger of two eigenvalues, 1.1 apart, stays alone but for 0.2 %
+
+
+class Spare(NamedTuple):
+    """Every point's |r|^2 (rows L), a tile as large, what `solve6` leaves (42 L), and normal equations (SUMS)."""
+
+    squares: Any
+    few: Any
+    work: Any
+    sums: Any
+
+
+@jit
+def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -> Any:
+    """Sum of min(|r|^2, threshold2) over the points, those behind the camera counting in full.
+
+    Gives up when it is more than `enough`. Writes every point's |r|^2 to squares, infinite where absent.
+    """
+    points, camera = tile.points, tile.camera
+    r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
+    r10, r11, r12 = load(pose, 3 * L), load(pose, 4 * L), load(pose, 5 * L)
+    r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
+    tx, ty, tz = load(pose, 9 * L), load(pose, 10 * L), load(pose, 11 * L)
+    a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
+    cost, bound = splat(0.0, pose), splat(threshold2, pose)
+    for j in range(tile.rows):
+        o = j * ROW
+        X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
+        pz = r20 * X + r21 * Y + r22 * Z + tz
+        iz = 1.0 / pz
+        x, y = (r00 * X + r01 * Y + r02 * Z + tx) * iz, (r10 * X + r11 * Y + r12 * Z + ty) * iz
+        if tile.lens:
+            x, y, _, _, _, _ = distort(camera, x, y)
+        wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
+        u = wu * (a00 * x + a01 * y - load(points, o + 3 * L))
+        v = wv * (a10 * x + a11 * y - load(points, o + 4 * L))
+        s = u * u + v * v
+        present = wu * wu + wv * wv
+        s = where_less(0.0, present, where_less(0.0, pz, s, np.inf), np.inf)
+        store(squares, j * L, s)
+        cost += where_less(s, bound, s, where_less(0.0, present, bound, 0.0))
+        if j % 4 == 3 and total(cost) > enough:
+            return np.inf
+    return total(cost)
+
+
+@jit
+def support(squares: Any, threshold2: Any) -> Any:
+    """Number of inliers."""
+    count = 0
+    for i in range(len(squares)):
+        count += get(squares, i) <= threshold2
+    return count
+
+
+@jit
+def _gather(tile: Any, squares: Any, threshold2: Any, few: Any) -> Any:
+    """Lay the inliers into a spread tile of their own. Returns it, and their number."""
+    count = 0
+    for i in range(len(squares)):
+        if get(squares, i) <= threshold2:
+            o, to = place(i, 0, True), place(count, 0, True)
+            for k in range(0, 7 * L, L):
+                put(few, to + k, get(tile.points, o + k))
+            count += 1
+    rows = (count + L - 1) // L
+    for i in range(count, rows * L):
+        o, to = place(count - 1, 0, True), place(i, 0, True)
+        for k in range(0, 5 * L, L):
+            put(few, to + k, get(few, o + k))
+        put(few, to + 5 * L, 0.0)
+        put(few, to + 6 * L, 0.0)
+    return Tile(few, rows, tile.camera, tile.lens, tile.spread), count
+
+
+@jit
+def _fit(tile: Any, pose: Any, threshold2: Any, enough: Any, spare: Any) -> Any:
+    """Least squares over the points whose squares are within the threshold. Returns whether they are enough."""
+    inliers, count = _gather(tile, spare.squares, threshold2, spare.few)
+    if count >= 4:
+        levenberg_marquardt(inliers, Robust(0, 1.0, 1.0), _STEPS, enough, pose, spare.work, spare.sums)
+    return count >= 4
+
+
+@jit
+def refine(tile: Any, pose: Any, threshold2: Any, wide: Any, turns: Any, spare: Any) -> Any:
+    """Descend on the score from a pose, in place: least squares over the inliers, and their choice, in turns.
+
+    wide: the first choices are those of wider thresholds. Returns the score, infinite where the start has none.
+    """
+    squares = spare.squares
+    best = pose.copy()
+    cost = last = score_of(tile, pose, threshold2, np.inf, squares)
+    if wide:
+        for factor in WIDER:
+            score_of(tile, pose, factor * factor * threshold2, np.inf, squares)
+            if not _fit(tile, pose, factor * factor * threshold2, _ROUGHLY, spare):
+                break
+        last = score_of(tile, pose, threshold2, np.inf, squares)
+        if last < cost:
+            best[:], cost = pose, last
+    for _ in range(turns):
+        if not _fit(tile, pose, threshold2, _ENOUGH, spare):
+            break
+        lower = score_of(tile, pose, threshold2, np.inf, squares)
+        if lower < cost:
+            best[:], cost = pose, lower
+        if not lower < (1.0 - _WORTH) * last:
+            break
+        last = lower
+    pose[:] = best
+    return cost
+
+
+@jit
+def _normal(tile: Any, squares: Any, threshold2: Any) -> Any:
+    """Middle of the inliers, and the direction in which they extend least; NaN where they are on a line."""
+    count = mx = my = mz = 0.0
+    xx = xy = xz = yy = yz = zz = 0.0
+    for i in range(len(squares)):
+        if get(squares, i) <= threshold2:
+            o = place(i, 0, True)
+            x, y, z = get(tile.points, o), get(tile.points, o + L), get(tile.points, o + 2 * L)
+            count, mx, my, mz = count + 1.0, mx + x, my + y, mz + z
+            xx, xy, xz, yy, yz, zz = xx + x * x, xy + x * y, xz + x * z, yy + y * y, yz + y * z, zz + z * z
+    mx, my, mz = mx / count, my / count, mz / count
+    xx, xy, xz = xx - count * mx * mx, xy - count * mx * my, xz - count * mx * mz
+    yy, yz, zz = yy - count * my * my, yz - count * my * mz, zz - count * mz * mz
+    # the adjugate has the eigenvectors of the matrix, and where that has its least eigenvalue, its largest
+    xx, xy, xz, yy, yz, zz = (
+        yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy, xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy
+    )  # fmt: skip
+    for _ in range(_SQUARINGS):
+        s = 1.0 / (xx + yy + zz)
+        xx, xy, xz, yy, yz, zz = xx * s, xy * s, xz * s, yy * s, yz * s, zz * s
+        xx, xy, xz, yy, yz, zz = (
+            xx * xx + xy * xy + xz * xz, xx * xy + xy * yy + xz * yz, xx * xz + xy * yz + xz * zz,
+            xy * xy + yy * yy + yz * yz, xy * xz + yy * yz + yz * zz, xz * xz + yz * yz + zz * zz,
+        )  # fmt: skip
+    a, b, c = xz, yz, zz
+    if xx >= yy and xx >= zz:
+        a, b, c = xx, xy, xz
+    elif yy >= zz:
+        a, b, c = xy, yy, yz
+    s = 1.0 / math.sqrt(a * a + b * b + c * c)
+    return (mx, my, mz), (a * s, b * s, c * s)
+
+
+@jit
+def mirror(tile: Any, pose: Any, threshold2: Any, squares: Any) -> None:
+    """`geometry.pose.ransac.mirrored` in place, squares being those of the pose."""
+    middle, normal = _normal(tile, squares, threshold2)
+    R, p = np.empty((3, 3), pose.dtype), np.empty(3, pose.dtype)
+    for i in range(3):
+        p[i], along = pose[(9 + i) * L], 0.0
+        for j in range(3):
+            p[i] += pose[(3 * i + j) * L] * middle[j]
+            along += pose[(3 * i + j) * L] * normal[j]
+        for j in range(3):
+            R[i, j] = pose[(3 * i + j) * L] - 2.0 * along * normal[j]
+    distance2 = p[0] * p[0] + p[1] * p[1] + p[2] * p[2]
+    for j in range(3):
+        along = (p[0] * R[0, j] + p[1] * R[1, j] + p[2] * R[2, j]) / distance2
+        for i in range(3):
+            R[i, j] -= 2.0 * along * p[i]
+    for i in range(3):
+        t = p[i]
+        for j in range(3):
+            store(pose, (3 * i + j) * L, splat(R[i, j], pose))
+            t -= R[i, j] * middle[j]
+        store(pose, (9 + i) * L, splat(t, pose))
