@@ -85,6 +85,9 @@ def _draw(ends: Any, uniform: Any, chosen: Any) -> None:
         if j > 1 and at >= second:
             at += other
         low, high = 0, n - 1
+        guess = min(int(at * n / total_odds), n - 1)  # right where the odds are alike, and then no search
+        if ends[guess] > at and (guess == 0 or ends[guess - 1] <= at):
+            low = high = guess
         while low < high:
             middle = (low + high) // 2
             if ends[middle] > at:
