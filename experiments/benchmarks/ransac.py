@@ -9,12 +9,17 @@ torch (they release its lock). Solvers take turns, batch by batch, so that a noi
 - time: median over batches of microseconds a problem, from arrays to a pose; in brackets times ours.
 
 Writes results/benchmark_ransac/table.md, table.json and success.png.
+
+The preset `flat` asks for the lowest score instead, on flat and small objects (`experiments.benchmarks.flat_objects`),
+real ones where the data are at hand: a run has failed whose MSAC score is 2 % or more above the lowest that any solver
+found. It writes results/benchmark_ransac_flat/table.md and table.json; times are means.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,6 +31,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.locate import find
+from experiments.benchmarks.flat_objects import Matches, frames, made, score
 from experiments.benchmarks.measuring import choose, save
 from experiments.benchmarks.pnp_solvers import make_problems
 from experiments.drawing.figures import BLUE, GREY
@@ -59,14 +66,21 @@ class Config:
     """Of having seen a sample without outliers."""
     hypotheses: int = 10_000
     """Samples at most."""
+    flat: bool = False
+    """Failures on flat, small objects instead of success: `problems` made ones, `others` of 10 % right matches."""
+    repeats: int = 100
+    """Runs on every real frame of a flat object."""
     seed: int = 0
     """Seed of the problems and of our samples."""
     out: Path = Path("results")
     """Folder of all results; the table goes to OUT/benchmark_ransac."""
 
     def __post_init__(self) -> None:
-        if min(self.problems, self.others, self.batch, *self.threads, self.hypotheses) < 1 or self.points < 4:
-            raise ValueError("problems, others, batch, threads and hypotheses must be positive, points at least 4")
+        counts = (self.problems, self.others, self.batch, self.repeats, *self.threads, self.hypotheses)
+        if min(counts) < 1 or self.points < 4:
+            raise ValueError(
+                "problems, others, batch, repeats, threads and hypotheses must be positive, points at least 4"
+            )
         if not all(0 <= share < 1 for share in self.shares):
             raise ValueError(f"shares must lie in [0, 1), got {self.shares}")
 
@@ -140,14 +154,28 @@ def poselib(config: Config) -> dict[str, Callable[..., np.ndarray]]:
 
     return {
         "PoseLib": loop(max_reproj_error=config.threshold, min_iterations=100),
+        "PoseLib, 1000 samples at least": loop(max_reproj_error=config.threshold, min_iterations=1000),
         "PoseLib, its defaults": loop(max_iterations=100_000),  # 12 px, at least 1000 samples
     }
+
+
+def kornia(config: Config) -> dict[str, Callable[..., np.ndarray]]:
+    from kornia_rs.k3d import solve_pnp_ransac
+
+    def solve(x: np.ndarray, X: np.ndarray, K: np.ndarray) -> np.ndarray:
+        try:
+            R, t, *_ = solve_pnp_ransac(X, x, K, threshold=config.threshold)
+        except ValueError:  # there is no model, it says
+            return np.full((3, 4), np.nan)
+        return np.hstack([R, t[:, None]])
+
+    return {"kornia-rs, its defaults": solve}  # 1000 samples at most
 
 
 def peers(config: Config) -> tuple[dict[str, Callable[..., np.ndarray]], list[str]]:
     """The peers that are installed, and the names of those that are not."""
     found, absent = {}, []
-    for name, load in {"OpenCV": opencv, "PoseLib": poselib}.items():
+    for name, load in {"OpenCV": opencv, "PoseLib": poselib, "kornia-rs": kornia}.items():
         try:
             found.update(load(config))
         except ImportError:
@@ -158,45 +186,58 @@ def peers(config: Config) -> tuple[dict[str, Callable[..., np.ndarray]], list[st
 # ---- the measures ----
 
 
+@dataclass(frozen=True)
+class Solvers:
+    """All solvers of problems (B,N,2), (B,N,3), (3,3) -> poses (B,4,4), on a pool of threads."""
+
+    config: Config
+    pool: ThreadPoolExecutor
+    generator: torch.Generator
+
+    def ours(self, x: Tensor, X: Tensor, K: Tensor) -> Tensor:
+        limits = {name: getattr(self.config, name) for name in ("threshold", "hypotheses", "confidence")}
+        return pnp_ransac(x, X, K, generator=self.generator, **limits).x
+
+    def looped(self, solve: Callable[..., np.ndarray], x: Tensor, X: Tensor, K: Tensor) -> Tensor:
+        pixels, points, camera = (a.numpy() for a in (x, X, K))
+        found = torch.from_numpy(np.array(list(self.pool.map(solve, pixels, points, [camera] * len(x)))))
+        return se3.make(found[:, :3, :3], found[:, :3, 3])
+
+    def all(self) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+        loops, _ = peers(self.config)
+        return {OURS: self.ours, **{name: partial(self.looped, solve) for name, solve in loops.items()}}
+
+
+@contextmanager
+def solvers(config: Config, threads: int) -> Iterator[dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
+    """All solvers, on so many threads; ours has run before, so that its kernels are loaded."""
+    torch.set_num_threads(threads)
+    warm = make(config, 0.5, 8)
+    Solvers(config, ThreadPoolExecutor(1), torch.Generator()).ours(warm.points2d, warm.points3d, warm.K)
+    with ThreadPoolExecutor(threads) as pool:
+        yield Solvers(config, pool, torch.Generator().manual_seed(config.seed)).all()
+
+
+def timed(solve: Callable[..., Tensor], *problems: Tensor) -> tuple[Tensor, float]:
+    """What a solver finds, and microseconds a problem."""
+    start = time.perf_counter()
+    found = solve(*problems)
+    return found, 1e6 * (time.perf_counter() - start) / len(found)
+
+
 def measure(config: Config, share: float, threads: int) -> list[dict[str, Any]]:
     """Success and microseconds a problem of every solver."""
     problems = make(config, share, config.problems if share == config.bar else config.others)
-    limits: dict[str, Any] = {
-        "threshold": config.threshold,
-        "hypotheses": config.hypotheses,
-        "confidence": config.confidence,
-    }
-    generator = torch.Generator().manual_seed(config.seed)
-    pool = ThreadPoolExecutor(threads)
-    loops, _ = peers(config)
-
-    def ours(part: slice) -> Callable[[], Tensor]:
-        x, X = problems.points2d[part], problems.points3d[part]
-        return lambda: pnp_ransac(x, X, problems.K, generator=generator, **limits).x
-
-    def looped(solve: Callable[..., np.ndarray], part: slice) -> Callable[[], Tensor]:
-        x, X, K = (a.numpy() for a in (problems.points2d[part], problems.points3d[part], problems.K))
-        return lambda: torch.from_numpy(np.array(list(pool.map(solve, x, X, [K] * len(x)))))
-
-    calls: dict[str, Callable[[slice], Callable[[], Tensor]]] = {
-        OURS: ours,
-        **{name: partial(looped, solve) for name, solve in loops.items()},
-    }
-    poses: dict[str, list[Tensor]] = {name: [] for name in calls}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    torch.set_num_threads(threads)
-    ours(slice(0, 8))()
-    generator.manual_seed(config.seed)
     count = len(problems.points2d)
-    for first in range(0, count, config.batch):
-        part = slice(first, min(first + config.batch, count))
-        for name, prepare in calls.items():
-            run = prepare(part)
-            start = time.perf_counter()
-            found = run()
-            times[name].append(1e6 * (time.perf_counter() - start) / (part.stop - part.start))
-            poses[name].append(se3.make(found[:, :3, :3], found[:, :3, 3]))
-    pool.shutdown()
+    with solvers(config, threads) as calls:
+        poses: dict[str, list[Tensor]] = {name: [] for name in calls}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for first in range(0, count, config.batch):
+            part = slice(first, min(first + config.batch, count))
+            for name, solve in calls.items():
+                found, us = timed(solve, problems.points2d[part], problems.points3d[part], problems.K)
+                times[name].append(us)
+                poses[name].append(found)
     bound = pnp(
         problems.points2d, problems.points3d, problems.K, mask=~problems.wrong, init=problems.world_to_camera_gt
     ).x
@@ -205,6 +246,45 @@ def measure(config: Config, share: float, threads: int) -> list[dict[str, Any]]:
         value = success(torch.cat(parts), problems.world_to_camera_gt)
         rows.append({"solver": name, "success": value, "us": statistics.median(times[name])})
     return [{**row, "share": share, "threads": threads, "problems": count} for row in rows]
+
+
+def families(config: Config) -> dict[str, Callable[[], Iterable[Matches]]]:
+    """The made objects, and those real ones that are at hand."""
+    result: dict[str, Callable[[], Iterable[Matches]]] = {
+        "made, 30 to 90 % right": partial(made, config.problems, config.batch, (0.3, 0.9), config.seed),
+        "made, 10 % right": partial(made, config.others, config.batch, (0.1, 0.1), config.seed + 1),
+    }
+    for name in ("box_flat", "box_pnp"):
+        try:
+            find(name)
+        except FileNotFoundError:
+            continue
+        result[name] = partial(frames, name, config.repeats, config.seed + 2)
+    return result
+
+
+def failures(config: Config, family: str, problems: Iterable[Matches], threads: int) -> list[dict[str, Any]]:
+    """How often every solver ends 2 % above the lowest score, its inliers, and microseconds a problem (means)."""
+    with solvers(config, threads) as calls:
+        failed, inliers, times, runs = dict.fromkeys(calls, 0), dict.fromkeys(calls, 0), dict.fromkeys(calls, 0.0), 0
+        for batch in problems:
+            scores = {}
+            for name, solve in calls.items():
+                found, us = timed(solve, batch.points2d, batch.points3d, batch.K)
+                times[name] += us * len(found)
+                scores[name], agree = score(batch, found, config.threshold)
+                inliers[name] += int(agree.sum())
+            lowest = torch.stack([*scores.values()]).amin(0)
+            if family.startswith("box"):  # one problem many times
+                lowest = lowest.amin().expand_as(lowest)
+            for name, value in scores.items():
+                failed[name] += int((value >= 1.02 * lowest).sum())
+            runs += len(lowest)
+    return [
+        {"solver": name, "family": family, "threads": threads, "runs": runs, "failed": failed[name],
+         "inliers": inliers[name] / runs, "us": times[name] / runs}
+        for name in calls
+    ]  # fmt: skip
 
 
 # ---- the results ----
@@ -230,6 +310,31 @@ def markdown(config: Config, rows: list[dict[str, Any]], absent: list[str]) -> s
         speeds = [[n, *(speed(n, s) for s in config.shares)] for n in names if n != BOUND]
         parts += [f"\n## Success, {threads} thread(s)\n", table(header, successes)]
         parts += [f"\n## Microseconds a problem (times ours), {threads} thread(s)\n", table(header, speeds)]
+    return "\n".join(parts)
+
+
+def flat_markdown(config: Config, rows: list[dict[str, Any]], absent: list[str]) -> str:
+    """The page of the flat objects."""
+    parts = [
+        f"Flat, small objects: runs whose MSAC score is 2 % or more above the lowest, threshold {config.threshold:g} "
+        f"px, confidence {config.confidence:g}, at most {config.hypotheses} samples, seed {config.seed}; mean numbers "
+        "of inliers and microseconds a problem, in brackets times ours. "
+        f"Not installed: {', '.join(absent) or 'none'}.\n",
+    ]
+    found = {(row["solver"], row["family"], row["threads"]): row for row in rows}
+    names = [*dict.fromkeys(row["family"] for row in rows)]
+    for threads in config.threads:
+        runs = [f"{name} ({found[OURS, name, threads]['runs']})" for name in names]
+        lines = []
+        for solver in dict.fromkeys(row["solver"] for row in rows):
+            cells = []
+            for name in names:
+                row, us = found[solver, name, threads], found[OURS, name, threads]["us"]
+                share, times = row["failed"] / row["runs"], row["us"] / us
+                cells += [f"{row['failed']} ({share:.2%})", f"{row['inliers']:.1f}", f"{row['us']:.0f} ({times:.2g})"]
+            lines.append([solver, *cells])
+        header = ["failures", *(cell for run in runs for cell in (run, "inliers", "µs"))]
+        parts += [f"\n## {threads} thread(s)\n", table(header, lines)]
     return "\n".join(parts)
 
 
@@ -262,21 +367,29 @@ def figure(config: Config, rows: list[dict[str, Any]]) -> Figure:
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and save."""
     before = torch.get_num_threads()
-    grid = [(threads, share) for threads in config.threads for share in config.shares]
+    grid: list[tuple[int, Any]]
     try:
-        rows = [row for threads, share in tqdm(grid, "shares") for row in measure(config, share, threads)]
+        if config.flat:
+            grid = [(threads, family) for threads in config.threads for family in families(config).items()]
+            parts = [failures(config, name, problems(), n) for n, (name, problems) in tqdm(grid, "families")]
+        else:
+            grid = [(threads, share) for threads in config.threads for share in config.shares]
+            parts = [measure(config, share, threads) for threads, share in tqdm(grid, "shares")]
     finally:
         torch.set_num_threads(before)
-    absent = peers(config)[1]
-    print(text := markdown(config, rows, absent))
+    rows, absent = [row for part in parts for row in part], peers(config)[1]
     results = {"config": vars(config), "absent": absent, "rows": rows}
-    save(config.out / "benchmark_ransac", text, results, {"success.png": figure(config, rows)})
+    print(text := (flat_markdown if config.flat else markdown)(config, rows, absent))
+    figures = {} if config.flat else {"success.png": figure(config, rows)}
+    save(config.out / ("benchmark_ransac_flat" if config.flat else "benchmark_ransac"), text, results, figures)
     return results
 
 
 PRESETS = {
     "default": Config(),
     "bar": Config(shares=(0.5,)),
+    "flat": Config(flat=True, problems=2000, others=100, batch=50, threads=(1,)),
+    "flat_smoke": Config(flat=True, problems=16, others=4, batch=8, repeats=4, threads=(1,)),
     "smoke": Config(shares=(0.3, 0.5), problems=20, others=10, points=40, batch=8, threads=(1,)),
 }
 

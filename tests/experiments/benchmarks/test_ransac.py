@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.benchmarks import ransac
+from experiments.benchmarks import flat_objects, ransac
 from experiments.benchmarks.ransac import BOUND, OURS, PRESETS, Config, main, make, peers, success
-from geometry import project, se3
+from geometry import pnp_ransac, project, se3
 
 pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
 
@@ -50,6 +50,32 @@ def test_no_peer_succeeds_more_often(smoke: tuple[dict[str, Any], Path]) -> None
         assert at[BOUND] > 0.6
 
 
+def test_flat_objects_fail_no_peer_less_often(tmp_path: Path) -> None:
+    results = main(replace(PRESETS["flat_smoke"], out=tmp_path))
+    assert {row["family"] for row in results["rows"]} >= {"made, 30 to 90 % right", "made, 10 % right"}
+    failed = {(row["family"], row["solver"]): row["failed"] for row in results["rows"]}
+    for (family, _), count in failed.items():
+        assert failed[family, OURS] <= count
+    folder = tmp_path / "benchmark_ransac_flat"
+    assert sorted(path.name for path in folder.iterdir()) == ["table.json", "table.md"]
+    assert "| ours | 0 (0.00%)" in (folder / "table.md").read_text()
+
+
+def test_flat_objects_are_as_stated() -> None:
+    for problems in flat_objects.made(30, 10, (0.9, 0.9), 0):
+        B, N, _ = problems.points3d.shape
+        assert B == 10
+        assert 60 <= N <= 300
+        extent = problems.points3d.amax(1) - problems.points3d.amin(1)
+        assert (extent[:, 2] <= 0.3).all()
+        found = pnp_ransac(problems.points2d, problems.points3d, problems.K)
+        right = found.inliers.double().mean(1)  # of 2 px of noise, one in seven is beyond the threshold
+        assert ((right > 0.68) & (right < 0.97)).all()
+        score, inliers = flat_objects.score(problems, found.x, 4.0)
+        torch.testing.assert_close(score, 2 * found.cost)
+        assert torch.equal(inliers, found.inliers.sum(1))
+
+
 def test_the_problems_are_as_stated() -> None:
     problems = make(SMOKE, 0.3, 50)
     error = (project(problems.points3d, problems.world_to_camera_gt, problems.K) - problems.points2d).norm(dim=-1)
@@ -70,7 +96,7 @@ def test_a_peer_that_is_not_installed_is_named_and_left_out(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "poselib", None)
     found, absent = peers(SMOKE)
     assert absent == ["PoseLib"]
-    assert all(name.startswith("OpenCV") for name in found)
+    assert all(name.startswith(("OpenCV", "kornia")) for name in found)
 
 
 @pytest.mark.parametrize("bad", [{"problems": 0}, {"points": 3}, {"threads": (0,)}, {"shares": (1.0,)}])
