@@ -10,14 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from geometry.compiled.bundle_adjustment.reprojection import (
-    COLUMNS,
-    ENTRIES,
-    Derivatives,
-    Observations,
-    derive,
-    residuals,
-)
+from geometry.compiled.bundle_adjustment.reprojection import DERIVATIVES, GRADIENT, H, Model, derive, residuals
 from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, Robust, jit, rho
 from geometry.compiled.vectors import store
 
@@ -30,37 +23,31 @@ _INPUTS = (
 
 
 @jit
-def _room(lens: Any) -> Any:
-    """Eight observations, for `_fill`."""
-    return Observations(np.empty(POSE, np.float64), np.zeros(CAMERA, np.float64), np.empty(ROW, np.float64), lens)
-
-
-@jit
-def _fill(scene: Any, seen: Any, first: Any, end: Any, eight: Any) -> None:
+def _fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, row: Any) -> None:
     """Lay out observations first to end - 1, at most L; the last one again in the lanes that are left."""
-    cameras, points, _ = scene
+    cameras, points, lens = scene
     view, point, observed = seen
     for lane in range(L):
         i = min(first + lane, end - 1)
         c, X = cameras[view[i]], points[point[i]]
         for k in range(12):
-            eight.pose[k * L + lane] = c[k]
-        for k in range(18 if eight.lens else 6):
-            eight.camera[k * L + lane] = c[12 + k]
+            pose[k * L + lane] = c[k]
+        for k in range(18 if lens else 6):
+            camera[k * L + lane] = c[12 + k]
         for k in range(3):
-            eight.row[k * L + lane] = X[k]
+            row[k * L + lane] = X[k]
         for k in range(4):
-            eight.row[(3 + k) * L + lane] = observed[i, k]
+            row[(3 + k) * L + lane] = observed[i, k]
 
 
 @njit([f"void({_INPUTS}, int64, int64, float64[::1])"], cache=True, **OPTIONS)
 def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any) -> None:
     """Add half of rho of observations begin to end - 1 to the costs (N,) of their points."""
-    robust, eight, answer = Robust(*robust), _room(scene[2]), np.empty(L, np.float64)
-    point = seen[1]
+    robust, lens, point = Robust(*robust), scene[2], seen[1]
+    pose, camera, row, answer = np.empty(POSE), np.zeros(CAMERA), np.empty(ROW), np.empty(L)
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, eight)
-        ru, rv = residuals(eight)
+        _fill(scene, seen, first, end, pose, camera, row)
+        ru, rv = residuals(pose, camera, lens, row)
         s = ru * ru + rv * rv
         if robust.code:
             s, _, _ = rho(robust, s)
@@ -81,33 +68,33 @@ def linearize(scene: Any, seen: Any, robust: Any, wanted: Any, begin: Any, end: 
     Gauss-Newton's matrix. out: U, gradient, W, V, point_gradient. Adds to the lower triangles of U (V,p,p) and V
     (N,3,3), to gradient (V,p) and point_gradient (N,3); sets W (M,p,3). Returns the cost.
     """
-    robust, eight, answer = Robust(*robust), _room(scene[2]), np.empty(L, np.float64)
     codes, exact = wanted
+    model = Model(scene[2], Robust(*robust), exact)
     U, gradient, W, V, point_gradient = out
     p = 6 + len(codes)
-    J, g = np.empty(2 * COLUMNS * L, np.float64), np.empty(COLUMNS * L, np.float64)
-    H, work = np.empty(ENTRIES * L, np.float64), np.empty(27 * L, np.float64)
+    pose, camera, row, answer = np.empty(POSE), np.zeros(CAMERA), np.empty(ROW), np.empty(L)
+    derivatives = np.empty(DERIVATIVES)
     view, point, _ = seen
     cost = 0.0
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, eight)
-        store(answer, 0, derive(eight, robust, codes, exact, Derivatives(J, g, H, work)))
+        _fill(scene, seen, first, end, pose, camera, row)
+        store(answer, 0, derive(pose, camera, row, codes, model, derivatives))
         for lane in range(min(L, end - first)):
             i = first + lane
             Uv, gv, Wi, Vj, gj = U[view[i]], gradient[view[i]], W[i], V[point[i]], point_gradient[point[i]]
             cost += 0.5 * answer[lane]
-            place = lane
+            place = H + lane
             for a in range(p):
-                gv[a] += g[a * L + lane]
+                gv[a] += derivatives[GRADIENT + a * L + lane]
                 for b in range(a + 1):
-                    Uv[a, b] += H[place]
+                    Uv[a, b] += derivatives[place]
                     place += L
             for k in range(3):
-                gj[k] += g[(p + k) * L + lane]
+                gj[k] += derivatives[GRADIENT + (p + k) * L + lane]
                 for b in range(p):
-                    Wi[b, k] = H[place]
+                    Wi[b, k] = derivatives[place]
                     place += L
                 for b in range(k + 1):
-                    Vj[k, b] += H[place]
+                    Vj[k, b] += derivatives[place]
                     place += L
     return cost

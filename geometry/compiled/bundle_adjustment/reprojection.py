@@ -1,8 +1,11 @@
 """Derivatives of reprojection errors for the bundle, eight observations at a time.
 
-The closed forms of `geometry.bundle_adjustment.problem`. The unknowns of an observation are the columns
-(omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`, its point. codes: 0 to 4 for f, fx, fy, cx,
-cy, 5 + i for coefficient i of k1, k2, p1, p2, k3.
+The closed forms of `geometry.bundle_adjustment.problem`. In vectors of L lanes: the pose of each observation's view (as
+`equations` lays it out), its camera likewise, and a row: the point, the pixel, its weights. The unknowns of an
+observation are the columns (omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`, its point.
+codes: 0 to 4 for f, fx, fy, cx, cy, 5 + i for coefficient i of k1, k2, p1, p2, k3. Derivatives are one array, because
+every one that a tuple brings into a kernel of this size is counted up and down: two rows J, then gradient, then the
+lower triangle H, each from its place on.
 """
 
 from typing import Any, NamedTuple
@@ -13,27 +16,27 @@ from geometry.compiled.vectors import load, splat, store, where_less
 FREE = 10  # free intrinsics at the most
 COLUMNS = 6 + FREE + 3
 ENTRIES = COLUMNS * (COLUMNS + 1) // 2
+GRADIENT = 2 * COLUMNS * L
+H = 3 * COLUMNS * L
+_WORK = H + ENTRIES * L
+DERIVATIVES = _WORK + 27 * L
 
 
-class Observations(NamedTuple):
-    """Eight of them, in vectors of L lanes: pose and camera of each one's view, as `equations` lays them out; a row.
+class Model(NamedTuple):
+    """Whether cameras have distortion, the robust kernel, and whether the exact Hessian is wanted."""
 
-    row: the point, the pixel, its weights; lens: whether the cameras have distortion.
-    """
-
-    pose: Any
-    camera: Any
-    row: Any
     lens: Any
+    robust: Any
+    exact: Any
 
 
-class Derivatives(NamedTuple):
-    """Of n columns, in vectors: J (2 n), gradient (n), the lower triangle H (n (n + 1) / 2), and room (3 n)."""
+class _Bend(NamedTuple):
+    """What second derivatives need: q; x, y, 1 / depth; slopes of the lens; a covector of the pixel."""
 
-    J: Any
-    gradient: Any
-    H: Any
-    work: Any
+    q: Any
+    normal: Any
+    slopes: Any
+    covector: Any
 
 
 @jit
@@ -58,9 +61,8 @@ def _basis(code: Any, camera: Any, x: Any, y: Any) -> Any:
 
 
 @jit
-def residuals(seen: Any) -> Any:
+def residuals(pose: Any, camera: Any, lens: Any, row: Any) -> Any:
     """Weighted errors in u and v of observations."""
-    pose, camera, row, lens = seen
     X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
     px = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
     py = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
@@ -79,15 +81,14 @@ def residuals(seen: Any) -> Any:
 
 @jit
 def _at(a: Any, b: Any) -> Any:
-    """Place of entry (a, b), b <= a, in a lower triangle."""
-    return (a * (a + 1) // 2 + b) * L
+    """Place of entry (a, b), b <= a, of the lower triangle."""
+    return H + (a * (a + 1) // 2 + b) * L
 
 
 @jit
-def derive(seen: Any, robust: Any, codes: Any, exact: Any, out: Any) -> Any:
-    """rho(|r|^2) of observations, and their `Derivatives`; exact: the Hessian, else Gauss-Newton's part of it."""
-    pose, camera, row, lens = seen
-    J, gradient, H, _ = out
+def derive(pose: Any, camera: Any, row: Any, codes: Any, model: Any, out: Any) -> Any:
+    """rho(|r|^2) of observations, and its derivatives (DERIVATIVES)."""
+    lens, robust, exact = model
     P = len(codes)
     n = 9 + P
     X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
@@ -114,15 +115,15 @@ def derive(seen: Any, robust: Any, codes: Any, exact: Any, out: Any) -> Any:
         gx, gy = (d00 * iz, d01 * iz) if i == 0 else (d10 * iz, d11 * iz)
         gz = -(x * gx + y * gy)
         o = i * n * L
-        store(J, o, qy * gz - qz * gy)
-        store(J, o + L, qz * gx - qx * gz)
-        store(J, o + 2 * L, qx * gy - qy * gx)
-        store(J, o + 3 * L, gx)
-        store(J, o + 4 * L, gy)
-        store(J, o + 5 * L, gz)
+        store(out, o, qy * gz - qz * gy)
+        store(out, o + L, qz * gx - qx * gz)
+        store(out, o + 2 * L, qx * gy - qy * gx)
+        store(out, o + 3 * L, gx)
+        store(out, o + 4 * L, gy)
+        store(out, o + 5 * L, gz)
         for k in range(3):
             turned = load(pose, k * L) * gx + load(pose, (3 + k) * L) * gy + load(pose, (6 + k) * L) * gz
-            store(J, o + (6 + P + k) * L, turned)
+            store(out, o + (6 + P + k) * L, turned)
     for k in range(P):
         ju, jv = zero, zero
         code = codes[k]
@@ -139,37 +140,35 @@ def derive(seen: Any, robust: Any, codes: Any, exact: Any, out: Any) -> Any:
         else:
             bu, bv, _, _, _, _ = _basis(code, camera, x, y)
             ju, jv = wu * (a00 * bu + a01 * bv), wv * (a10 * bu + a11 * bv)
-        store(J, (6 + k) * L, where_less(0.0, wu * wu, ju, zero))
-        store(J, (n + 6 + k) * L, where_less(0.0, wv * wv, jv, zero))
+        store(out, (6 + k) * L, where_less(0.0, wu * wu, ju, zero))
+        store(out, (n + 6 + k) * L, where_less(0.0, wv * wv, jv, zero))
     s, slope, bend = rho(robust, ru * ru + rv * rv)
     for a in range(n):
-        ja, ka = load(J, a * L), load(J, (n + a) * L)
-        store(gradient, a * L, ja * ru + ka * rv)
+        ja, ka = load(out, a * L), load(out, (n + a) * L)
+        store(out, GRADIENT + a * L, ja * ru + ka * rv)
         ja, ka = slope * ja, slope * ka
-        g = 2.0 * bend * load(gradient, a * L)
+        g = 2.0 * bend * load(out, GRADIENT + a * L)
         for b in range(a + 1):
-            h = ja * load(J, b * L) + ka * load(J, (n + b) * L)
+            h = ja * load(out, b * L) + ka * load(out, (n + b) * L)
             if exact and robust.code:
-                h += g * load(gradient, b * L)
-            store(H, _at(a, b), h)
+                h += g * load(out, GRADIENT + b * L)
+            store(out, _at(a, b), h)
     for a in range(n):
-        store(gradient, a * L, slope * load(gradient, a * L))
+        store(out, GRADIENT + a * L, slope * load(out, GRADIENT + a * L))
     ru, rv = slope * ru, slope * rv
     if exact:
-        slopes = (u_x, u_y, v_x, v_y)
-        _add_curvature(seen, codes, (qx, qy, qz), (x, y, iz), slopes, (wu * ru, wv * rv), out)
+        bend_of = _Bend((qx, qy, qz), (x, y, iz), (u_x, u_y, v_x, v_y), (wu * ru, wv * rv))
+        _add_curvature(pose, camera, lens, codes, bend_of, out)
     return s
 
 
 @jit
-def _add_curvature(seen: Any, codes: Any, q: Any, normal: Any, slopes: Any, covector: Any, out: Any) -> None:
-    """Add to H what the second derivatives of the pixels contribute along covector."""
-    pose, camera, _, lens = seen
-    _, gradient, H, work = out
+def _add_curvature(pose: Any, camera: Any, lens: Any, codes: Any, bend: Any, out: Any) -> None:
+    """Add to H what the second derivatives of the pixels contribute along the covector."""
     P = len(codes)
-    x, y, iz = normal
-    u_x, u_y, v_x, v_y = slopes
-    cu, cv = covector
+    x, y, iz = bend.normal
+    u_x, u_y, v_x, v_y = bend.slopes
+    cu, cv = bend.covector
     a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
     bu, bv = cu * a00 + cv * a10, cu * a01 + cv * a11
     kxx, kxy, kyy = splat(0.0, camera), splat(0.0, camera), splat(0.0, camera)
@@ -183,26 +182,27 @@ def _add_curvature(seen: Any, codes: Any, q: Any, normal: Any, slopes: Any, cove
     pxz, pyz = -(along_x + beta_x) * iz2, -(along_y + beta_y) * iz2
     pzz = (along_x * x + along_y * y + 2.0 * (beta_x * x + beta_y * y)) * iz2
     # d p by every column but kappa, three vectors each
-    qx, qy, qz = q
+    qx, qy, qz = bend.q
     zero, one = splat(0.0, camera), splat(1.0, camera)
-    _store3(work, 0, zero, -qz, qy)
-    _store3(work, 1, qz, zero, -qx)
-    _store3(work, 2, -qy, qx, zero)
-    _store3(work, 3, one, zero, zero)
-    _store3(work, 4, zero, one, zero)
-    _store3(work, 5, zero, zero, one)
+    _store3(out, 0, zero, -qz, qy)
+    _store3(out, 1, qz, zero, -qx)
+    _store3(out, 2, -qy, qx, zero)
+    _store3(out, 3, one, zero, zero)
+    _store3(out, 4, zero, one, zero)
+    _store3(out, 5, zero, zero, one)
     for k in range(3):
-        _store3(work, 6 + k, load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L))
+        _store3(out, 6 + k, load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L))
     for i in range(9):
         a = i if i < 6 else i + P
-        mx, my, mz = load(work, 3 * i * L), load(work, (3 * i + 1) * L), load(work, (3 * i + 2) * L)
+        mx, my, mz = _load3(out, i)
         hx = pxx * mx + pxy * my + pxz * mz
         hy = pxy * mx + pyy * my + pyz * mz
         hz = pxz * mx + pyz * my + pzz * mz
         for j in range(i + 1):
             b = j if j < 6 else j + P
-            more = hx * load(work, 3 * j * L) + hy * load(work, (3 * j + 1) * L) + hz * load(work, (3 * j + 2) * L)
-            store(H, _at(a, b), load(H, _at(a, b)) + more)
+            nx, ny, nz = _load3(out, j)
+            more = hx * nx + hy * ny + hz * nz
+            store(out, _at(a, b), load(out, _at(a, b)) + more)
     # by kappa and p, and by two of kappa
     for k in range(P):
         code = codes[k]
@@ -220,9 +220,10 @@ def _add_curvature(seen: Any, codes: Any, q: Any, normal: Any, slopes: Any, cove
         gz = -(gx * x + gy * y)
         for i in range(9):
             a = i if i < 6 else i + P
-            more = gx * load(work, 3 * i * L) + gy * load(work, (3 * i + 1) * L) + gz * load(work, (3 * i + 2) * L)
+            mx, my, mz = _load3(out, i)
+            more = gx * mx + gy * my + gz * mz
             place = _at(6 + k, a) if a < 6 else _at(a, 6 + k)
-            store(H, place, load(H, place) + more)
+            store(out, place, load(out, place) + more)
         for m in range(P):
             if codes[m] < 5 or code > 2:
                 continue
@@ -234,30 +235,36 @@ def _add_curvature(seen: Any, codes: Any, q: Any, normal: Any, slopes: Any, cove
             else:
                 more = cv * f
             place = _at(6 + m, 6 + k) if m > k else _at(6 + k, 6 + m)
-            store(H, place, load(H, place) + more)
+            store(out, place, load(out, place) + more)
     # second order of exp(omega) R (X + dX): omega x (omega x q), and omega x R dX, along the gradient by p
-    ax, ay, az = load(gradient, 3 * L), load(gradient, 4 * L), load(gradient, 5 * L)
+    ax, ay, az = load(out, GRADIENT + 3 * L), load(out, GRADIENT + 4 * L), load(out, GRADIENT + 5 * L)
     m0, m1, m2 = ax * qx, ay * qy, az * qz
-    _add(H, 0, 0, -(m1 + m2))
-    _add(H, 1, 1, -(m0 + m2))
-    _add(H, 2, 2, -(m0 + m1))
-    _add(H, 1, 0, 0.5 * (ax * qy + ay * qx))
-    _add(H, 2, 0, 0.5 * (ax * qz + az * qx))
-    _add(H, 2, 1, 0.5 * (ay * qz + az * qy))
+    _add(out, 0, 0, -(m1 + m2))
+    _add(out, 1, 1, -(m0 + m2))
+    _add(out, 2, 2, -(m0 + m1))
+    _add(out, 1, 0, 0.5 * (ax * qy + ay * qx))
+    _add(out, 2, 0, 0.5 * (ax * qz + az * qx))
+    _add(out, 2, 1, 0.5 * (ay * qz + az * qy))
     for k in range(3):
         rx, ry, rz = load(pose, k * L), load(pose, (3 + k) * L), load(pose, (6 + k) * L)
-        _add(H, 6 + P + k, 0, ry * az - rz * ay)
-        _add(H, 6 + P + k, 1, rz * ax - rx * az)
-        _add(H, 6 + P + k, 2, rx * ay - ry * ax)
+        _add(out, 6 + P + k, 0, ry * az - rz * ay)
+        _add(out, 6 + P + k, 1, rz * ax - rx * az)
+        _add(out, 6 + P + k, 2, rx * ay - ry * ax)
 
 
 @jit
-def _store3(array: Any, place: Any, a: Any, b: Any, c: Any) -> None:
-    store(array, 3 * place * L, a)
-    store(array, (3 * place + 1) * L, b)
-    store(array, (3 * place + 2) * L, c)
+def _load3(out: Any, place: Any) -> Any:
+    o = _WORK + 3 * place * L
+    return load(out, o), load(out, o + L), load(out, o + 2 * L)
 
 
 @jit
-def _add(H: Any, a: Any, b: Any, value: Any) -> None:
-    store(H, _at(a, b), load(H, _at(a, b)) + value)
+def _store3(out: Any, place: Any, a: Any, b: Any, c: Any) -> None:
+    store(out, _WORK + 3 * place * L, a)
+    store(out, _WORK + (3 * place + 1) * L, b)
+    store(out, _WORK + (3 * place + 2) * L, c)
+
+
+@jit
+def _add(out: Any, a: Any, b: Any, value: Any) -> None:
+    store(out, _at(a, b), load(out, _at(a, b)) + value)
