@@ -11,12 +11,14 @@ documentation; Brown 1966 for radtan, Kannala and Brandt 2006 (TPAMI 28(8), eq. 
 dimensions broadcast; everything is differentiable in every tensor argument.
 """
 
-from typing import Literal, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geometry import se3
+from geometry.lens import LENGTHS, Model, even_polynomial, first_fold, horner, radial_factor, stretch
 
 __all__ = [
     "Model",
@@ -32,10 +34,11 @@ __all__ = [
     "unproject",
 ]
 
-Model = Literal["radtan", "fisheye"]
-_LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
 # A fisheye ray is accepted up to this angle from the optical axis: the pole at 180 degrees has no direction.
 _FISHEYE_LIMIT_COS = -0.995
+_TANGENTIAL_STEPS = (
+    6  # of Newton's method, which leaves squares of what the tangential terms are beside the radial ones
+)
 
 
 class Rays(NamedTuple):
@@ -59,10 +62,10 @@ def intrinsics_from_matrix(K: Tensor) -> Tensor:
 
 def check_distortion(distortion: Tensor, model: Model) -> None:
     """Raise ValueError unless `model` is known and takes this many coefficients."""
-    if model not in _LENGTHS:
-        raise ValueError(f"model must be one of {sorted(_LENGTHS)}, got {model!r}")
-    if distortion.shape[-1] not in _LENGTHS[model]:
-        wanted = f"one of {_LENGTHS[model]} coefficients for model={model!r}"
+    if model not in LENGTHS:
+        raise ValueError(f"model must be one of {sorted(LENGTHS)}, got {model!r}")
+    if distortion.shape[-1] not in LENGTHS[model]:
+        wanted = f"one of {LENGTHS[model]} coefficients for model={model!r}"
         raise ValueError(f"distortion must have {wanted}, got shape {tuple(distortion.shape)}")
 
 
@@ -77,7 +80,7 @@ def distort(xy: Tensor, distortion: Tensor) -> Tensor:
     c = distortion[..., None, :].unbind(-1)
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
-    (radial,) = _radial(distortion, r2, 0)
+    (radial,) = radial_factor(distortion, r2, 0)
     u, v = x * radial, y * radial
     if k > 2:
         u = u + 2 * c[2] * x * y + c[3] * (r2 + 2 * x * x)
@@ -98,43 +101,6 @@ class _Bend(NamedTuple):
     yy: Tensor
 
 
-def _horner(coefficients: Tensor, t: Tensor) -> Tensor:
-    """c_0 + c_1 t + c_2 t^2 + … (…,N) of coefficients (…,k), k > 0, at t (…,N)."""
-    *rest, value = coefficients[..., None, :].unbind(-1)
-    value = value.expand_as(t) if not rest else value
-    for c in reversed(rest):
-        value = torch.addcmul(c, value, t)
-    return value
-
-
-def _even_polynomial(coefficients: Tensor, t: Tensor, order: int) -> tuple[Tensor, ...]:
-    """1 + c_1 t + c_2 t^2 + … and its first `order` derivatives by t. (…,k), (…,N) -> each (…,N)."""
-    if coefficients.shape[-1] == 0:
-        return torch.ones_like(t), *[torch.zeros_like(t)] * order
-    values = [1 + t * _horner(coefficients, t)]
-    for _ in range(order):
-        coefficients = coefficients * torch.arange(1, coefficients.shape[-1] + 1, dtype=t.dtype, device=t.device)
-        values.append(_horner(coefficients, t) if coefficients.shape[-1] else torch.zeros_like(t))
-        coefficients = coefficients[..., 1:]
-    return tuple(values)
-
-
-def _radial(distortion: Tensor, r2: Tensor, order: int) -> tuple[Tensor, ...]:
-    """The radial factor of "radtan" and its first `order` derivatives by r2 (…,N)."""
-    k = distortion.shape[-1]
-    above = torch.cat([distortion[..., :2], distortion[..., 4:5]], -1) if k > 4 else distortion[..., :2]
-    values = _even_polynomial(above, r2, order)
-    if k <= 5:
-        return values
-    below = _even_polynomial(distortion[..., 5:8], r2, order)
-    inverse = 1 / below[0]
-    g = values[0] * inverse
-    if order == 0:
-        return (g,)
-    g1 = (values[1] - g * below[1]) * inverse
-    return (g, g1) if order == 1 else (g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse)
-
-
 def _distorted(xy: Tensor, distortion: Tensor) -> tuple[Tensor, ...]:
     """u, v = `distort` (…,N) and u_x, u_y, v_x, v_y, their derivatives by normalised coordinates (x, y)."""
     k = distortion.shape[-1]
@@ -142,7 +108,7 @@ def _distorted(xy: Tensor, distortion: Tensor) -> tuple[Tensor, ...]:
     x, y = xy.unbind(-1)
     xx, xy, yy = x * x, x * y, y * y
     r2 = xx + yy
-    g, g1 = _radial(distortion, r2, 1)
+    g, g1 = radial_factor(distortion, r2, 1)
     g1 = 2 * g1
     u, v = x * g, y * g
     u_x, u_y, v_y = torch.addcmul(g, xx, g1), xy * g1, torch.addcmul(g, yy, g1)
@@ -171,7 +137,7 @@ def _distort_bend(xy: Tensor, covector: Tensor, distortion: Tensor) -> _Bend:
     c = distortion[..., None, :].unbind(-1)
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
-    _, g1, g2 = _radial(distortion, r2, 2)
+    _, g1, g2 = radial_factor(distortion, r2, 2)
     _, _, u_x, u_y, v_x, v_y = _distorted(xy, distortion)
     radial = bu * x + bv * y
     along, twice, g1 = 2 * radial * g1, 4 * radial * g2, 2 * g1
@@ -210,7 +176,7 @@ def _polar(x: Tensor, y: Tensor, z: Tensor, distortion: Tensor) -> _Polar:
     t, m, d1 = theta * theta, theta / r, None
     if distortion.shape[-1] > 0:
         odd = torch.arange(3, 2 * distortion.shape[-1] + 2, 2, dtype=s.dtype, device=s.device)
-        m, d1 = torch.addcmul(m, m * t, _horner(distortion, t)), 1 + t * _horner(distortion * odd, t)
+        m, d1 = torch.addcmul(m, m * t, horner(distortion, t)), 1 + t * horner(distortion * odd, t)
     d1 = torch.ones_like(t) if d1 is None else d1
     return _Polar(r, torch.stack([x, y], -2) / r[..., None, :], inverse, theta, d1, m, d1 * z * inverse - m)
 
@@ -220,7 +186,7 @@ def _odd_bend(distortion: Tensor, theta: Tensor) -> Tensor:
     if distortion.shape[-1] == 0:
         return torch.zeros_like(theta)
     even = torch.arange(2, 2 * distortion.shape[-1] + 2, 2, dtype=theta.dtype, device=theta.device)
-    return theta * _horner(distortion * even * (even + 1), theta * theta)
+    return theta * horner(distortion * even * (even + 1), theta * theta)
 
 
 def _near_axis(f: _Polar, z: Tensor, distortion: Tensor) -> Tensor:
@@ -244,7 +210,7 @@ def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
     series = 1 - s * (1 / 3 - s * (1 / 5 - s * (1 / 7 - s * (1 / 9 - s / 11))))
     theta_by_r = torch.where(near, series / z_safe, torch.atan2(r, z) / r)
     theta2 = theta_by_r * theta_by_r * r2
-    (factor,) = _even_polynomial(distortion, theta2, 0)
+    (factor,) = even_polynomial(distortion, theta2, 0)
     return p[..., :2] * (theta_by_r * factor)[..., None]
 
 
@@ -379,13 +345,16 @@ def unproject(
     distortion: Tensor | None = None,
     *,
     model: Model = "radtan",
-    max_steps: int = 20,
+    max_steps: int = 16,
 ) -> Rays:
-    """Unit rays through pixels: the inverse of the projection, by Newton's method.
+    """Unit rays through pixels: the inverse of the projection.
 
-    points2d (…,N,2), K (…,3,3), distortion (…,k) or None -> Rays(directions (…,N,3), valid (…,N)). A pixel is
-    invalid where Newton does not reach it within 1e-6 of a focal length (1e-4 in float32), or where it lies on a
-    folded branch of the lens (negative Jacobian), whose ray is not unique. Differentiable once in every argument:
+    points2d (…,N,2), K (…,3,3), distortion (…,k) or None -> Rays(directions (…,N,3), valid (…,N)). The radius (for
+    "fisheye" the angle) from the axis up to its first fold, where the radial part of the lens ceases to grow, is found
+    by at most `max_steps` bracketed steps of Newton's method, the tangential and thin-prism terms by a few more, of
+    Newton's method in both coordinates. A pixel is invalid where that does not reach it within 1e-6 of a focal length
+    (1e-4 in float32): nothing that a lens shows beyond its first fold has a ray. Within, all pixels have one, but for a
+    few next to the fold of a lens with tangential terms. Differentiable once in every argument:
     the last Newton step is taken with the graph, which is the implicit function theorem for a root.
     Raises ValueError for an unknown `model`, a wrong number of coefficients, or points2d not ending in 2.
     """
@@ -400,29 +369,38 @@ def unproject(
     tolerance = 1e-6 if points2d.dtype == torch.float64 else 1e-4
     if model == "fisheye":
         return _unproject_fisheye(target, distortion, max_steps, tolerance)
+    if distortion.shape[-1] > 0:
+        xy, valid = _undistorted(target, distortion, max_steps, tolerance)
+    else:
+        xy, valid = target, torch.isfinite(target).all(-1)
+    rays = torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
+    return Rays(rays / rays.norm(dim=-1, keepdim=True), valid)
+
+
+def _undistorted(target: Tensor, distortion: Tensor, max_steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The (x, y) (…,N,2) within the first fold that `distort` takes to the target, and whether there is one (…,N)."""
 
     def newton(xy: Tensor) -> tuple[Tensor, Tensor]:
         u, v, a, b, c, d = _distorted(xy, distortion)
         ex, ey = u - target[..., 0], v - target[..., 1]
         det = a * d - b * c
         step = torch.stack([d * ex - b * ey, a * ey - c * ex], -1) / det[..., None]
-        # both eigenvalues positive: far out a folded lens may turn both, and the determinant does not show it
         return xy - step, (det > 0) & (a + d > 0)
 
-    xy = target
-    if distortion.shape[-1] > 0:
-        with torch.no_grad():
-            for _ in range(max_steps):
+    tangential = distortion.shape[-1] > 2
+    with torch.no_grad():
+        # these terms move the fold: Newton's method converges from within, and then a little beyond
+        end = first_fold("radtan", distortion, 0.98 if tangential else 1.0)
+        r2 = target.square().sum(-1)
+        xy = target * stretch(lambda t: radial_factor(distortion, t, 1), r2, end, max_steps)[..., None]
+        if tangential:
+            for _ in range(_TANGENTIAL_STEPS):
                 xy = newton(xy)[0]
-            error = (distort(xy, distortion) - target).norm(dim=-1)
-        good = (error <= tolerance) & torch.isfinite(xy).all(-1)
-        # an invalid pixel must not poison the gradients of its neighbours
-        xy, unfolded = newton(torch.where(good[..., None], xy, torch.zeros_like(xy)))
-        valid = good & unfolded
-    else:
-        valid = torch.isfinite(xy).all(-1)
-    rays = torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
-    return Rays(rays / rays.norm(dim=-1, keepdim=True), valid)
+        good = ((distort(xy, distortion) - target).norm(dim=-1) <= tolerance) & torch.isfinite(xy).all(-1)
+        good = good & (xy.square().sum(-1) <= 1.06 * end)
+    # an invalid pixel must not poison the gradients of its neighbours
+    xy, unfolded = newton(torch.where(good[..., None], xy, torch.zeros_like(xy)))
+    return xy, good & unfolded
 
 
 def _unproject_fisheye(target: Tensor, distortion: Tensor, max_steps: int, tolerance: float) -> Rays:
@@ -432,15 +410,14 @@ def _unproject_fisheye(target: Tensor, distortion: Tensor, max_steps: int, toler
 
     def newton(theta: Tensor) -> tuple[Tensor, Tensor]:
         theta2 = theta * theta
-        factor, bend = _even_polynomial(distortion, theta2, 1)
+        factor, bend = even_polynomial(distortion, theta2, 1)
         slope = factor + 2 * theta2 * bend
         return theta - (theta * factor - radius) / slope, slope
 
     with torch.no_grad():
-        theta = radius.clamp(max=torch.pi)
-        for _ in range(max_steps):
-            theta = newton(theta)[0].clamp(0, torch.pi)
-        good = (theta * _even_polynomial(distortion, theta * theta, 0)[0] - radius).abs() <= tolerance
+        end = first_fold("fisheye", distortion).clamp_max(math.pi**2)
+        theta = radius * stretch(lambda t: even_polynomial(distortion, t, 1), radius.square(), end, max_steps)
+        good = (theta * even_polynomial(distortion, theta * theta, 0)[0] - radius).abs() <= tolerance
     theta, slope = newton(torch.where(good, theta, torch.zeros_like(theta)))
     valid = at_centre | (good & (slope > 0) & (theta.cos() > _FISHEYE_LIMIT_COS))
     lateral = torch.where(at_centre, torch.ones_like(theta), theta.sin() / radius)

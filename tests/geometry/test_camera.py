@@ -23,6 +23,7 @@ from tests.numbers import close
 
 K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)
 COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0007]
+RADIAL = torch.tensor([1.0, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=torch.float64)
 FISHEYE = [0.06, -0.012, 0.004, -0.001]
 LENSES: list[tuple[Model, int]] = [
     ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12),
@@ -207,6 +208,50 @@ def test_gradients_of_unproject(model: Model, k: int) -> None:
 
     inputs = [a.clone().requires_grad_() for a in (pixels, intrinsics_from_matrix(K), lens(model, k))]
     assert torch.autograd.gradcheck(f, inputs, eps=1e-5)
+
+
+SPREAD = {"radtan": [0.8, 0.4, 0, 0, 0.1, 0.4, 0.2, 0.05, 0, 0, 0, 0], "fisheye": [0.3, 0.1, 0.03, 0.01]}
+
+
+@pytest.mark.parametrize(
+    ("model", "k", "tangential"),
+    [("radtan", 2, 0), ("radtan", 5, 0), ("radtan", 5, 0.003), ("radtan", 8, 0), ("fisheye", 4, 0)],
+)
+def test_every_ray_within_the_first_fold_comes_back_and_no_other(model: Model, k: int, tangential: float) -> None:
+    """Random lenses, whose radius grows throughout, or up to a fold, beyond which the pixels are those of rays within
+    or of none. Newton's method alone loses a tenth of the rays, and returns others for some.
+
+    With tangential terms the radius shall grow by a tenth of what it does on the axis: where it all but stops, these
+    terms are no small change any more.
+    """
+    g, lenses, end = torch.Generator().manual_seed(k), 400, 1.8 if model == "radtan" else 3.0
+    distortion = torch.tensor(SPREAD[model][:k], dtype=torch.float64) * torch.randn(lenses, k, generator=g).double()
+    if tangential:
+        distortion[:, 2:4] = tangential * torch.randn(lenses, 2, generator=g).double()
+    phi = 2 * math.pi * torch.rand(lenses, 1, generator=g).double()
+    radius = torch.linspace(0, end, 181, dtype=torch.float64).expand(lenses, -1)
+    away, ahead = (radius, torch.ones_like(radius)) if model == "radtan" else (radius.sin(), radius.cos())
+    points = torch.stack([away * phi.cos(), away * phi.sin(), ahead], -1)
+    eye = torch.eye(3, dtype=torch.float64)
+    pixels, slopes = projection_jacobian(points, eye, distortion, model)
+    # how pixels move as the ray moves away from the axis, and about it
+    out = torch.stack([ahead * phi.cos(), ahead * phi.sin(), -away if model == "fisheye" else 0 * away], -1)
+    about = torch.stack([-phi.sin(), phi.cos(), 0 * phi], -1).expand_as(out)
+    moved = slopes @ torch.stack([out, about], -1)
+    folded = (torch.linalg.det(moved) <= 0) | ((moved[..., 0] * pixels).sum(-1) <= 0)
+    if model == "radtan":
+        image, across = projection_jacobian(points, eye, distortion * RADIAL[:k], model)
+        grows = ((across @ out[..., None])[..., 0] * image).sum(-1) / image.norm(dim=-1)
+        folded |= grows <= (0.1 if tangential else 0)
+    folded[:, 0] = False
+    first = torch.where(folded.any(1), folded.to(torch.uint8).argmax(1) - 1, 181)[:, None]
+    rays = unproject(pixels, eye, distortion, model=model)
+    right = (rays.directions - points / points.norm(dim=-1, keepdim=True)).norm(dim=-1) < 1e-6
+    inside, beyond = torch.arange(181) < first, torch.arange(181) > first + 1
+    assert 50 < (first[:, 0] == 181).sum() < 300
+    assert (rays.valid & right)[inside].all()
+    if not tangential:
+        assert not (rays.valid & right)[beyond].any()
 
 
 def test_unproject_flags_the_folded_branch_and_unreachable_pixels() -> None:
