@@ -10,15 +10,78 @@ from typing import Any
 import numpy as np
 
 from geometry.compiled.pose.descent import blend, retract
-from geometry.compiled.pose.equations import ROW, L, distort, jit, store6
+from geometry.compiled.pose.equations import ROW, L, distort, jit, radial, store6
 from geometry.compiled.pose.tile import finite
-from geometry.compiled.vectors import get, highest, load, splat, store, total, where_less
+from geometry.compiled.vectors import exp, fabs, get, highest, load, log, splat, sqrt, store, total, where_less
 
 __all__ = ["FORM", "descend", "fill_rays", "quadratic_form", "sum_up", "translate"]
 
 FORM = 60
 _DESCENT_STEPS = 8
 _SYMMETRIC = np.array([0, 1, 2, 1, 3, 4, 2, 4, 5])  # entry (i, j) among xx, xy, xz, yy, yz, zz
+
+
+@jit
+def _first_zero(c1: Any, c2: Any, c3: Any, c4: Any, c5: Any, c6: Any) -> Any:
+    """A point just below the first t > 0 at which 1 + c1 t + … vanishes, or infinity (`geometry.camera`)."""
+    largest = max(abs(c1), math.sqrt(abs(c2)), abs(c3) ** (1.0 / 3.0))
+    largest = max(largest, abs(c4) ** 0.25, abs(c5) ** 0.2, abs(c6) ** (1.0 / 6.0))
+    if not 0.0 < largest < np.inf:
+        return np.inf
+    low, high = 0.0, 1.0
+    for _ in range(2):
+        a, slope, found, start, width = 0.0, c1, False, low, (high - low) / 64.0
+        for i in range(65):
+            s = start + i * width
+            t = s / (largest * (1.0 + 1e-9 - s))
+            value = 1.0 + t * (c1 + t * (c2 + t * (c3 + t * (c4 + t * (c5 + t * c6)))))
+            bend = c1 + t * (2.0 * c2 + t * (3.0 * c3 + t * (4.0 * c4 + t * (5.0 * c5 + t * 6.0 * c6))))
+            if i > 0 and slope < 0.0 < bend:
+                m = a - (t - a) * slope / (bend - slope)
+                value = min(value, 1.0 + m * (c1 + m * (c2 + m * (c3 + m * (c4 + m * (c5 + m * c6))))))
+            if value < 0.0:
+                low, high, found = s - width, s, True
+                break
+            a, slope = t, bend
+        if not found:
+            return np.inf
+    return low / (largest * (1.0 - low))
+
+
+@jit
+def _first_fold(camera: Any, part: Any) -> Any:
+    """The squared radius at which the radial part of the lens in the first lane first ceases to grow, or infinity.
+
+    part: of that radius; what a denominator that vanishes makes infinite is taken in full.
+    """
+    k1, k2, k3 = float(get(camera, 6 * L)), float(get(camera, 7 * L)), float(get(camera, 10 * L))
+    k4, k5, k6 = float(get(camera, 11 * L)), float(get(camera, 12 * L)), float(get(camera, 13 * L))
+    # a_i b_j (1 + 2 i - 2 j) for every i + j: the derivative of r a / b, times b^2
+    first, second = 3.0 * k1 - k4, 5.0 * k2 + k1 * k4 - 3.0 * k5
+    third, fourth = 7.0 * k3 + 3.0 * k2 * k4 - k1 * k5 - 5.0 * k6, 5.0 * k3 * k4 + k2 * k5 - 3.0 * k1 * k6
+    fold = _first_zero(first, second, third, fourth, 3.0 * k3 * k5 - k2 * k6, k3 * k6)
+    return min(part * part * fold, _first_zero(k4, k5, k6, 0.0, 0.0, 0.0))
+
+
+@jit
+def _stretch(camera: Any, r2: Any, end: Any) -> Any:
+    """m with m g(m^2 r2) = 1 within the first fold, which is at the squared radius `end` (`geometry.camera`)."""
+    low, high = splat(0.0, camera), sqrt(end / r2)
+    m = where_less(1.0, high, splat(1.0, camera), 0.5 * high)
+    for _ in range(16):
+        t = m * m * r2
+        g, g1, _, _, _ = radial(camera, t)
+        value = m * g
+        low, high = where_less(value, 1.0, m, low), where_less(value, 1.0, high, m)
+        newton = m * exp(-log(value) * g / (g + 2.0 * t * g1))
+        half = where_less(high, np.inf, 0.5 * (low + high), 2.0 * m)
+        new = where_less(fabs(newton - m), fabs(half - m), newton, half)
+        new = where_less(newton, low, half, where_less(high, newton, half, new))
+        change = fabs(new - m)
+        m = new
+        if highest(change - 1e-4 * m) < 0.0:
+            break
+    return m
 
 
 @jit
@@ -31,6 +94,7 @@ def fill_rays(tile: Any, rays: Any) -> None:
     tolerance = 1e-6 if eps < 1e-10 else 1e-4
     a, b, c, d = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
     scale = 1.0 / (a * d - b * c)
+    end = _first_fold(camera, 0.98 if tile.lens > 2 else 1.0) if tile.lens else np.inf
     for j in range(tile.rows):
         o = j * ROW
         u, v = load(points, o + 3 * L), load(points, o + 4 * L)
@@ -38,7 +102,9 @@ def fill_rays(tile: Any, rays: Any) -> None:
         tx, ty = (d * u - b * v) * scale, (a * v - c * u) * scale
         x, y, good = tx, ty, splat(1.0, points)
         if tile.lens:
-            for _ in range(20):
+            m = _stretch(camera, tx * tx + ty * ty, end)
+            x, y = m * tx, m * ty
+            for _ in range(7):
                 px, py, j00, j01, j10, j11 = distort(camera, x, y)
                 ex, ey = px - tx, py - ty
                 inverse = 1.0 / (j00 * j11 - j01 * j10)
@@ -49,9 +115,9 @@ def fill_rays(tile: Any, rays: Any) -> None:
             px, py, j00, j01, j10, j11 = distort(camera, x, y)
             ex, ey = px - tx, py - ty
             good = where_less(ex * ex + ey * ey, tolerance * tolerance, good, 0.0)
-            # both eigenvalues positive: far out a folded lens may turn both, and the determinant does not show it
             good = where_less(0.0, j00 * j11 - j01 * j10, good, 0.0)
             good = where_less(0.0, j00 + j11, good, 0.0)
+            good = where_less(1.06 * end, x * x + y * y, 0.0, good)
         good = where_less(x * x + y * y, np.inf, good, 0.0)
         store(rays, 3 * j * L, where_less(0.5, good, x, 0.0))
         store(rays, (3 * j + 1) * L, where_less(0.5, good, y, 0.0))
