@@ -231,23 +231,26 @@ def _push(
     return map_state(lambda part: _mask(good & definite, part), moved)
 
 
-def _folded(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], batch: Batch) -> list[Tensor]:
-    """The tensors with the dimension that vmap adds joined with the batch."""
+def _folded(
+    info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], batch: Batch
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """The tensors with the dimension that vmap adds joined with the batch, and the sizes of the two."""
     if batch == "none":
         raise NotImplementedError(ONE_PROBLEM)
     own = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=True)]
-    size = max(len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True))
+    sizes = {len(t) if dim is None else t.shape[1] for t, dim in zip(own, in_dims, strict=True)}
+    size = max(sizes - {1}, default=1)
     folded = []
     for t, dim in zip(own, in_dims, strict=True):
         if not (batch == "shared" and dim is None and len(t) == 1):
             t = t.expand(info.batch_size, *t.shape) if dim is None else t
             t = t.expand(-1, size, *t.shape[2:]).flatten(0, 1)
         folded.append(t)
-    return folded
+    return folded, (info.batch_size, size)
 
 
-def _unfolded(info: Any, found: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return tuple(o.unflatten(0, (info.batch_size, -1)) for o in found), (0,) * len(found)
+def _unfolded(sizes: tuple[int, int], found: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return tuple(o.unflatten(0, sizes) for o in found), (0,) * len(found)
 
 
 class _Opaque(torch.autograd.Function):
@@ -264,7 +267,8 @@ class _Opaque(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], parts: _Parts, *tensors: Tensor) -> Any:
-        return _unfolded(info, _Opaque.apply(parts, *_folded(info, in_dims[1:], tensors, parts.batch)))
+        folded, sizes = _folded(info, in_dims[1:], tensors, parts.batch)
+        return _unfolded(sizes, _Opaque.apply(parts, *folded))
 
 
 class _Implicit(torch.autograd.Function):
@@ -309,8 +313,8 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], equation: Equation, parts: _Parts, *tensors: Tensor) -> Any:
-        folded = _folded(info, in_dims[2:], tensors, parts.batch)
-        return _unfolded(info, _Implicit.apply(equation, parts, *folded))
+        folded, sizes = _folded(info, in_dims[2:], tensors, parts.batch)
+        return _unfolded(sizes, _Implicit.apply(equation, parts, *folded))
 
 
 class _Solve(torch.autograd.Function):
