@@ -99,17 +99,22 @@ class Constrained:
             kernel=problem.kernel,
             linearize=projected,
         )
-        start = x0 - (surface.inverse @ c[..., None])[..., 0]
-        found = minimize(free, (start, surface.null), *data, max_steps=max_steps, polish=polish)
-        x = found.x[0]
-        # met up to rounding, given what cancels in them
-        size = (C.abs() @ (x0.abs() + x.abs())[..., None])[..., 0] + c.abs()
-        met = (vmap(equality)(x, *data).abs() <= torch.finfo(x.dtype).eps ** 0.5 * size).all(-1)
+        eps, x, steps = torch.finfo(x0.dtype).eps, x0, torch.zeros_like(x0[:, 0], dtype=torch.int32)
+        for _ in range(2):
+            start = x - (surface.inverse @ vmap(equality)(x, *data)[..., None])[..., 0]
+            found = minimize(free, (start, surface.null), *data, max_steps=max_steps, polish=polish)
+            x, steps = found.x[0], steps + found.steps
+            # up to rounding, given what cancels in them
+            size = (C.abs() @ x.abs()[..., None])[..., 0] + vmap(equality)(torch.zeros_like(x), *data).abs()
+            if (vmap(equality)(x, *data).abs() <= eps**0.9 * size).all():
+                break
+            # a start far from the minimum has left its own rounding: begin again, where there is none
+        met = (vmap(equality)(x, *data).abs() <= eps**0.5 * size).all(-1)
         status = torch.where(surface.independent, found.status, Status.SINGULAR)
         status = torch.where(met, status, Status.INFEASIBLE).to(torch.int8)
         gradient = linearize(problem, x, data).gradient
         w = -(gradient[:, None] @ surface.inverse)[:, 0]
-        return ConstrainedSolution(x, found.cost, status, found.steps, c.new_zeros(len(c), 0), w)
+        return ConstrainedSolution(x, found.cost, status, steps, c.new_zeros(len(c), 0), w)
 
 
 class _Surface(NamedTuple):

@@ -194,3 +194,12 @@ def test_errors_name_the_argument() -> None:
     turned = Problem(residual, dof=4, retract=lambda x, step: x - step)
     with pytest.raises(ValueError, match="problem must move x by addition"):
         minimize(Constrained(turned, BOUND.equality), x0, *data)
+
+
+@pytest.mark.parametrize("far", [1e4, 1e8, 1e15])
+def test_a_far_start_leaves_none_of_its_rounding_in_the_constraints(far: float) -> None:
+    """The projection of y onto a plane: what the start is rounded to was left over, 0.25 of 1."""
+    y, A, b = torch.tensor([[0.3, -0.2, 0.5]], **DOUBLE), torch.ones(1, 1, 3, **DOUBLE), torch.ones(1, 1, **DOUBLE)
+    plane = Constrained(Problem(lambda x, y, A, b: x - y, dof=3), equality=lambda x, y, A, b: A @ x - b)
+    found = minimize(plane, far * torch.tensor([[1.0, -2.0, 0.7]], **DOUBLE), y, A, b, throw=True)
+    close(found.x, y - (y.sum() - 1) / 3, 1e-14)
