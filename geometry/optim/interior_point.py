@@ -3,8 +3,7 @@
 For `geometry.optim.quadratic`, which says what is solved and by which method.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["Equations", "Coefficients", "active_set", "interior_point", "times", "transposed", "violation"]
+__all__ = ["Equations", "Coefficients", "active_set", "curvature", "interior_point", "times", "transposed", "violation"]
 
 
 class Coefficients(NamedTuple):
@@ -49,7 +48,11 @@ class Equations:
     """The program in x / (X Dx) and w / (Z Dc): kappa Dx Q Dx, Dx p / Z, Dc C Dx, Dc d / X with kappa = X / Z.
 
     Dx and Dc bring the largest entry of every row and column of [Q C^T; C 0] near one (as Ruiz 2001 does, with the
-    root for Q, which is scaled from both sides); X and Z (B,1) are the sizes of d and p.
+    root for Q, which is scaled from both sides); X and Z (B,1) are the sizes of x and w: as large as d and p and the
+    minimum without constraints ask for, or as they are given.
+
+    balance (B,1): the largest entry of kappa Q, one at most, which is what it is unless X is given. All proximal terms
+    are in proportion to it, so that the error that they leave does not depend on X.
     """
 
     Q: Tensor
@@ -61,44 +64,48 @@ class Equations:
     unit_x: Tensor
     unit_w: Tensor
     unit_cost: Tensor
+    balance: Tensor
+    size: Tensor
 
     @staticmethod
-    def of(program: Coefficients, rounds: int = 2) -> "Equations":
+    def of(program: Coefficients, size: Tensor | None = None, rounds: int = 2) -> "Equations":
         Q, p, C, d, m = program
         Dx, Dc, size_Q, size_C = torch.ones_like(Q[:, 0]), torch.ones_like(C[..., 0]), Q.abs(), C.abs()
         for _ in range(rounds):
+            # rows first: the unit of a constraint says nothing about that of x
+            change = 1 / _one_where_zero(size_C.amax(-1))
+            Dc, size_C = change * Dc, change[..., None] * size_C
             change = 1 / _one_where_zero(torch.maximum(size_Q.amax(-1).sqrt(), pad(size_C, (0, 0, 0, 1)).amax(-2)))
             Dx, size_Q = change * Dx, change[..., :, None] * size_Q * change[..., None, :]
             size_C = size_C * change[..., None, :]
-            change = 1 / _one_where_zero(size_C.amax(-1))
-            Dc, size_C = change * Dc, change[..., None] * size_C
         Dx, Dc, size_Q = Dx.detach(), Dc.detach(), size_Q.detach()  # no solution depends on them
         p, d, curvature = Dx * p, Dc * d, size_Q.amax((-2, -1))
         cost = _one_where_zero(curvature)
         curvature = curvature / cost  # zero where p says nothing about the size of x, else one
         size_p, size_d = _size(p).detach(), _size(d).detach()
-        X = _one_where_zero(torch.maximum(size_d, curvature * size_p / cost))[:, None]
-        Z = _one_where_zero(torch.maximum(size_p, curvature * size_d * cost))[:, None]
+        X = torch.maximum(size_d, curvature * size_p / cost) if size is None else size
+        Z = _one_where_zero(torch.maximum(size_p, curvature * (size_d if size is None else size) * cost))[:, None]
+        X = _one_where_zero(X)[:, None]
+        balance = torch.where(curvature[..., None] > 0, (X * cost[..., None] / Z).clamp_max(1), 1.0)
         Q = Dx[..., :, None] * Q * Dx[..., None, :]
         C = Dc[..., :, None] * C * Dx[..., None, :]
-        return Equations(Q, p / Z, C, d / X, m, X / Z, X * Dx, Z * Dc, X * Z)
+        return Equations(Q, p / Z, C, d / X, m, X / Z, X * Dx, Z * Dc, X * Z, balance, X[:, 0])
 
     @property
-    def proximity(self) -> float:
-        """Weight of the proximal term of the multipliers: small beside one, and eps times its inverse too."""
-        return torch.finfo(self.p.dtype).eps ** 0.5
+    def proximity(self) -> tuple[Tensor, Tensor]:
+        """Weights (B,1) of the proximal terms of the multipliers, and of x where that may be left open.
 
-    @property
-    def wide_proximity(self) -> float:
-        """Weight of the proximal term of x where x may be left open: times `proximity` it is still far above eps."""
-        return torch.finfo(self.p.dtype).eps ** 0.4
+        The first is small beside one, and eps times its inverse too; times the second it is still far above eps.
+        """
+        eps = torch.finfo(self.p.dtype).eps
+        return eps**0.5 / self.balance, eps**0.4 * self.balance
 
     def matrix(self, weight: Tensor) -> Tensor:
         """kappa Q + C^T diag(weight) C (B,n,n)."""
         root = weight.sqrt()[..., None] * self.C
         return (root.mT @ root).add_(self.kappa[..., None] * self.Q)  # two thirds of the time of baddbmm
 
-    def factor(self, weight: Tensor, rho: float) -> Tensor:
+    def factor(self, weight: Tensor, rho: Tensor) -> Tensor:
         """Cholesky factor of `matrix` with the proximal term rho of x; NaN where it is not positive definite."""
         M = self.matrix(weight)
         M.diagonal(dim1=-2, dim2=-1).add_(rho)
@@ -113,6 +120,13 @@ class Equations:
         dx = torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0]
         return dx, weight * (times(self.C, dx) - rw)
 
+    @property
+    def least(self) -> Tensor:
+        """The smallest size (B,) that d, or p, would give to x: rounding beside it is none that one can see."""
+        curvature = (self.kappa[..., None] * self.Q).abs().amax((-2, -1))
+        sizes = torch.cat([self.d.abs(), (_size(self.p) / _one_where_zero(curvature))[:, None]], -1)
+        return torch.where(sizes > 0, sizes, 1.0).amin(-1).clamp_max(1)
+
     def slope(self, x: Tensor, w: Tensor) -> Tensor:
         """Gradient of the Lagrangian (B,n)."""
         return self.kappa * transposed(self.Q, x) + self.p + transposed(self.C, w)
@@ -124,24 +138,47 @@ class Equations:
         (Rockafellar 1976) reduces by about `proximity`.
         """
         dx, dw = torch.zeros_like(rx), torch.zeros_like(rw)
+        weight = active / self.proximity[0]
         for _ in range(rounds):
             left = rx - self.kappa * transposed(self.Q, dx) - transposed(self.C, dw)
-            more_x, more_w = self.solve(factor, active / self.proximity, left, active * (rw - times(self.C, dx)))
+            more_x, more_w = self.solve(factor, weight, left, active * (rw - times(self.C, dx)))
             dx, dw = dx + more_x, dw + more_w
         return dx, dw
 
 
-def violation(equations: Equations, x: Tensor, w: Tensor) -> Tensor:
-    """Largest violation (B,) of the optimality conditions, in the scaled units; NaN becomes infinite."""
-    m = equations.m
-    Cx, Ctw = times(equations.C, x), transposed(equations.C, w)
-    Qx = equations.kappa * transposed(equations.Q, x)
-    slope = _size(Qx + equations.p + Ctw) / torch.stack([_size(Qx), _size(Ctw)]).amax(0).clamp_min(1)
-    slack, z = equations.d - Cx, w[:, :m]
-    # min(s, z) = 0 says feasibility of both and complementarity at once
-    natural = torch.cat([torch.minimum(slack[:, :m], z), slack[:, m:]], -1)
-    error = torch.maximum(slope, _size(natural) / _size(Cx).clamp_min(1))
-    return torch.where(torch.isfinite(error), error, torch.inf)
+def violation(equations: Equations, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest violation (B,) of the optimality conditions, in parts of what each is allowed, or infinite; and the
+    size (B,) of x and of the right sides that it violates.
+
+    Allowed is, row by row, eps^0.8 of the terms that meet in it, which is the same in all units, and the rounding of a
+    solution of this size. A gradient is seen beside Q x, however large p and the multipliers are: it is what moves x.
+    """
+    m, eps = equations.m, torch.finfo(x.dtype).eps
+    tolerance, rounding, tiny = eps**0.8, 64 * eps, torch.finfo(x.dtype).tiny
+    Q, C, d, p = equations.Q.abs(), equations.C.abs(), equations.d.abs(), equations.p
+    Qx, Ctw = equations.kappa * transposed(Q, x.abs()), transposed(C, w.abs())
+    size = torch.maximum(_size(x), equations.least)[:, None]
+    row = tolerance * (times(C, x.abs()) + d) + rounding * size * pad(C, (0, 1)).amax(-1) + tiny
+    force = rounding * torch.maximum(_size(p), _size(Ctw))[:, None] + tiny
+    push = tolerance * _size(Qx)[:, None] + rounding * torch.maximum(_size(p), _size(w))[:, None] + tiny
+    slack, z = equations.d - times(equations.C, x), w[:, :m]
+    held = torch.cat([torch.where(z > push, slack[:, :m].abs(), -slack[:, :m]), slack[:, m:].abs()], -1) / row
+    parts = [equations.slope(x, w).abs() / (tolerance * Qx + force), held.clamp_min(0), (-z / push).clamp_min(0)]
+    error = pad(torch.cat(parts, -1), (0, 1)).amax(-1)
+    seen = torch.maximum(size[:, 0], _size(torch.where(held > 1, d, 0.0)))
+    return torch.where(torch.isfinite(error), error, torch.inf), torch.where(torch.isfinite(seen), seen, 1.0)
+
+
+def curvature(equations: Equations, x: Tensor, w: Tensor, active: Tensor) -> Tensor:
+    """kappa Q + C^T C (B,n,n) over the active rows, in units in which x and the largest force on it are one.
+
+    What is left of a curvature of eps there lets rounding move x by all of its size.
+    """
+    forces = torch.cat([equations.p, equations.kappa * transposed(equations.Q.abs(), x.abs())], -1)
+    force = torch.maximum(_size(forces), _size(transposed(equations.C.abs(), w.abs())))
+    size = torch.maximum(_size(x), equations.least)
+    unit = torch.where((force > 0) & torch.isfinite(force), size / _one_where_zero(force), 1.0)
+    return replace(equations, kappa=equations.kappa * unit[:, None]).matrix(active)
 
 
 def _longest(v: Tensor, dv: Tensor, fraction: Tensor | float) -> Tensor:
@@ -150,7 +187,7 @@ def _longest(v: Tensor, dv: Tensor, fraction: Tensor | float) -> Tensor:
     return pad(ratio, (0, 1), value=1.0).amin(-1, keepdim=True)
 
 
-def _start(equations: Equations, rho: float) -> tuple[Tensor, Tensor, Tensor]:
+def _start(equations: Equations, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, w, s of Mehrotra's start (1992, section 7): the problem with the constraints as springs, moved inside."""
     m, ones = equations.m, torch.ones_like(equations.d)
     x, w = (v.nan_to_num() for v in equations.solve(equations.factor(ones, rho), ones, -equations.p, equations.d))
@@ -161,11 +198,21 @@ def _start(equations: Equations, rho: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _newton(
-    solve: Callable[..., tuple[Tensor, Tensor]], rx: Tensor, rw: Tensor, s: Tensor, z: Tensor, product: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dw, ds that take the residuals to zero, and s z down by `product` (B,m); solve: that of `Equations`."""
-    m = s.shape[1]
-    dx, dw = solve(rx, torch.cat([rw[:, :m] + product / z, rw[:, m:]], -1))
+    equations: Equations, factored: tuple[Tensor, Tensor], residual: tuple[Tensor, Tensor], s: Tensor, z: Tensor,
+    product: Tensor, *, exact: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dw, ds that take the residuals to zero, and s z down by `product` (B,m); factored: factor and weight.
+
+    exact: without what the proximal terms leave of them, which matters where s / z is as small as these.
+    """
+    m, (rx, rw) = equations.m, residual
+    rw = torch.cat([rw[:, :m] + product / z, rw[:, m:]], -1)
+    dx, dw = equations.solve(*factored, rx, rw)
+    for _ in range(3 if exact else 0):
+        left_x = rx - equations.kappa * transposed(equations.Q, dx) - transposed(equations.C, dw)
+        left_w = rw - times(equations.C, dx) + pad(s / z, (0, rw.shape[1] - m)) * dw
+        more_x, more_w = equations.solve(*factored, left_x, left_w)
+        dx, dw = dx + more_x, dw + more_w
     return dx, dw, -(product + s * dw[:, :m]) / z
 
 
@@ -185,11 +232,21 @@ def _descent(equations: Equations, x: Tensor) -> Tensor:
     return (fall > small * _size(x)) & (_size(rise) <= small * fall)
 
 
-def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, w of the best iterate, steps (B,) int32, and whether the problem is infeasible, or unbounded (B,)."""
-    C, p, d, m, delta = equations.C, equations.p, equations.d, equations.m, equations.proximity
+def interior_point(
+    equations: Equations, max_steps: int, deep: bool, narrow: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, w of the best iterate, steps (B,) int32, and whether the problem is infeasible, or unbounded (B,).
+
+    deep: until s z = mu tells slacks of eps^0.6 from none, by exact steps, and whether or not the problem seems to be
+    unbounded. narrow: part of the usual proximal terms of the multipliers; those of x are so much larger.
+    """
+    C, p, d, m = equations.C, equations.p, equations.d, equations.m
     eps = torch.finfo(p.dtype).eps
-    x, w, s = _start(equations, equations.wide_proximity)
+    enough = eps**1.3 if deep else eps**0.75
+    delta, _ = equations.proximity
+    delta = narrow * delta.clamp_max(eps**0.25)  # small beside s / z, too
+    rho = eps**0.9 / delta
+    x, w, s = _start(equations, rho)
     best_x, best_w, best = x, w, torch.full_like(x[:, 0], torch.inf)
     running = torch.ones_like(best, dtype=torch.bool)
     infeasible, unbounded = ~running, ~running
@@ -200,17 +257,18 @@ def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor
         rx, rw = -(Qx + p + Ctw), d - Cx
         rw = torch.cat([rw[:, :m] - s, rw[:, m:]], -1)
         mu = (s * z).sum(-1) / max(m, 1)
-        error = torch.stack([_size(rx), _size(rw), mu]).amax(0)
+        residual = torch.maximum(_size(rx), _size(rw / d.abs().clamp_min(1)))
+        error = torch.where(residual <= eps**0.75, mu, torch.maximum(residual, mu))
         better = running & (error < best)
         best = torch.where(better, error, best)
         best_x, best_w = torch.where(better[:, None], x, best_x), torch.where(better[:, None], w, best_w)
         # s z = mu says which constraints hold only once s and z are far from sqrt(mu): no sooner is `active_set` asked
-        running = running & torch.isfinite(error) & (error > eps**0.75) & ~infeasible & ~unbounded
+        running = running & torch.isfinite(error) & (error > enough) & ~infeasible & ~unbounded
         if i == max_steps or not running.any():
             break
-        weight = pad(1 / (s / z + delta), (0, rw.shape[1] - m), value=1 / delta)
-        solve = partial(equations.solve, equations.factor(weight, equations.wide_proximity), weight)
-        newton = partial(_newton, solve, rx, rw, s, z)
+        weight = torch.cat([1 / (s / z + delta), (1 / delta).expand(-1, rw.shape[1] - m).expand(len(s), -1)], -1)
+        factor = equations.factor(weight, rho)
+        newton = partial(_newton, equations, (factor, weight), (rx, rw), s, z, exact=deep)
         _, dw, ds = newton(s * z)
         affine = torch.minimum(_longest(s, ds, 1.0), _longest(z, dw[:, :m], 1.0))
         mu_affine = ((s + affine * ds) * (z + affine * dw[:, :m])).sum(-1) / max(m, 1)
@@ -222,7 +280,8 @@ def interior_point(equations: Equations, max_steps: int) -> tuple[Tensor, Tensor
         fraction = (1 - 0.1 * left).clamp_min(0.995)[:, None]
         step = torch.minimum(_longest(s, ds, fraction), _longest(z, dw[:, :m], fraction))
         infeasible = infeasible | (running & (_contradiction(equations, dw) | _contradiction(equations, w + dw)))
-        unbounded = unbounded | (running & _descent(equations, dx))
+        if not deep:
+            unbounded = unbounded | (running & _descent(equations, dx))
         x, w, s = (torch.where(running[:, None], v + step * dv, v) for v, dv in ((x, dx), (w, dw), (s, ds)))
         steps = steps + running.int()
     return best_x, best_w, steps, infeasible, unbounded
@@ -240,8 +299,8 @@ def active_set(
     whose z is clearly above that: the others have no part in the minimum's multipliers.
     """
     m, eps = equations.m, torch.finfo(x.dtype).eps
-    inner = x, w
-    best_x, best_w, best = x, w, torch.where(failed, 0.0, violation(equations, x, w))
+    inner, (delta, rho) = (x, w), equations.proximity
+    best_x, best_w, best = x, w, torch.where(failed, 0.0, violation(equations, x, w)[0])
 
     def chosen(x: Tensor, w: Tensor, least: float = -torch.inf) -> Tensor:
         slack, z = (equations.d - times(equations.C, x))[:, :m], w[:, :m]
@@ -249,7 +308,7 @@ def active_set(
 
     best_active = chosen(x, w)
     for i in range(6 * polish):
-        unsolved = (best > eps**0.7) if i > 0 else torch.ones_like(failed)
+        unsolved = (best > 1) if i > 0 else torch.ones_like(failed)
         if not unsolved.any():
             break
         if i == polish:
@@ -259,11 +318,11 @@ def active_set(
             active = chosen(x, w)
         # dependent constraints have many multipliers: at first the nearest ones, then the smallest
         w = active * w if i < 2 * polish else torch.zeros_like(w)
-        factor = equations.factor(active / equations.proximity, equations.wide_proximity)
+        factor = equations.factor(active / delta, rho)
         residual = equations.d - times(equations.C, x)
         dx, dw = equations.refined(factor, active, -equations.slope(x, w), residual, rounds=3)
         x, w = x + dx, w + dw
-        error = violation(equations, x, w)
+        error, _ = violation(equations, x, w)
         better = unsolved & (error <= best)
         best = torch.where(better, error, best)
         best_x, best_w, best_active = (

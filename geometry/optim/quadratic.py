@@ -7,6 +7,10 @@ d = [h; b] and the multipliers w = [z; y], a minimum satisfies (Nocedal and Wrig
 
     Q x + p + C^T w = 0 ,  G x + s = h ,  A x = b ,  s >= 0 ,  z >= 0 ,  s z = 0
 
+Bounds that stand for none, rows in other units and little Q beside p make numbers of many orders meet. Whether a point
+is a minimum is therefore judged row by row (`violation`), and where it is not, the methods begin anew in units of what
+was found: of x, and of the right sides that it violates.
+
 Forward: Mehrotra's predictor-corrector interior-point method (Mehrotra 1992; Nocedal and Wright, algorithm 16.4), with
 the proximal terms of Pougkakiotis and Gondzio (2021, IP-PMM), which are centred on the iterate and so change no
 solution: Q may be singular and rows of A redundant. It ends with a few primal-dual active-set steps (Hintermüller, Ito
@@ -15,16 +19,18 @@ Backward: the adjoint of the same equations (Amos and Kolter 2017, OptNet, arXiv
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from geometry.optim.adjoint import argmin
 from geometry.optim.interior_point import (
     Coefficients,
     Equations,
     active_set,
+    curvature,
     interior_point,
     times,
     transposed,
@@ -35,6 +41,9 @@ from geometry.optim.solution import ConstrainedSolution, State, Status
 from geometry.optim.transforms import Batch, implicit, opaque
 
 __all__ = ["QuadraticProgram", "quadratic_program"]
+
+_NARROWER = (0.0, 0.2, 0.1)
+"""Powers of eps, by which proximal terms are narrower in the second to fourth attempt."""
 
 
 def quadratic_program(
@@ -53,11 +62,13 @@ def quadratic_program(
 
     Q (B|1,n,n), positive semidefinite, of which the symmetric part counts; p (B|1,n); G (B|1,m,n) and h (B|1,m);
     A (B|1,q,n) and b (B|1,q). Leading size 1: shared by all problems. Either pair may be None. A row of zeros in G
-    with a positive h is as if absent. The multipliers of the solution carry gradients too.
+    with a positive h is as if absent, so is one whose h is infinite. The multipliers of the solution carry gradients
+    too. CONVERGED holds row by row, to about eps^0.8 of the terms that meet in that row, whatever the others are.
 
     Status: INFEASIBLE where the constraints contradict each other, or where a number is not finite and so x is NaN,
     UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique,
-    STALLED where max_steps interior-point and 6 `polish` active-set steps do not reach it. These have gradient zero.
+    STALLED where four attempts, of max_steps interior-point and 6 `polish` active-set steps, do not reach it. These
+    have gradient zero.
     The gradient is that of the problem whose strictly active constraints (z > 0) are equations and whose others are
     absent; where a constraint is degenerate (z = s = 0) that is one of the one-sided derivatives. Where the active
     constraints depend on each other, x has its gradient in Q and p, and in the constraints as long as they stay
@@ -134,6 +145,39 @@ def _solution(m: int, state: State, others: tuple[Tensor, ...]) -> ConstrainedSo
     return ConstrainedSolution(x, cost, status, steps, w[:, :m], w[:, m:])
 
 
+def _without_rows(program: Coefficients, rows: Tensor) -> Coefficients:
+    """The program without some of its inequalities (B,m): they become 0 x <= 1."""
+    if not rows.any():
+        return program
+    rows = pad(rows, (0, program.d.shape[1] - program.m))
+    return program._replace(C=torch.where(rows[..., None], 0.0, program.C), d=torch.where(rows, 1.0, program.d))
+
+
+class _Found(NamedTuple):
+    """x, w, active rows and steps (B,…), what is known of them (B,), and the size of x in its scaled units (B,)."""
+
+    x: Tensor
+    w: Tensor
+    active: Tensor
+    steps: Tensor
+    optimal: Tensor
+    unique: Tensor
+    infeasible: Tensor
+    unbounded: Tensor
+    size: Tensor
+
+    def improved(self, where: Tensor, other: "_Found") -> "_Found":
+        """This, with what another attempt found at some problems; only its optima replace what was unbounded."""
+        steps = self.steps.index_add(0, where, other.steps)
+        kept = self.unbounded[where] & ~other.optimal
+        other = other._replace(infeasible=other.infeasible & ~kept, unbounded=kept)
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, where, new)
+
+        return _Found(*map(put, self, other))._replace(steps=steps)
+
+
 @dataclass(frozen=True)
 class _Optimum:
     """`Equation` of a program of m inequalities: x (B,n), w (B,m+q), and the rows that hold as equations, 1 or 0.
@@ -150,24 +194,43 @@ class _Optimum:
     def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
         Q, p, C, d = tensors
         program = Coefficients(Q, p, C, d, self.m)
-        equations = Equations.of(program)
-        eps = torch.finfo(p.dtype).eps
-        total = equations.Q.sum((-2, -1)) + equations.C.sum((-2, -1)) + equations.p.sum(-1) + equations.d.sum(-1)
+        program = _without_rows(program, torch.isposinf(program.d[:, : self.m]))
+        total = program.Q.sum((-2, -1)) + program.C.sum((-2, -1)) + program.p.sum(-1) + program.d.sum(-1)
         finite = torch.isfinite(total)
-        x, w, steps, infeasible, unbounded = interior_point(equations, self.max_steps)
-        infeasible = infeasible | ~finite
+        found = self.attempt(program, None, 0.0)
+        hopeless = ~finite
+        for narrow in _NARROWER:
+            again = (~hopeless & ~found.optimal & ~found.infeasible).nonzero()[:, 0]
+            if len(again) == 0:
+                break
+            Q, p, C, d = (t[again] if len(t) == len(found.x) else t for t in program[:4])
+            part = Coefficients(Q, p, C, d, self.m)
+            found = found.improved(again, self.attempt(part, found.size[again], narrow))
+            hopeless = hopeless | found.unbounded
+        infeasible = found.infeasible | ~finite
+        status = torch.where(found.optimal, Status.CONVERGED, Status.STALLED)
+        status = torch.where(found.unique, status, Status.SINGULAR)
+        status = torch.where(found.unbounded & ~found.optimal, Status.UNBOUNDED, status)
+        status = torch.where(infeasible, Status.INFEASIBLE, status).to(torch.int8)
+        x, w = torch.where(finite[:, None], found.x, torch.nan), found.w
+        cost = (x * (0.5 * transposed(program.Q, x) + program.p)).sum(-1)
+        return (x, w, found.active), (status == Status.CONVERGED, cost, status, found.steps)
+
+    def attempt(self, program: Coefficients, size: Tensor | None, narrow: float) -> "_Found":
+        """What the methods find in units of this size (B,) of x, or of what the coefficients ask for."""
+        eps, deep = torch.finfo(program.p.dtype).eps, size is not None
+        whole = equations = Equations.of(program, size)
+        if deep:  # what is that far away holds, and would hide the others
+            equations = Equations.of(_without_rows(program, whole.d[:, : self.m] > eps**-0.5), size)
+        x, w, steps, infeasible, unbounded = interior_point(equations, self.max_steps, deep, eps**narrow)
         x, w, active = active_set(equations, x, w, infeasible | unbounded, self.polish)
-        M = equations.matrix(active)
+        x, w = equations.unit_x * x, equations.unit_w * w
+        x_scaled, w_scaled = x / whole.unit_x, w / whole.unit_w
+        error, seen = violation(whole, x_scaled, w_scaled)
+        M = curvature(whole, x_scaled, w_scaled, active)
         M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen
         _, unique = solve_spd(M, torch.zeros_like(x))
-        optimal = violation(equations, x, w) <= eps**0.7
-        status = torch.where(unique & optimal, Status.CONVERGED, torch.where(unique, Status.STALLED, Status.SINGULAR))
-        status = torch.where(unbounded, Status.UNBOUNDED, status)
-        status = torch.where(infeasible, Status.INFEASIBLE, status).to(torch.int8)
-        x, w = equations.unit_x * x, equations.unit_w * w
-        x = torch.where(finite[:, None], x, torch.nan)
-        cost = (x * (0.5 * transposed(Q, x) + p)).sum(-1)
-        return (x, w, active), (status == Status.CONVERGED, cost, status, steps)
+        return _Found(x, w, active, steps, error <= 1, unique, infeasible, unbounded, whole.size * seen)
 
     def step(self, state: State) -> Tensor:
         return torch.zeros_like(torch.cat(state[:2], -1))
@@ -181,14 +244,17 @@ class _Optimum:
         x, w, active = state
         # a failed problem, whose x may be NaN, has a step of zero, which must not meet it
         x, w = x.nan_to_num(), active * w.nan_to_num()
-        return torch.cat([times(Q, x) + p + transposed(C, w), active * (times(C, x) - d)], -1)
+        return torch.cat(
+            [times(Q, x) + p + transposed(C, w), active * (times(C, x) - torch.where(active > 0, d, 0.0))], -1
+        )
 
     def solve(self, state: State, tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
         x, _, active = state
         Q, p, C, d = tensors
-        equations = Equations.of(Coefficients(Q, p, C, d, self.m))
+        equations = Equations.of(Coefficients(Q, p, C, torch.where(active > 0, d, 0.0), self.m))
         with torch.no_grad():
-            factor = equations.factor(active / equations.proximity, equations.proximity).detach()
+            delta, _ = equations.proximity
+            factor = equations.factor(active / delta, delta).detach()
         bx, bw = b.split([x.shape[1], active.shape[1]], -1)
         u, v = equations.refined(factor, active, equations.unit_x * bx, active * equations.unit_w * bw, rounds=6)
         u, v = equations.unit_x * u / equations.unit_cost, equations.unit_w * v / equations.unit_cost

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.func import vmap
 
 from geometry import QuadraticProgram, SolverError, Status, argmin, quadratic_program
 from tests.geometry.optim.programs import NAMES, random_programs
@@ -110,6 +111,24 @@ def test_an_empty_batch_belongs_to_the_graph() -> None:
     assert found.inequality.shape == (0, 5)
     found.x.sum().backward()
     assert (Q.grad == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (2, 0, 4), (0, 0, 4)])
+def test_an_empty_batch_under_vmap(shape: tuple[int, ...]) -> None:
+    eye, zero = torch.eye(4, **DOUBLE)[None], torch.zeros(1, 4, **DOUBLE)
+    assert vmap(lambda p: quadratic_program(eye, p, -eye, zero).x)(torch.zeros(shape, **DOUBLE)).shape == shape
+
+
+@pytest.mark.parametrize("q", [1.0, 1e-8, 0.0])
+def test_contrary_rows_are_no_mean_of_both(q: float) -> None:
+    """x >= 1 and x >= 2 push alike and are not contrary; x <= 1 and x >= 2 are, at every curvature."""
+    Q, one = torch.full((1, 1, 1), q, **DOUBLE), torch.ones(1, 1, **DOUBLE)
+    alike = quadratic_program(Q, one, torch.tensor([[[-1.0], [-1.0]]], **DOUBLE), torch.tensor([[-1.0, -2]], **DOUBLE))
+    close(alike.x, 2 * one, 1e-12)
+    assert alike.converged
+    contrary = torch.tensor([[1.0, -2.0]], **DOUBLE)
+    found = quadratic_program(Q, one, torch.tensor([[[1.0], [-1.0]]], **DOUBLE), contrary)
+    assert found.status == Status.INFEASIBLE
 
 
 def test_errors_name_the_argument() -> None:
