@@ -77,8 +77,8 @@ def stretch(factor: Callable[[Tensor], tuple[Tensor, ...]], r2: Tensor, end: Ten
         value = m * g
         below = value < 1
         low, high = torch.where(below, m, low), torch.where(below, high, m)
-        newton = m * value ** (-g / (g + 2 * t * g1))
-        half = torch.where(high < torch.inf, 0.5 * (low + high), 2 * m)
+        newton = m / value ** (g / torch.addcmul(g, t, g1, value=2))
+        half = torch.where(high < torch.inf, torch.lerp(low, high, 0.5), 2 * m)
         near = (newton - m).abs() <= (half - m).abs()  # further leads round in circles, or far out
         m = torch.where(near & (newton >= low) & (newton <= high), newton, half)
     return m
