@@ -61,8 +61,11 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     middle = (w2[:, None] @ data.points3d).mT  # (B,3,1)
     X = data.points3d - middle.mT
     size = (w2 * X.square().sum(-1)).sum(-1).sqrt()
-    size = torch.where(size > 0, size, 1.0)[:, None, None]
+    # of one place alone, but for rounding, no form tells the depth
+    one = size <= 1e4 * torch.finfo(size.dtype).eps * middle.mT.norm(dim=-1).squeeze(-1)
+    one, size = one[:, None, None], torch.where(one, 1.0, size)[:, None, None]
     R, t, found = _algebraic_minima(rays, X / size, w2)
+    t = torch.where(one, t.new_tensor([0.0, 0.0, 1.0]), t)
     poses = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
     owner, rank = found.nonzero().unbind(1)
     some = _some_points(data)
