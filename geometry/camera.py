@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.lens import LENGTHS, Model, even_polynomial, first_fold, horner, radial_factor, stretch
+from geometry.checks import check_camera, check_distortion, whole
+from geometry.lens import Model, even_polynomial, first_fold, horner, radial_factor, stretch
 
 __all__ = [
     "Model",
@@ -31,14 +32,14 @@ __all__ = [
     "project_camera_frame",
     "projection_curvature",
     "projection_jacobian",
+    "rays_of",
     "unproject",
 ]
 
 # A fisheye ray is accepted up to this angle from the optical axis: the pole at 180 degrees has no direction.
 _FISHEYE_LIMIT_COS = -0.995
-_TANGENTIAL_STEPS = (
-    6  # of Newton's method, which leaves squares of what the tangential terms are beside the radial ones
-)
+# of Newton's method, which leaves squares of what the tangential terms are beside the radial ones
+_TANGENTIAL_STEPS = 6
 
 
 class Rays(NamedTuple):
@@ -58,15 +59,6 @@ def matrix_from_intrinsics(intrinsics: Tensor) -> Tensor:
 def intrinsics_from_matrix(K: Tensor) -> Tensor:
     """(fx, fy, cx, cy) of K. (…,3,3) -> (…,4)."""
     return torch.stack([K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2]], -1)
-
-
-def check_distortion(distortion: Tensor, model: Model) -> None:
-    """Raise ValueError unless `model` is known and takes this many coefficients."""
-    if model not in LENGTHS:
-        raise ValueError(f"model must be one of {sorted(LENGTHS)}, got {model!r}")
-    if distortion.shape[-1] not in LENGTHS[model]:
-        wanted = f"one of {LENGTHS[model]} coefficients for model={model!r}"
-        raise ValueError(f"distortion must have {wanted}, got shape {tuple(distortion.shape)}")
 
 
 def distort(xy: Tensor, distortion: Tensor) -> Tensor:
@@ -204,7 +196,8 @@ def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
     r2 = x * x + y * y
     # Near the axis theta and r vanish together: theta/r is taken from the series of atan(r/z)/(r/z) instead.
     near = (r2 < 1e-4 * z * z) & (z > 0)
-    r = torch.where(near, torch.ones_like(r2), r2).sqrt()
+    # on the axis behind the camera, and at its centre, there is no direction: any angle does, for a radius of zero
+    r = torch.where(near | (r2 == 0), torch.ones_like(r2), r2).sqrt()
     z_safe = torch.where(near, z, torch.ones_like(z))
     s = torch.where(near, r2, torch.zeros_like(r2)) / (z_safe * z_safe)
     series = 1 - s * (1 / 3 - s * (1 / 5 - s * (1 / 7 - s * (1 / 9 - s / 11))))
@@ -227,7 +220,9 @@ def project_camera_frame(
     check_distortion(distortion, model)
     if model == "fisheye":
         return _apply_K(_fisheye(points_camera, distortion), K)
-    return _apply_K(distort(points_camera[..., :2] / points_camera[..., 2:], distortion), K)
+    # at depth zero that of depth one: whoever puts such a point aside by a `where` must not have NaN in the gradient
+    z = points_camera[..., 2:]
+    return _apply_K(distort(points_camera[..., :2] / torch.where(z == 0, 1.0, z), distortion), K)
 
 
 def project(
@@ -241,9 +236,12 @@ def project(
     """Project world points into a camera.
 
     points3d (…,N,3), world_to_camera (…,4,4), K (…,3,3), distortion (…,k) or None -> points2d (…,N,2) in pixels.
-    Points behind the camera get the finite, meaningless pixels of the formula: `in_front` tells them apart.
-    Raises ValueError for an unknown `model` or a wrong number of coefficients.
+    Points behind the camera, or at depth zero, get finite, meaningless pixels of finite gradient: `in_front` tells them
+    apart. Raises ValueError for an unknown `model` or number of coefficients, for what is no tensor of floating-point
+    numbers, shapes and dtypes that do not fit, a K with another third row than (0, 0, 1), and a pose that is no
+    rotation (to 1e-3) and translation; under transforms of torch.func and in torch.compile both go unseen.
     """
+    distortion = check_camera(K, distortion, model, world_to_camera, points3d=(points3d, "…,N,3"))
     return project_camera_frame(se3.transform(world_to_camera, points3d), K, distortion, model=model)
 
 
@@ -356,13 +354,16 @@ def unproject(
     (1e-4 in float32): nothing that a lens shows beyond its first fold has a ray. Within, all pixels have one, but for a
     few next to the fold of a lens with tangential terms. Differentiable once in every argument:
     the last Newton step is taken with the graph, which is the implicit function theorem for a root.
-    Raises ValueError for an unknown `model`, a wrong number of coefficients, or points2d not ending in 2.
+    Raises ValueError for an unknown `model` or number of coefficients, max_steps below 1, and for the tensors as
+    `project` does.
     """
-    if points2d.shape[-1] != 2:
-        raise ValueError(f"points2d must have shape (…,N,2), got {tuple(points2d.shape)}")
-    if distortion is None:
-        distortion = points2d.new_zeros(0)
-    check_distortion(distortion, model)
+    distortion = check_camera(K, distortion, model, points2d=(points2d, "…,N,2"))
+    whole("max_steps", max_steps, 1)
+    return rays_of(points2d, K, distortion, model, max_steps)
+
+
+def rays_of(points2d: Tensor, K: Tensor, distortion: Tensor, model: Model, max_steps: int = 16) -> Rays:
+    """`unproject` of what has been checked, inside solvers."""
     (a, b), (c, d) = (row.unbind(-1) for row in K[..., None, :2, :2].unbind(-2))
     u, v = (points2d - K[..., None, :2, 2]).unbind(-1)
     target = torch.stack([d * u - b * v, a * v - c * u], -1) / (a * d - b * c)[..., None]

@@ -1,16 +1,44 @@
-"""Checks that every solver makes of its arguments."""
+"""Checks that every public function makes of its arguments: ValueError names the one that is wrong.
 
-from collections.abc import Callable
+What a thing is (`check_tensors`, `whole`, `positive`, `one_of`, `function`) is asked of every call. What a tensor holds
+(`values`) is looked at on the host, once a call, and not while torch.compile draws a graph.
+"""
+
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
+from numbers import Integral, Real
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["ONE_PROBLEM", "batched", "breaks_graphs", "finite", "plainly", "refuse_captured", "untransformed"]
+__all__ = [
+    "ONE_PROBLEM",
+    "alike",
+    "batched",
+    "boolean",
+    "breaks_graphs",
+    "check_camera",
+    "check_distortion",
+    "finite",
+    "function",
+    "check_tensors",
+    "check_tensors_or_none",
+    "indices",
+    "one_of",
+    "plainly",
+    "positive",
+    "refuse_captured",
+    "shaped",
+    "untransformed",
+    "values",
+    "whole",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +64,7 @@ class _Plainly(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, run: Callable[..., None], batched: bool, *values: Tensor) -> tuple[Tensor, None]:
         if not batched:
             raise NotImplementedError(ONE_PROBLEM)
+        values = tuple(v if dim is None else v.movedim(dim, 0) for v, dim in zip(values, in_dims[2:], strict=True))
         return _Plainly.apply(run, batched, *values), None
 
 
@@ -107,29 +136,237 @@ def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
     return found[0]
 
 
+def check_tensors(floating: bool = True, /, **named: Any) -> None:
+    """Raise ValueError for what is no tensor, is complex or, if `floating`, has no floating-point dtype."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {_described(value)}")
+        if not value.is_floating_point() and (floating or value.is_complex()):
+            raise ValueError(f"{name} must be of a floating-point dtype, got {value.dtype}")
+
+
+def check_tensors_or_none(**named: Any) -> None:
+    """`check_tensors`, of those that are not None."""
+    check_tensors(**{name: value for name, value in named.items() if value is not None})
+
+
+def boolean(name: str, value: Any) -> None:
+    """Raise ValueError unless value is a tensor of truth values."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        found = value.dtype if isinstance(value, Tensor) else _described(value)
+        raise ValueError(f"{name} must be of dtype torch.bool, got {found}")
+
+
+def indices(name: str, value: Any) -> None:
+    """Raise ValueError unless value is a tensor of whole numbers."""
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+        found = value.dtype if isinstance(value, Tensor) else _described(value)
+        raise ValueError(f"{name} must be a tensor of dtype torch.int64, got {found}")
+
+
+def alike(**named: Tensor | None) -> None:
+    """Raise ValueError unless the tensors that are not None have the dtype and the device of the first."""
+    (first, like), *others = ((name, value) for name, value in named.items() if value is not None)
+    for name, value in others:
+        if value.dtype != like.dtype or value.device != like.device:
+            raise ValueError(
+                f"{name} must have the dtype and device of {first} ({like.dtype}, {like.device}), "
+                f"got {value.dtype}, {value.device}"
+            )
+
+
+def shaped(**named: tuple[Tensor | None, str]) -> None:
+    """Raise ValueError unless each tensor that is not None has its shape, such as "V,N,2" or, with any leading
+    dimensions, "…,N,2". Letters are sizes that must agree."""
+    sizes: dict[str, int] = {}
+    for name, (value, shape) in named.items():
+        if value is None:
+            continue
+        *leading, wanted = shape.split("…,") if shape[0] == "…" else (shape,)
+        letters = wanted.split(",")
+        fits = value.ndim >= len(letters) if leading else value.ndim == len(letters)
+        for letter, size in zip(reversed(letters), reversed(value.shape), strict=False):
+            fits &= size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size))
+        if not fits:
+            known = ",".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise ValueError(f"{name} must have shape ({'…,' * bool(leading)}{known}), got {tuple(value.shape)}")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {_described(value)}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise ValueError unless value is a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {_described(value)}")
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless value is one of the choices."""
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_described(value)}")
+
+
+def function(name: str, value: Any, optional: bool = True) -> None:
+    """Raise ValueError unless value can be called, as a kernel can; None may stand for none."""
+    if not callable(value) and not (optional and value is None):
+        raise ValueError(f"{name} must be a function{' or None' if optional else ''}, got {_described(value)}")
+
+
+def _described(value: Any) -> str:
+    """A number or a word as it is, anything else by its type."""
+    if value is None or isinstance(value, (str, int, float, torch.dtype)):
+        return repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+What = Literal["finite", "odds", "camera", "pose", "pose or NaN", "rotation"]
+"""finite: no NaN, no infinity; odds: nor anything negative. camera: K (…,3,3) with the third row (0, 0, 1); pose
+(…,4,4): a rotation and a translation, of column vectors; rotation (…,3,3): orthonormal, determinant 1."""
+
+_ROUNDED = 1e-3
+"""How far R R^T may be from 1, and R from its own cofactors: files round rotations to three or four digits."""
+
+
+def values(where: str = "", /, **named: tuple[Tensor | None, Any]) -> None:
+    """Raise ValueError naming the first tensor that does not hold `What` it should; `where` says which values count.
+
+    One look at the device for all of them, under whatever transform. None is passed over.
+    """
+    there = [(name, what, value) for name, (value, what) in named.items() if value is not None and value.numel()]
+
+    def look(*plain: Tensor) -> None:
+        seen = list(plain)
+        for i, (_, what, _) in enumerate(there):
+            if what in ("finite", "odds"):
+                seen[i] = _extremes(plain[i], what)
+        if seen[0].device.type != "cpu":
+            together = torch.cat([part.flatten() for part in seen]).cpu()
+            seen = list(together.split([part.numel() for part in seen]))
+        for (name, what, value), part in zip(there, seen, strict=True):
+            _refuse(name, what, where, value.dtype, part)
+
+    if there:
+        plainly(look, *[value for _, _, value in there])
+
+
 def finite(name: str, value: Tensor, where: str = "") -> None:
     """Raise ValueError naming the argument unless all values are finite; `where` says which of them are meant."""
+    values(where, **{name: (value, "finite")})
 
-    def look(value: Tensor) -> None:
-        if not torch.isfinite(value).all():
+
+def _extremes(value: Tensor, what: What) -> Tensor:
+    """The largest size of all numbers and, of odds, the least number besides."""
+    size = torch.linalg.vector_norm(value, torch.inf)
+    return torch.stack([size, value.amin()]) if what == "odds" else size
+
+
+def _refuse(name: str, what: What, where: str, dtype: torch.dtype, seen: Tensor) -> None:
+    if what in ("finite", "odds"):
+        largest, *least = seen.flatten().tolist()
+        if not math.isfinite(largest):
             raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
+        if least and least[0] < 0:
+            raise ValueError(f"{name} must be finite and not negative, got {least[0]}")
+        return
+    size = 16 if what in ("pose", "pose or NaN") else 9
+    slack = _ROUNDED if dtype in (torch.float32, torch.float64) else max(_ROUNDED, 2 * torch.finfo(dtype).eps)
+    first = seen.flatten() if seen.numel() == size else seen.reshape(-1, size)[_first_wrong(what, seen, slack)]
+    m = first.tolist()
+    if what == "pose or NaN" and math.isnan(sum(m)):
+        return
+    if not sum(map(abs, m)) < math.inf:
+        raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
+    exact, rounded = _errors(what, m)
+    if any(exact):
+        row = "third row (0, 0, 1)" if what == "camera" else "last row (0, 0, 0, 1)"
+        raise ValueError(f"{name} must have the {row}, got {_rows(m)}")
+    if rounded and not max(map(abs, rounded)) <= slack:
+        raise ValueError(f"{name} must hold rotations (orthonormal, determinant 1), got {_rows(m)}")
 
-    plainly(look, value)
+
+def _rows(m: list[float]) -> list[list[float]]:
+    n = math.isqrt(len(m))
+    return [m[i : i + n] for i in range(0, len(m), n)]
 
 
-def batched(least: int = 1, /, **arguments: tuple[Tensor | None, str]) -> tuple[Tensor, ...]:
+@np.errstate(all="ignore")
+def _first_wrong(what: What, matrices: Tensor, slack: float) -> int:
+    """The number of the first matrix that is not what it should be, or 0."""
+    m = matrices.double().flatten(0, -3).flatten(1).T.numpy()
+    exact, rounded = _errors(what, m)
+    good = np.abs(m).sum(0) < np.inf
+    for error, most in [*((e, 0.0) for e in exact), *((e, slack) for e in rounded)]:
+        good &= np.abs(error) <= most
+    return int((good | np.isnan(m).any(0) if what == "pose or NaN" else good).argmin())
+
+
+def _errors(what: What, m: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What must vanish exactly, and up to rounding; m: the entries of a matrix row by row, or arrays of those of many.
+
+    Two rows of a rotation are orthonormal, and the third is their cross product.
+    """
+    if what == "camera":
+        return (m[6], m[7], m[8] - 1), ()
+    a, b, c, d, e, f, g, h, i = (*m[:3], *m[4:7], *m[8:11]) if len(m) == 16 else m
+    lengths = a * a + b * b + c * c - 1, d * d + e * e + f * f - 1, a * d + b * e + c * f
+    third = b * f - c * e - g, c * d - a * f - h, a * e - b * d - i
+    return (m[12], m[13], m[14], m[15] - 1) if len(m) == 16 else (), (*lengths, *third)
+
+
+_LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
+
+
+def check_distortion(distortion: Tensor, model: str) -> None:
+    """Raise ValueError unless `model` is one of `geometry.camera` and takes this many coefficients."""
+    one_of("model", model, _LENGTHS)
+    if distortion.shape[-1] not in _LENGTHS[model]:
+        wanted = f"one of {_LENGTHS[model]} coefficients for model={model!r}"
+        raise ValueError(f"distortion must have {wanted}, got shape {tuple(distortion.shape)}")
+
+
+def check_camera(
+    K: Tensor,
+    distortion: Tensor | None,
+    model: str,
+    world_to_camera: Tensor | None = None,
+    **points: tuple[Tensor, str],
+) -> Tensor:
+    """The distortion, (0,) for None, after ValueErrors of a formula that takes any leading dimensions.
+
+    points: one tensor and its shape. K and poses are looked at where no transform is open and no graph drawn: within
+    these the formula is a part of a residual. A pose with a NaN, which says that there is none, passes.
+    """
+    check_tensors(**{name: value for name, (value, _) in points.items()}, K=K)
+    check_tensors_or_none(world_to_camera=world_to_camera, distortion=distortion)
+    shaped(**points, world_to_camera=(world_to_camera, "…,4,4"), K=(K, "…,3,3"))
+    if not torch.is_autocast_enabled(K.device.type):
+        first = {name: value for name, (value, _) in points.items()}
+        alike(**first, world_to_camera=world_to_camera, K=K, distortion=distortion)
+    distortion = K.new_zeros(0) if distortion is None else distortion
+    check_distortion(distortion, model)
+    if not torch.compiler.is_compiling() and untransformed():
+        values(world_to_camera=(world_to_camera, "pose or NaN"), K=(K, "camera"))
+    return distortion
+
+
+def batched(least: int = 1, /, **arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The arguments as (B,…) each, in order.
 
-    Each is a value and the shape of one instance, such as "N,2" or "V,3,3": letters stand for sizes that must agree.
-    What was given for one instance, or with B = 1, serves the whole batch; weights may be None, and are ones then.
-    Raises ValueError naming the argument for another shape, for N less than `least`, for a dtype that is not
-    floating-point or not that of the first, and for values that are not finite.
+    Each is a value and the shape of one instance, such as "N,2" or "V,3,3": letters stand for sizes that must agree;
+    and, of matrices, `What` they are. What was given for one instance, or with B = 1, serves the whole batch; weights
+    may be None, and are ones then. Raises ValueError naming the argument for what is no tensor, for another shape, for
+    N less than `least`, for a dtype that is not floating-point or not that of the first, and for `values` that are not
+    finite, or not those of such a matrix.
     """
     sizes: dict[str, int] = {}
     found: list[Tensor] = []
-    first, _ = next(iter(arguments.values()))
-    assert first is not None
-    for name, (value, shape) in arguments.items():
+    check_tensors(**{name: value for name, (value, *_) in arguments.items() if name != "weights" or value is not None})
+    first = next(iter(arguments.values()))[0]
+    for name, (value, shape, *_) in arguments.items():
         wanted, known = shape.split(","), dict(sizes)  # by the arguments before
         if value is None:
             value = first.new_ones([sizes.get(size) or int(size) for size in wanted])
@@ -146,10 +383,10 @@ def batched(least: int = 1, /, **arguments: tuple[Tensor | None, str]) -> tuple[
             )
         if sizes.get("N", least) < least:
             raise ValueError(f"{name} must have at least {least} rows, got {tuple(value.shape)}")
-        if not value.is_floating_point() or value.dtype != first.dtype:
+        if value.dtype != first.dtype:
             raise ValueError(
                 f"{name} must have a floating-point dtype, all the same ({first.dtype}), got {value.dtype}"
             )
-        finite(name, value)
         found.append(value[None] if single else value)
+    values(**{name: (value, what[0] if what else "finite") for name, (value, _, *what) in arguments.items()})
     return tuple(value.expand(sizes.get("B", 1), *value.shape[1:]) for value in found)

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["LENGTHS", "Model", "even_polynomial", "first_fold", "horner", "radial_factor", "stretch"]
+__all__ = ["Model", "even_polynomial", "first_fold", "horner", "radial_factor", "stretch"]
 
 Model = Literal["radtan", "fisheye"]
-LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
 
 
 def horner(coefficients: Tensor, t: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ also known to the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from geometry._forward import directional
+from geometry.checks import positive
 
 __all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
 
@@ -30,8 +32,7 @@ class RobustKernel:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise ValueError(f"scale must be a positive number, got {self.scale}")
+        positive("scale", self.scale)
 
     def __call__(self, s: Tensor) -> Tensor:
         return self.derivatives(s)[0]
@@ -81,7 +82,7 @@ def barron(alpha: float, scale: float) -> RobustKernel:
     alpha = 1 is pseudo-Huber, 0 Cauchy, -2 a Geman-McClure of twice the scale; the smaller, the less pull outliers
     have. Raises ValueError for alpha >= 2 (that is least squares: kernel=None) or not finite.
     """
-    if not (math.isfinite(alpha) and alpha < 2):
+    if not isinstance(alpha, Real) or not -math.inf < alpha < 2:
         raise ValueError(f"alpha must be a number below 2, got {alpha}")
     return RobustKernel("barron", scale, alpha) if alpha != 0 else cauchy(math.sqrt(2) * scale)
 

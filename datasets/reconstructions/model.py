@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geometry.camera import Model, check_distortion, intrinsics_from_matrix, matrix_from_intrinsics, project
+from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
+from geometry.checks import check_distortion
 
 __all__ = ["Reconstruction", "nearest_rotation", "pinhole", "radial_tangential", "reprojection_errors"]
 

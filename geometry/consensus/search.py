@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from geometry.checks import check_tensors, function, positive, values, whole
 from geometry.compiled.constants import WIDER, WORTH
 from geometry.optim import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
 
@@ -70,10 +72,9 @@ def search(
     alone would have been drawn with probability `confidence` (Fischler and Bolles 1981), or at `hypotheses` samples.
     Returns how many were drawn (B,), int32.
     """
-    if not 0 < confidence <= 1:
+    if not (isinstance(confidence, Real) and 0 < confidence <= 1):
         raise ValueError(f"confidence must be in (0, 1], got {confidence}")
-    if hypotheses < 1:
-        raise ValueError(f"hypotheses must be at least 1, got {hypotheses}")
+    whole("hypotheses", hypotheses, 1)
     running = torch.ones(B, dtype=torch.bool, device=device)
     drawn, samples = 0, torch.zeros(B, dtype=torch.int32, device=device)
     while drawn < hypotheses and running.any():
@@ -138,12 +139,20 @@ def ransac(
     no more than the `size` observations of the sample itself lie within the threshold. x carries no gradient: start
     `argmin` from it, on the inliers or with a robust kernel.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
+    function("minimal_solver", minimal_solver, optional=False)
+    check_tensors(candidates=candidates)
+    if candidates.ndim != 2:
+        raise ValueError(f"candidates must have shape (B,N), got {tuple(candidates.shape)}")
+    whole("size", size, 1)
+    positive("threshold", threshold)
+    whole("refine", refine, 0)
     data = batch_data(candidates, data)
     B, N = candidates.shape
     if size > N:
         raise ValueError(f"size must be at most the number of observations {N}, got {size}")
-    if refine < 0:
-        raise ValueError(f"refine must not be negative, got {refine}")
+    values(candidates=(candidates, "odds"))
     present, odds = candidates > 0, candidates.detach().to(torch.float64)
     data = (*(d.detach() for d in data), present)
     target = truncated(problem, threshold)

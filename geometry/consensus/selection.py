@@ -14,9 +14,21 @@ RANSAC takes the hypothesis with the best score, and no gradient passes an argma
 import torch
 from torch import Tensor
 
+from geometry.checks import check_tensors, positive, whole
 from geometry.consensus.search import draw
 
 __all__ = ["draw_sets", "expected_loss", "score_function_loss", "set_log_probability", "soft_inliers"]
+
+
+def _check_rows(**named: Tensor) -> None:
+    """Raise ValueError unless all are floating-point tensors of one shape of two dimensions."""
+    check_tensors(**named)
+    (first, like), *_ = named.items()
+    for name, value in named.items():
+        if value.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions, the problems first, got {tuple(value.shape)}")
+        if value.shape != like.shape:
+            raise ValueError(f"{name} must have the shape of {first} {tuple(like.shape)}, got {tuple(value.shape)}")
 
 
 def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -26,6 +38,9 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     drawn from what is left, with the same odds (`search.draw`). Where fewer than `size` are present a set repeats some:
     its probability is zero. Raises ValueError where N is smaller than `size`.
     """
+    _check_rows(log_weights=log_weights)
+    whole("size", size, 1)
+    whole("count", count, 1)
     N = log_weights.shape[1]
     if size > N:
         raise ValueError(f"size must be at most the number of observations {N}, got {size}")
@@ -39,6 +54,10 @@ def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:
     Differentiable in log_weights (B,N): the Plackett-Luce model. -inf, with gradient zero, for a set that repeats an
     observation, or holds an absent one.
     """
+    _check_rows(log_weights=log_weights)
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 3 or len(index) != len(log_weights):
+        found = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"index must be a tensor ({len(log_weights)},S,size) of dtype torch.int64, got {found}")
     absent = torch.isneginf(log_weights)
     left = log_weights[:, None].expand(-1, index.shape[1], -1)
     wrong = absent[:, None].expand_as(left).gather(-1, index).any(-1)
@@ -58,6 +77,9 @@ def soft_inliers(error: Tensor, threshold: float, beta: float, mask: Tensor | No
     error (...,N): norms of the residuals; one that is not finite counts for nothing. mask (...,N): absent ones as well.
     (DSAC++, Brachmann and Rother, CVPR 2018, arXiv 1711.10228, eq. 10.)
     """
+    check_tensors(error=error)
+    positive("threshold", threshold)
+    positive("beta", beta)
     present = torch.isfinite(error) if mask is None else torch.isfinite(error) & mask
     agree = torch.sigmoid(beta * (threshold - torch.where(present, error, 0.0)))
     return torch.where(present, agree, 0.0).sum(-1)
@@ -69,6 +91,7 @@ def expected_loss(score: Tensor, loss: Tensor, alpha: float = 1.0) -> Tensor:
     score, loss (B,H): differentiable in both. A hypothesis that failed (score or loss not finite) is never taken, and
     gets no gradient; where all failed the expectation is zero.
     """
+    _check_rows(score=score, loss=loss)
     ok = torch.isfinite(score) & torch.isfinite(loss)
     logits = torch.where(ok, alpha * torch.where(ok, score, 0.0), -torch.inf)
     logits = torch.where(ok.any(-1, keepdim=True), logits, 0.0)
@@ -83,9 +106,8 @@ def score_function_loss(loss: Tensor, log_probability: Tensor) -> Tensor:
     mean loss of the other draws, which does not depend on it and so leaves the mean as it is (Kool et al. 2019). Loss
     must be finite: give a failed draw the largest loss there is. Raises ValueError for S < 2, which has no baseline.
     """
+    _check_rows(loss=loss, log_probability=log_probability)
     B, S = loss.shape
-    if log_probability.shape != loss.shape:
-        raise ValueError(f"log_probability must have the shape of loss {(B, S)}, got {tuple(log_probability.shape)}")
     if S < 2:
         raise ValueError(f"loss must have shape (B,S) with at least two draws, got {(B, S)}")
     others = (loss.sum(1, keepdim=True) - loss) / (S - 1)

@@ -15,5 +15,6 @@ kornia) a conversion is batched, differentiable, and keeps dtype and device; whe
 COLMAP, Open3D, SciPy) values are detached and copied to float64 there, and come back as float64 tensors on the CPU.
 A module imports its library when a function needs it, and importing the module brings torch alone.
 
-Poses are checked: what is no rigid motion to 1e-3 (a reflection, a scale, a NaN) raises ValueError in either direction.
+Poses are checked: what is no rigid motion to 1e-3 (a reflection, a scale, a NaN) raises ValueError in either direction,
+and so does what is no tensor where one is wanted.
 """

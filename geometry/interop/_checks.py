@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from geometry.checks import check_tensors, values
+
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["ImageSize", "batch", "check_K", "check_pose", "check_rotation", "check_shape", "host", "integers", "tensor"]
 
 ImageSize = tuple[int, int] | Tensor  # (width, height), or (B,2)
-_TOLERANCE = 1e-3  # files round rotations to a few digits
 
 
 def host(x: Tensor) -> "np.ndarray":
@@ -32,7 +33,9 @@ def tensor(name: str, value: Any) -> Tensor:
 
 
 def check_shape(name: str, x: Tensor, *last: int) -> None:
-    """Raise ValueError unless x holds floating-point numbers and its shape ends with `last`."""
+    """Raise ValueError unless x is a tensor of floating-point numbers and its shape ends with `last`."""
+    if not isinstance(x, Tensor):
+        check_tensors(**{name: x})
     if x.shape[-len(last) :] != last or not x.is_floating_point():
         wanted = ",".join(map(str, last))
         raise ValueError(
@@ -41,24 +44,15 @@ def check_shape(name: str, x: Tensor, *last: int) -> None:
 
 
 def check_rotation(name: str, R: Tensor) -> None:
-    """Raise ValueError unless every matrix is a rotation to 1e-3: orthonormal, and no reflection."""
+    """Raise ValueError unless every matrix is a rotation: orthonormal, and no reflection (`geometry.checks.values`)."""
     check_shape(name, R, 3, 3)
-    M = R.detach().double()
-    eye = torch.eye(3, dtype=M.dtype, device=M.device)
-    wrong = ~((M @ M.mT - eye).abs().amax((-2, -1)) < _TOLERANCE) | ~(torch.linalg.det(M) > 0)
-    if wrong.any():
-        raise ValueError(f"{name} must hold rotations (orthonormal, determinant 1), got {M[wrong][0].tolist()}")
+    values(**{name: (R, "rotation")})
 
 
 def check_pose(name: str, pose: Tensor) -> None:
     """Raise ValueError unless every matrix is a rigid motion that acts on column vectors."""
     check_shape(name, pose, 4, 4)
-    bottom = pose.detach()[..., 3, :]
-    if not (bottom == bottom.new_tensor([0, 0, 0, 1])).all():
-        raise ValueError(f"{name} must have the last row (0, 0, 0, 1), got {bottom.tolist()}")
-    check_rotation(f"the rotation of {name}", pose[..., :3, :3])
-    if not pose.isfinite().all():
-        raise ValueError(f"{name} must be finite, got a translation that is not")
+    values(**{name: (pose, "pose")})
 
 
 def check_K(K: Tensor, library: str | None) -> None:

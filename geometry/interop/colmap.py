@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.camera import Model, check_distortion, intrinsics_from_matrix, matrix_from_intrinsics
+from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics
+from geometry.checks import check_distortion, check_tensors_or_none
 from geometry.interop._checks import ImageSize, check_K, check_pose, check_shape, host, integers, tensor
 
 if TYPE_CHECKING:
@@ -66,11 +67,13 @@ LENSES = {
 
 def to_pixels(points2d: Tensor) -> Tensor:
     """COLMAP's pixels of points2d (…,2): half a pixel is added, nothing flips. Differentiable."""
+    check_shape("points2d", points2d, 2)
     return points2d + _HALF_PIXEL
 
 
 def from_pixels(xy: Tensor) -> Tensor:
     """points2d (…,2) of COLMAP's pixels: half a pixel is taken off, nothing flips. Differentiable."""
+    check_shape("xy", xy, 2)
     return xy - _HALF_PIXEL
 
 
@@ -143,6 +146,7 @@ def to_camera(K: Tensor, distortion: Tensor | None, image_size: ImageSize, model
     the fisheyes. Raises ValueError for what COLMAP cannot say: skew, thin-prism coefficients.
     """
     check_K(K, "COLMAP")
+    check_tensors_or_none(distortion=distortion)
     distortion = K.new_zeros(0) if distortion is None else distortion
     check_distortion(distortion, model)
     if (K.dim(), distortion.dim()) != (2, 1):

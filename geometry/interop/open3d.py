@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from geometry.checks import check_tensors
 from geometry.interop._checks import ImageSize, check_K, check_pose, host, integers, tensor
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def to_points(points3d: Tensor, colors: Tensor | None = None) -> "PointCloud":
     """
     import open3d as o3d
 
+    check_tensors(points3d=points3d)
+    if colors is not None:
+        check_tensors(False, colors=colors)
     if points3d.dim() != 2 or points3d.shape[1] != 3:
         raise ValueError(f"points3d must have shape (N,3), got {tuple(points3d.shape)}")
     cloud = o3d.geometry.PointCloud()

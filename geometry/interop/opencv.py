@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geometry import se3
-from geometry.camera import Model, check_distortion
+from geometry.camera import Model
+from geometry.checks import check_distortion, check_tensors_or_none
 from geometry.interop._checks import check_K, check_pose, check_rotation, host, tensor
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def to_distortion(distortion: Tensor | None, *, model: Model = "radtan") -> "np.
     The order is OpenCV's already; zeros fill what OpenCV wants beyond (k = 0, 2; fisheyes below 4), which changes no
     pixel. Raises ValueError for another shape or number.
     """
+    check_tensors_or_none(distortion=distortion)
     distortion = torch.zeros(0) if distortion is None else distortion
     check_distortion(distortion, model)
     if distortion.dim() != 1:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import matrix_from_intrinsics
-from geometry.interop._checks import ImageSize, batch, check_K, check_pose, check_rotation
+from geometry.checks import check_tensors
+from geometry.interop._checks import ImageSize, batch, check_K, check_pose, check_rotation, check_shape
 
 if TYPE_CHECKING:
     from pytorch3d.transforms import Transform3d
@@ -45,11 +46,13 @@ _AXES = (-1.0, -1.0, 1.0)  # ours times these are PyTorch3D's
 
 def to_pixels(points2d: Tensor) -> Tensor:
     """Screen coordinates, as `transform_points_screen` gives them, of points2d (…,2): half a pixel is added."""
+    check_shape("points2d", points2d, 2)
     return points2d + _HALF_PIXEL
 
 
 def from_pixels(screen: Tensor) -> Tensor:
     """points2d (…,2) of screen coordinates (…,2): half a pixel is taken off."""
+    check_shape("screen", screen, 2)
     return screen - _HALF_PIXEL
 
 
@@ -69,6 +72,7 @@ def from_pose(R: Tensor, T: Tensor) -> Tensor:
     Raises ValueError for other shapes and for what is no rotation.
     """
     check_rotation("R", R)
+    check_tensors(T=T)
     if T.shape != R.shape[:-1]:
         raise ValueError(f"T must have shape {tuple(R.shape[:-1])} beside this R, got {tuple(T.shape)}")
     axes = R.new_tensor(_AXES)
@@ -111,6 +115,8 @@ def from_camera(
     `to_camera` flips and shifts is undone. Raises ValueError for shapes that do not fit, and for what is no rotation.
     """
     pose = from_pose(R, T)
+    check_tensors(focal_length=focal_length, principal_point=principal_point)
+    check_tensors(False, image_size=image_size)
     wanted = (*R.shape[:-2], 2)
     for name, x in {"focal_length": focal_length, "principal_point": principal_point, "image_size": image_size}.items():
         if x.shape != wanted and not (x is focal_length and x.shape == (*wanted[:-1], 1)):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from geometry.checks import function, whole
 from geometry.optim.descent import minimize
 from geometry.optim.linear import ADJOINT, margin, solve_spd
 from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
@@ -44,9 +45,14 @@ class Constrained:
     problem: Problem
     equality: Callable[..., Tensor]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem, Problem):
+            raise ValueError(f"problem must be a Problem, got {type(self.problem).__name__}")
+        function("equality", self.equality, optional=False)
+
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
         """What `geometry.minimize` returns for this problem."""
-        tensors = self._checked(x0, data)
+        tensors = self._checked(x0, data, max_steps, polish)
         return _solution(*opaque(_Optimum(self, True, max_steps, polish).find, *tensors))
 
     def argmin(
@@ -55,19 +61,21 @@ class Constrained:
         """What `geometry.argmin` returns for this problem."""
         if gradient not in ("exact", "gauss_newton"):
             raise ValueError(f'gradient under constraints must be "exact" or "gauss_newton", got {gradient!r}')
-        if len(x0) == 0:
+        tensors = self._checked(x0, data, max_steps, polish)
+        if len(tensors[0]) == 0:
             return self.minimize(x0, *data)
-        tensors = self._checked(x0, data)
         return _solution(*implicit(_Optimum(self, gradient == "exact", max_steps, polish), *tensors))
 
-    def _checked(self, x0: State, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _checked(self, x0: State, data: tuple[Tensor, ...], max_steps: int, polish: int) -> tuple[Tensor, ...]:
+        whole("max_steps", max_steps, 1)
+        whole("polish", polish, 0)
         dof = self.problem.dof
         if self.problem.retract is not Problem.retract:
             raise ValueError("problem must move x by addition (no retract of its own) to be constrained")
         if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")
-        return x0.detach(), *batch_data(x0, data)
+        return x0.detach(), *batch_data(x0, data, "x0")
 
     def solve(self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int) -> ConstrainedSolution:
         """The solution, of tensors that are not tracked."""

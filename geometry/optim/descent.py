@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from geometry.checks import check_tensors, positive, whole
 from geometry.compiled.constants import (
     DAMPING,
     LEAST_DAMPING,
@@ -26,6 +27,7 @@ from geometry.optim.problem import (
     Problem,
     Program,
     batch_data,
+    check_program,
     linearize,
     map_state,
     move,
@@ -312,13 +314,20 @@ def search(
     polish: int,
     enough: float = 1e-12,
 ) -> tuple[Search, tuple[Tensor, ...]]:
-    """The search for a minimum, and the tensors (B,…) that it is a function of."""
+    """The search for a minimum, and the tensors (B,…) that it is a function of; ValueError for what cannot be one."""
+    whole("max_steps", max_steps, 1)
+    whole("polish", polish, 0)
+    positive("enough", enough)
     if callable(x0):
+        check_tensors(False, **{f"data[{i}]": d for i, d in enumerate(data)})
+        if not data:
+            raise ValueError("data must hold a tensor where x0 is a function of them, got none")
         batch = next((d for d in data if len(d) != 1), data[0])
-        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data)
+        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data, "data")
+    data = batch_data(x0, data, "x0")
     parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
     one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish, enough)
-    return one, (*(a.detach() for a in parts), *batch_data(x0, data))
+    return one, (*(a.detach() for a in parts), *data)
 
 
 def minimize(
@@ -345,6 +354,7 @@ def minimize(
         x, (_, *others) = opaque(one.find, *tensors)
         solution = Solution(x, *others)
     else:
+        check_program(problem)
         solution = problem.minimize(x0, *data, max_steps=max_steps, polish=polish)
     if throw:
         solution.raise_if_failed()

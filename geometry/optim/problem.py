@@ -6,13 +6,14 @@ A `Problem` is written for ONE instance; everything here runs B of them at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import hessian, jacfwd, vmap
 
 from geometry._forward import one_at_a_time
+from geometry.checks import check_tensors, function, whole
 from geometry.optim.linear import chain_of_blocks, margin
 from geometry.optim.solution import Solution, State
 from geometry.robust import Kernel, kernel_derivatives
@@ -30,7 +31,8 @@ class Problem:
 
     residual(x, *data) -> (M,) or (M,k), one row per observation; a non-finite residual marks x as infeasible.
     retract(x, step (dof,)) -> x moves x by a tangent step; x + step by default. dof is the number of unknowns.
-    kernel is a robust kernel applied to the rows (`geometry.robust`), None for plain least squares.
+    kernel is a robust kernel applied to the rows (`geometry.robust`), None for plain least squares. Raises ValueError
+    for what is no function, and a dof that is no positive number.
 
     A problem that must be fast may bring its own derivatives, batched and without vmap: linearize(x, *data, exact)
     -> Linearization, with the Hessian where `exact`. Automatic differentiation of `residual` stays the reference that
@@ -52,6 +54,13 @@ class Problem:
     alike: tuple[int, ...] = ()
     terms: Callable[..., int] | None = None
     broadcasts: bool = False
+
+    def __post_init__(self) -> None:
+        function("residual", self.residual, optional=False)
+        function("retract", self.retract, optional=False)
+        function("kernel", self.kernel)
+        function("linearize", self.linearize)
+        whole("dof", self.dof, 1)
 
     def cost(self, x: State, *data: Tensor) -> Tensor:
         """Cost () of one instance."""
@@ -86,6 +95,12 @@ class Program(Protocol):
         ...
 
 
+def check_program(problem: Any) -> None:
+    """Raise ValueError unless this is a `Program`."""
+    if not (callable(getattr(problem, "minimize", None)) and callable(getattr(problem, "argmin", None))):
+        raise ValueError(f"problem must be a Problem or a Program, got {type(problem).__name__}")
+
+
 def map_state(f: Callable[..., Tensor], *states: State) -> State:
     """Apply f to corresponding tensors of states."""
     if isinstance(states[0], Tensor):
@@ -98,9 +113,25 @@ def select(condition: Tensor, a: State, b: State) -> State:
     return map_state(lambda u, v: torch.where(condition.view(-1, *[1] * (u.ndim - 1)), u, v), a, b)
 
 
-def batch_data(x0: State, data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Expand shared data (leading size 1) to the batch of x0; ValueError where a leading size fits neither."""
-    size = (x0 if isinstance(x0, Tensor) else x0[0]).shape[0]
+def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[Tensor, ...]:
+    """Expand shared data (leading size 1) to the batch of x; ValueError where a leading size fits neither.
+
+    Also for an x (`name`) that is no tensor (B,…) of floating-point numbers nor a tuple of such, and data that are no
+    tensors.
+    """
+    parts = (
+        {name: x}
+        if isinstance(x, Tensor) or not isinstance(x, (tuple, list))
+        else {f"{name}[{i}]": part for i, part in enumerate(x)}
+    )
+    check_tensors(**parts)
+    check_tensors(False, **{f"data[{i}]": d for i, d in enumerate(data)})
+    size = next((len(part) for part in parts.values() if part.ndim > 0), None)
+    for part, value in parts.items():
+        if value.ndim == 0 or len(value) != size:
+            raise ValueError(f"{part} must have the leading size of the batch {size or 'B'}, got {tuple(value.shape)}")
+    if size is None:
+        raise ValueError(f"{name} must hold at least one tensor, got none")
     for i, d in enumerate(data):
         if d.ndim == 0 or d.shape[0] not in (1, size):
             raise ValueError(f"data[{i}] must have leading size 1 or {size} (the batch), got {tuple(d.shape)}")

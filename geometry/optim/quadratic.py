@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from geometry.checks import check_tensors, check_tensors_or_none, whole
 from geometry.optim.adjoint import argmin
 from geometry.optim.interior_point import (
     Coefficients,
@@ -89,7 +90,7 @@ class QuadraticProgram:
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:
         """What `geometry.minimize` returns for this problem."""
-        program = _checked(x0, *data)
+        program = _checked(x0, *data, max_steps=max_steps, polish=polish)
         optimum = _Optimum(program.m, max_steps, polish)
         return _solution(program.m, *opaque(optimum.find, *program[:4], batch="shared"))
 
@@ -99,31 +100,39 @@ class QuadraticProgram:
         """What `geometry.argmin` returns for this problem."""
         if gradient != "exact":
             raise ValueError(f'gradient of a quadratic program must be "exact", got {gradient!r}')
-        program = _checked(x0, *data)
+        program = _checked(x0, *data, max_steps=max_steps, polish=polish)
         optimum = _Optimum(program.m, max_steps, polish)
         return _solution(program.m, *implicit(optimum, *program[:4]))
 
 
-def _checked(x0: State, Q: Tensor, p: Tensor, *constraints: Tensor | None) -> Coefficients:
+def _checked(x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Coefficients:
     """The program in one piece; ValueError where something does not fit."""
+    whole("max_steps", max_steps, 1)
+    whole("polish", polish, 0)
     if x0 is not None:
         raise ValueError("x0 must be None: a quadratic program is not solved from a start")
+    if len(data) not in (2, 4, 6):
+        raise ValueError(f"data must be Q, p, then G, h, then A, b, got {len(data)} tensors")
+    Q, p, *constraints = data
+    check_tensors(Q=Q, p=p)
+    check_tensors_or_none(**dict(zip("GhAb", constraints, strict=False)))
+    assert Q is not None
+    assert p is not None
     if p.ndim != 2:
         raise ValueError(f"p must have shape (B|1,n), got {tuple(p.shape)}")
-    if len(constraints) not in (0, 2, 4):
-        raise ValueError(f"data must be Q, p, then G, h, then A, b, got {2 + len(constraints)} tensors")
-    n, given_or_none = p.shape[1], (*constraints, None, None, None, None)
-    G, h, A, b = given_or_none[:4]
+    n = p.shape[1]
+    padded: list[Tensor | None] = [*constraints, *[None] * (4 - len(constraints))]
+    G, h, A, b = padded
     for names, C, d in (("G and h", G, h), ("A and b", A, b)):
         if (C is None) != (d is None):
             raise ValueError(f"{names} must be given together")
     G, h = (p.new_zeros(1, 0, n), p.new_zeros(1, 0)) if G is None or h is None else (G, h)
     A, b = (p.new_zeros(1, 0, n), p.new_zeros(1, 0)) if A is None or b is None else (A, b)
     m, q = (d.shape[-1] if d.ndim else 0 for d in (h, b))
-    given = {"Q": (Q, (n, n)), "p": (p, (n,)), "G": (G, (m, n)), "h": (h, (m,)), "A": (A, (q, n)), "b": (b, (q,))}
-    sizes = {a.shape[0] for a, _ in given.values() if a.ndim > 0} - {1}
+    every = {"Q": (Q, (n, n)), "p": (p, (n,)), "G": (G, (m, n)), "h": (h, (m,)), "A": (A, (q, n)), "b": (b, (q,))}
+    sizes = {a.shape[0] for a, _ in every.values() if a.ndim > 0} - {1}
     B = max(sizes, default=1)
-    for name, (a, shape) in given.items():
+    for name, (a, shape) in every.items():
         if a.ndim == 0 or a.shape[1:] != shape or a.shape[0] not in (1, B):
             wanted = ", ".join(map(str, shape))
             raise ValueError(f"{name} must have shape ({B} or 1, {wanted}), got {tuple(a.shape)}")

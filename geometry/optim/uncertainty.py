@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from geometry.checks import positive
 from geometry.optim.linear import inverse_spd
 from geometry.optim.problem import Problem, batch_data, linearize, singular_below
 from geometry.optim.solution import State
@@ -18,6 +19,10 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     from the residual, 2 cost / (M - P) with M the number of residual components that are not identically zero.
     NaN where the data do not determine x.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
+    if sigma is not None:
+        positive("sigma", sigma)
     data = batch_data(x, data)
     with torch.no_grad():
         lin = linearize(problem, x, data)

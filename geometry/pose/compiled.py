@@ -9,12 +9,14 @@ solve(data, init, options, fewest)   the minima next to init (B|1,4,4), differen
                                      than `fewest` points are visible
 
 Poses are world_to_camera; `second` is a copy of the best, and the ratio 0, where no other minimum was found. Both raise
-ValueError naming an argument that is not finite where the mask is True.
+ValueError naming an argument that is not finite where the mask is True, a K that is none, an init that is no pose; the
+kernels do not see the last two within a graph of torch.compile.
 """
 
 import torch
 from torch import Tensor
 
+from geometry.checks import values
 from geometry.pose import operator
 from geometry.pose.data import Options, PnPData
 from geometry.robust import RobustKernel
@@ -23,7 +25,9 @@ __all__ = ["prepared", "search", "solve"]
 
 
 def prepared(data: PnPData, init: Tensor | None) -> PnPData:
-    """The data as they are: the kernels expand, mask, check and centre while they read."""
+    """The data as they are: the kernels expand, mask, see what is not finite, and centre while they read."""
+    if not torch.compiler.is_compiling():
+        values(" where mask is True", K=(data.K, "camera"), init=(init, "pose"))
     return data
 
 

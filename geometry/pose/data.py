@@ -6,12 +6,21 @@ import torch
 from torch import Tensor
 
 from geometry.alignment import Frame
-from geometry.camera import Model, check_distortion
-from geometry.checks import finite, plainly
+from geometry.camera import Model
+from geometry.checks import (
+    boolean,
+    check_distortion,
+    check_tensors,
+    check_tensors_or_none,
+    function,
+    one_of,
+    values,
+    whole,
+)
 from geometry.optim import Gradient
 from geometry.robust import Kernel
 
-__all__ = ["Options", "PnPData", "check_pose", "check_shape", "precision", "prepare"]
+__all__ = ["Options", "PnPData", "check_options", "check_pose", "check_shape", "precision", "prepare"]
 
 
 class Options(NamedTuple):
@@ -47,12 +56,13 @@ class PnPData(NamedTuple):
         return PnPData(*(d.detach() for d in self))
 
     def prepared(self, init: Tensor | None = None) -> "PnPData":
-        """`masked`, once it is certain that all numbers are finite, init's too; ValueError names what is not."""
+        """`masked`, once it is certain that all numbers are finite, K a camera's and init a pose, or ValueError."""
         data = self.masked()
-        named = {"points2d": data.points2d, "points3d": data.points3d, "K": self.K, "distortion": self.distortion,
-                 "weights": data.weights, "init": init}  # fmt: skip
-        given = {name: value for name, value in named.items() if value is not None}
-        plainly(lambda *values: _refuse(dict(zip(given, values, strict=True))), *given.values())
+        values(
+            " where mask is True", points2d=(data.points2d, "finite"), points3d=(data.points3d, "finite"),
+            K=(self.K, "camera"), distortion=(self.distortion, "finite"), weights=(data.weights, "finite"),
+            init=(init, "pose"),
+        )  # fmt: skip
         return data
 
     def masked(self) -> "PnPData":
@@ -80,12 +90,12 @@ class PnPData(NamedTuple):
         return self._replace(points3d=frame.points(self.points3d), mask=mask), frame
 
 
-def _refuse(named: dict[str, Tensor]) -> None:
-    """Raise ValueError naming the first that holds a NaN or an infinity. One look at the device for all of them."""
-    finite = torch.stack([(0 * value).sum() for value in named.values()]) == 0
-    if not finite.all():
-        name = [*named][finite.tolist().index(False)]
-        raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
+def check_options(model: Model, kernel: Kernel | None, gradient: Gradient = "exact", max_steps: int = 1) -> None:
+    """Raise ValueError for options that there are not."""
+    one_of("model", model, ("radtan", "fisheye"))
+    function("kernel", kernel)
+    one_of("gradient", gradient, ("exact", "gauss_newton", "unrolled"))
+    whole("max_steps", max_steps, 1)
 
 
 def check_shape(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
@@ -114,6 +124,8 @@ def prepare(
 
     Nothing here looks at values or moves data. Weights become (B|1,N,2), or (1,1,1) where there are none, mask (1,1).
     """
+    check_tensors(points2d=points2d, points3d=points3d, K=K)
+    check_tensors_or_none(distortion=distortion, weights=weights, init=init)
     if points2d.ndim != 3 or points2d.shape[-1] != 2:
         raise ValueError(f"points2d must have shape (B,N,2), got {tuple(points2d.shape)}")
     B, N, _ = points2d.shape
@@ -132,13 +144,10 @@ def prepare(
     if mask is None:
         mask = torch.ones(1, 1, dtype=torch.bool, device=points2d.device)
     else:
+        boolean("mask", mask)
         check_shape("mask", mask, B, N, "({B}|1,{N})", (B, N), (1, N))
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be of dtype torch.bool, got {mask.dtype}")
         if mask.device != points2d.device:
             raise ValueError(f"mask must be on the device of points2d ({points2d.device}), got {mask.device}")
-    if not points2d.is_floating_point():
-        raise ValueError(f"points2d must be of a floating-point dtype, got {points2d.dtype}")
     dtype, device = precision(points2d), points2d.device
     named = (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights), ("init", init))
     for name, value in named:
@@ -161,6 +170,7 @@ def prepare(
 
 def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
     """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
+    check_tensors(**{name: pose})
     B, N, _ = points2d.shape
     check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
     if precision(pose) != precision(points2d) or pose.device != points2d.device:
@@ -168,5 +178,5 @@ def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
             f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
             f"got {pose.dtype}, {pose.device}"
         )
-    finite(name, pose)
+    values(**{name: (pose, "pose")})
     return pose.expand(B, 4, 4)

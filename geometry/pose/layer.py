@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model
+from geometry.checks import check_tensors_or_none, one_of
 from geometry.optim import Gradient, Solution
 from geometry.pose import compiled, tensors
-from geometry.pose.data import Options, PnPData, precision, prepare
+from geometry.pose.data import Options, PnPData, check_options, precision, prepare
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["BPnP", "PoseSolution", "pnp"]
@@ -68,22 +69,23 @@ def pnp(
     STALLED after max_steps; SINGULAR (collinear points); INFEASIBLE (a point behind the camera at `init`); TOO_FEW
     points left by the mask. A sample that did not converge has gradient zero and leaves the others untouched.
     Compiled, a sample has the same bits in every batch of four or more, and in all of 256 points or more.
-    Raises ValueError naming the argument for wrong shapes, dtypes, devices, too few points or non-finite values;
-    with throw=True, SolverError where a sample failed.
+    Raises ValueError naming the argument for wrong types, shapes, dtypes, devices, too few points, values that are not
+    finite, a K with another third row than (0, 0, 1), an init that is no rotation (to 1e-3) and translation; with
+    throw=True, SolverError where a sample failed.
 
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; it can be
     vmapped, differentiated twice, and stands in torch.compile'd code. Elsewhere, and for what the kernel does not know
     (model="fisheye", kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do:
     the same algorithm, the same poses and derivatives, and slower on a CPU.
     """
-    if gradient not in ("exact", "gauss_newton", "unrolled"):
-        raise ValueError(f'gradient must be "exact", "gauss_newton" or "unrolled", got {gradient!r}')
+    check_options(model, kernel, gradient, max_steps)
+    one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
     data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model).to(solve_dtype)
-    if init is not None:
-        init = init.detach().to(solve_dtype)
     options = Options(model, kernel, gradient, max_steps)
     back_end = _back_end(data, options)
     data = back_end.prepared(data, init)
+    if init is not None:
+        init = init.detach().to(solve_dtype)
     second = ratio = None
     fewest = 3
     if init is None:
@@ -132,6 +134,8 @@ class BPnP(nn.Module):
         max_steps: int = 50,
     ) -> None:
         super().__init__()
+        check_tensors_or_none(points3d=points3d, K=K)
+        check_options(model, kernel, gradient, max_steps)
         self.register_buffer("points3d", points3d, persistent=False)
         self.register_buffer("K", K, persistent=False)
         self.vector, self.model, self.kernel = vector, model, kernel

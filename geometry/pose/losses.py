@@ -25,7 +25,7 @@ from geometry.optim import (
     solve_spd,
     stop_gradient_where,
 )
-from geometry.pose.data import PnPData, check_pose, precision, prepare
+from geometry.pose.data import PnPData, check_options, check_pose, precision, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.pose.sampling import log_normaliser, sample_poses
@@ -99,6 +99,7 @@ def monte_carlo_pose_loss(
     SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
+    check_options(model, kernel)
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).to(data.K.dtype))
@@ -230,6 +231,7 @@ def pose_covariance(
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
     """
+    check_options(model, kernel)
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     data, frame = given.prepared().centred()
     pose = check_pose("pose", pose, points2d).detach().double()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_curvature, projection_jacobian
+from geometry.checks import one_of
 from geometry.optim import Linearization, Problem
 from geometry.robust import Kernel, kernel_derivatives
 
@@ -57,8 +58,10 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
     """PnP as a `Problem` over world_to_camera (4,4) with data
     (points2d (N,2), points3d (N,3), K (3,3), distortion (k,), weights (N,2), mask (N,)).
 
-    The batched closed-form derivatives are tested against automatic differentiation of `residual`.
+    The batched closed-form derivatives are tested against automatic differentiation of `residual`. Raises ValueError
+    for a model that there is not, and a kernel that is no function.
     """
+    one_of("model", model, ("radtan", "fisheye"))
 
     def residual(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor

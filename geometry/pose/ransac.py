@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.camera import Model, in_front, project_camera_frame, unproject
-from geometry.checks import plainly
+from geometry.camera import Model, in_front, project_camera_frame, rays_of
+from geometry.checks import check_tensors_or_none, positive, values
 from geometry.compiled.launch import in_parallel
 from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
 from geometry.consensus.search import search
 from geometry.optim import Gradient, Status, opaque
-from geometry.pose.data import PnPData, prepare
+from geometry.pose.data import PnPData, check_options, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel
@@ -65,15 +65,16 @@ def pnp_ransac(
     On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere, and for model="fisheye", the
     tensor operations of `geometry.consensus.search` do.
     """
-    if not (threshold > 0 and math.isfinite(threshold)):
-        raise ValueError(f"threshold must be a positive number, got {threshold}")
+    positive("threshold", threshold)
+    check_options(model, kernel, gradient)
+    check_tensors_or_none(candidates=candidates)
     data = prepare(points2d, points3d, K, distortion, weights, mask, model=model)
     B, N, _ = points2d.shape
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
     elif candidates.shape not in ((B, N), (1, N)):
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
-    plainly(_refuse_odds, candidates)
+    values(candidates=(candidates, "odds"), K=(K, "camera"))
     on_cpu = points2d.device.type == "cpu" and model == "radtan"
 
     def working(*tensors: Tensor) -> "_Compiled | _Tensors":
@@ -136,11 +137,6 @@ def _least_direction(A: Tensor) -> Tensor:
     return column / column.norm(dim=-1, keepdim=True)
 
 
-def _refuse_odds(candidates: Tensor) -> None:
-    if not (torch.isfinite(candidates) & (candidates >= 0)).all():
-        raise ValueError("candidates must be finite and not negative, got some that are not")
-
-
 def _by_chance(n: Tensor, k: Tensor, samples: Tensor, chance: Tensor) -> Tensor:
     """Whether so many models would have k of n inliers, were the pixels random, each of them an inlier by `chance`."""
     n, k = n.double(), k.double()
@@ -155,7 +151,7 @@ class _Tensors:
 
     def __init__(self, data: PnPData, candidates: Tensor, threshold: float, model: Model) -> None:
         data = data.prepared()
-        self.rays, valid = unproject(data.points2d, data.K, data.distortion, model=model)
+        self.rays, valid = rays_of(data.points2d, data.K, data.distortion, model)
         # what the lens cannot have imaged is as if absent
         present = data.mask & (candidates > 0) & valid
         self.data, self.frame = data.centred(present)

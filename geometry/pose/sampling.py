@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
+from geometry.checks import shaped, values, whole
 from geometry.optim import Problem, batch_data, covariance, stop_gradient_where
 
 __all__ = ["PoseProposal", "PoseSamples", "log_normaliser", "sample_poses"]
@@ -123,7 +124,7 @@ class PoseProposal:
 
 
 def _rotation_feature(q: Tensor) -> Tensor:
-    return torch.where(q[..., :1] < 0, -2.0, 2.0) * q[..., 1:]
+    return 2 * torch.where(q[..., :1] < 0, -q, q)[..., 1:]
 
 
 def _whitened(factor: Tensor, rows: Tensor) -> Tensor:
@@ -208,9 +209,14 @@ def sample_poses(
     A cost that stays bounded as t goes to infinity (PnP: all points in one pixel) makes Z infinite, strictly; draws
     do not get there as long as the cost there is far above that of the mode, as it is with a useful number of points.
     """
-    if iterations < 1 or samples < 1 or samples % iterations != 0:
+    whole("iterations", iterations, 1)
+    whole("samples", samples, 1)
+    if samples % iterations != 0:
         raise ValueError(f"samples must be a positive multiple of iterations, got {samples} and {iterations}")
-    mode, data = mode.detach(), batch_data(mode, data)
+    data = batch_data(mode, data, "mode")
+    shaped(mode=(mode, "B,4,4"))
+    values(mode=(mode, "pose"))
+    mode = mode.detach()
     C = covariance(problem, mode, *data, sigma=1.0)
     ok = torch.isfinite(C).all(-1).all(-1) & torch.isfinite(problem.costs(mode, *data))
     C = torch.where(ok[:, None, None], C, torch.eye(6, dtype=C.dtype, device=C.device))

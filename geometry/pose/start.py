@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.camera import unproject
+from geometry.camera import rays_of
 from geometry.optim import levenberg_marquardt, linearize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem, turned
@@ -54,7 +54,7 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     minima, distinct by 0.1 rad, those with the points ahead of the camera first; 3. refine them on the reprojection
     error of some of the points; 4. keep what may be the lowest.
     """
-    rays, valid = unproject(data.points2d, data.K, data.distortion, model=options.model, max_steps=_LENS_STEPS)
+    rays, valid = rays_of(data.points2d, data.K, data.distortion, options.model, _LENS_STEPS)
     w2 = data.weights.square().mean(-1) * valid
     w2 = w2 / w2.sum(-1, keepdim=True).clamp_min(torch.finfo(w2.dtype).tiny)
     rays = torch.where(valid[..., None], rays, 0.0)

@@ -15,11 +15,41 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, unproject
+from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian, rays_of
+from geometry.checks import (
+    alike,
+    boolean,
+    check_distortion,
+    check_tensors,
+    check_tensors_or_none,
+    positive,
+    shaped,
+    values,
+    whole,
+)
 from geometry.optim import NestedState, Problem, Solution, minimize, nested_start, nested_step
 from geometry.pose import pnp
 
 __all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
+
+
+def _check_views(
+    points2d: Tensor, visible: Tensor, *, K: Tensor, distortion: Tensor, model: Model, pose: Tensor | None = None
+) -> None:
+    """Raise ValueError unless this is what V known cameras see of N points."""
+    check_tensors(points2d=points2d, K=K, distortion=distortion)
+    check_tensors_or_none(world_to_camera=pose)
+    boolean("visible", visible)
+    shaped(
+        points2d=(points2d, "V,N,2"), visible=(visible, "V,N"), K=(K, "V,3,3"), distortion=(distortion, "V,k"),
+        world_to_camera=(pose, "V,4,4"),
+    )  # fmt: skip
+    alike(points2d=points2d, K=K, distortion=distortion, world_to_camera=pose)
+    check_distortion(distortion, model)
+    seen = torch.where(visible[..., None], points2d.detach(), 0)
+    values(
+        points2d=(seen, "finite"), K=(K, "camera"), distortion=(distortion, "finite"), world_to_camera=(pose, "pose")
+    )
 
 
 class _Observations(NamedTuple):
@@ -46,6 +76,9 @@ class StructureProblem:
     model: Model = "radtan"
     global_poses: bool = True
     normalise: bool = True
+
+    def __post_init__(self) -> None:
+        _check_views(self.points2d, self.visible, K=self.K, distortion=self.distortion, model=self.model)
 
     @cached_property
     def _packed(self) -> _Observations:
@@ -154,16 +187,24 @@ def find_structure(
     half and their mirror images do, also where one is good enough already: the lower of the two minima is the
     right one. Then come the next random ones. About one random start in four, mirror images counted, reaches the global
     minimum of 12 views of a solid, so that 8 of them rarely fail. The caller ends a search that finds nothing;
-    torch's global generator draws the starts.
+    torch's global generator draws the starts. Raises ValueError for another problem, and numbers that are not positive.
     """
-    N = problem.points2d.shape[1]
+    if not isinstance(problem, StructureProblem):
+        raise ValueError(f"problem must be a StructureProblem, got {type(problem).__name__}")
+    positive("good_enough", good_enough)
+    whole("candidates", candidates, 1)
+    whole("steps", steps, 1)
+    return _search(problem, good_enough, candidates, steps)
 
+
+def _search(problem: StructureProblem, good_enough: float, candidates: int, steps: int) -> Iterator[Guess]:
     def best(state: NestedState, found: bool) -> Guess:
         i = int(state.cost.argmin())
         return Guess(state.theta[i], state.inner[i], state.cost[i].item(), found)
 
     while True:
-        noise = torch.randn(candidates, N, 3, dtype=problem.points2d.dtype).to(problem.points2d.device)
+        points2d = problem.points2d
+        noise = torch.randn(candidates, points2d.shape[1], 3, dtype=points2d.dtype).to(points2d.device)
         state = nested_start(problem, problem.retract(noise, torch.zeros_like(noise)))
         yield best(state, False)
         while state.steps < steps and not state.done.all() and not (state.cost <= good_enough).any():
@@ -189,9 +230,11 @@ def triangulate(
 ) -> Solution:
     """Points from views of known cameras: N problems of three unknowns each.
 
-    points2d (V,N,2) px, visible (V,N), world_to_camera (V,4,4), K (V,3,3), distortion (V,k) -> Solution, x (N,3) in the
-    world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection error.
+    points2d (V,N,2) px, visible (V,N) bool, world_to_camera (V,4,4), K (V,3,3), distortion (V,k) -> Solution, x (N,3)
+    in the world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection
+    error. Raises ValueError for what is not such.
     """
+    _check_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
 
     def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         p = se3.transform(pose, X.expand(len(pose), 1, 3))
@@ -202,7 +245,7 @@ def triangulate(
 
     points2d, middle = torch.where(visible[..., None], points2d, 0), se3.centre(world_to_camera).mean(0)
     world_to_camera = se3.about(world_to_camera, middle)
-    rays, valid = unproject(points2d, K, distortion, model=model)
+    rays, valid = rays_of(points2d, K, distortion, model)
     R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
     eye = torch.eye(3, dtype=rays.dtype, device=rays.device)

@@ -37,7 +37,7 @@ def hand_eye(gripper: Tensor, camera: Tensor, weights: Tensor | None = None) -> 
     solves (R_A - I) t = R t_B - t_A (Tsai and Lenz 1989, TRA 5(3), eq. 15), and minimises both errors together.
     """
     gripper, camera, weights = batched(
-        2, gripper=(gripper, "N,4,4"), camera=(camera, "N,4,4"), weights=(weights, "N,2")
+        2, gripper=(gripper, "N,4,4", "pose"), camera=(camera, "N,4,4", "pose"), weights=(weights, "N,2")
     )
     return argmin(hand_eye_problem, linear, gripper, camera, weights)
 

@@ -24,7 +24,8 @@ def radial_projection(x: State, points3d: Tensor, principal_point: Tensor) -> Te
     """Pixels (…,N,2) of points3d (…,N,3) by x: world_to_camera (…,4,4), focal length (…), k1 and k2 (…,2)."""
     world_to_camera, f, distortion = x
     p = se3.transform(world_to_camera, points3d)
-    return f[..., None, None] * distort(p[..., :2] / p[..., 2:], distortion) + principal_point[..., None, :]
+    z = torch.where(p[..., 2:] == 0, 1.0, p[..., 2:])  # what lies there and counts for nothing must not be NaN
+    return f[..., None, None] * distort(p[..., :2] / z, distortion) + principal_point[..., None, :]
 
 
 def residual(x: State, points2d: Tensor, points3d: Tensor, principal_point: Tensor, weights: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def relative_pose(
     2004) of 16 samples, drawn evenly and not at random, of which the best after a few steps goes on.
     """
     points_a, points_b, K_a, K_b, weights = batched(
-        6, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), K_a=(K_a, "3,3"), K_b=(K_b, "3,3"),
-        weights=(weights, "N"),
+        6, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), K_a=(K_a, "3,3", "camera"),
+        K_b=(K_b, "3,3", "camera"), weights=(weights, "N"),
     )  # fmt: skip
     data = points_a, points_b, K_a, K_b, weights
     found = argmin(relative_pose_problem, sampled, *data)

@@ -9,7 +9,7 @@ from torch.func import vmap
 from geometry import se3
 from geometry.alignment import Frame
 from geometry.camera import in_front, project_camera_frame
-from geometry.checks import batched
+from geometry.checks import batched, check_distortion, check_tensors
 from geometry.optim import Problem, Solution, argmin
 from geometry.pose import pnp
 
@@ -68,12 +68,14 @@ def stereo_rig(
     18.1). Starts with PnP of each camera in each view; of the relative poses that these give, that with the least sum
     of distances over all views is taken, and in each view the target's pose as the one camera or the other has it.
     """
+    check_tensors(K=K)
     if distortion is None:
         distortion = K.new_zeros(2, 0)
     data = batched(
-        4, points2d=(points2d, "2,V,N,2"), points3d=(points3d, "N,3"), K=(K, "2,3,3"), distortion=(distortion, "2,k"),
-        weights=(weights, "2,V,N"),
+        4, points2d=(points2d, "2,V,N,2"), points3d=(points3d, "N,3"), K=(K, "2,3,3", "camera"),
+        distortion=(distortion, "2,k"), weights=(weights, "2,V,N"),
     )  # fmt: skip
+    check_distortion(data[3], "radtan")
     V = data[0].shape[2]
     problem = replace(stereo_rig_problem, dof=6 + 6 * V, alike=_UNITS * (1 + V))
     frame = Frame.amid(data[1], (data[4] != 0).flatten(1, 2).any(1))

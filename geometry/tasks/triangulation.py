@@ -42,7 +42,7 @@ def triangulation(points2d: Tensor, world_to_camera: Tensor, K: Tensor, weights:
     1997, sections 5.1 and 3; the start is invariant to affine maps of the world).
     """
     points2d, world_to_camera, K, weights = batched(
-        2, points2d=(points2d, "N,2"), world_to_camera=(world_to_camera, "N,4,4"), K=(K, "N,3,3"),
+        2, points2d=(points2d, "N,2"), world_to_camera=(world_to_camera, "N,4,4", "pose"), K=(K, "N,3,3", "camera"),
         weights=(weights, "N"),
     )  # fmt: skip
     frame = Frame.amid(centre(world_to_camera), weights != 0)

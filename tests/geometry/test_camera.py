@@ -315,6 +315,20 @@ def test_in_front() -> None:
     assert in_front(p, model="fisheye").tolist() == [True, True, False, True, True, False, True, False]
 
 
+@pytest.mark.parametrize(("model", "k"), LENSES)
+def test_what_cannot_be_seen_does_not_spoil_what_can(model: Model, k: int) -> None:
+    """Points at depth zero, in the camera and on the axis behind it, put aside by a `where`, have gradient zero."""
+    points = torch.tensor([[0.3, -0.2, 2.0], [0.3, 0.2, 0.0], [0.0, 0, 0], [0.0, 0, -2]], dtype=torch.float64)
+    inputs = [a.requires_grad_() for a in (points, torch.eye(4).double(), K.clone(), lens(model, k))]
+    pixels = project(*inputs, model=model)
+    seen = torch.tensor([[True], [False], [False], [False]])
+    assert torch.isfinite(pixels).all()
+    gradients = torch.autograd.grad(torch.where(seen, pixels, 0).sum(), inputs[:3])
+    alone = torch.autograd.grad(project(points[:1], *inputs[1:], model=model).sum(), inputs[:3])
+    for found, wanted in zip(gradients, alone, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_intrinsics_and_matrix() -> None:
     intrinsics = torch.tensor([[800.0, 780, 320, 240], [500, 510, 100, 90]])
     matrix = matrix_from_intrinsics(intrinsics)

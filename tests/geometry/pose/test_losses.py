@@ -209,6 +209,17 @@ def test_a_batch_is_its_samples_and_shared_inputs_add_up(make_scene: Callable[..
         close(gradients[0][0], alone, 1e-12)
 
 
+def test_the_default_dtype_does_not_matter(make_scene: Callable[..., Any]) -> None:
+    scene = make_scene(1, 12, 1.0, dtype=torch.float32)
+    data = scene.points2d, scene.points3d, scene.K, scene.world_to_camera_gt
+    wanted = monte_carlo_pose_loss(*data, generator=generator()).loss
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(monte_carlo_pose_loss(*data, generator=generator()).loss, wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_lower_precision(make_scene: Callable[..., Any], loss: Any, dtype: torch.dtype) -> None:

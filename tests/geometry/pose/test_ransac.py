@@ -238,6 +238,8 @@ def test_gradients_are_those_of_finite_differences(spoil: Callable[..., Any], na
     if name == "points2d":
         assert (gradient[~found.inliers] == 0).all()
     direction = torch.randn(data[name].shape, generator=generator(2), dtype=torch.float64)
+    if name == "K":
+        direction[2] = 0
 
     def along(h: float) -> Tensor:
         moved = {**data, name: data[name].detach() + h * direction}
