@@ -1,6 +1,7 @@
 """Similarity alignment against scipy, linear least squares and what it must be invariant to."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from geometry import Similarity, align_similarity
 from tests.numbers import normal
@@ -100,3 +102,38 @@ def test_a_weight_is_the_root_of_how_often_a_pair_counts() -> None:
     wanted = align_similarity(*(points.repeat_interleave(times, 1) for points in (source, target)))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+CUBE = torch.tensor(list(product((-1.0, 1.0), repeat=3)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "source", [normal(7, 3), CUBE, normal(7, 3) * torch.tensor([1, 1, 0])], ids=["any", "cube", "flat"]
+)
+def test_two_derivatives_are_those_of_differences(source: Tensor) -> None:
+    """Of a cube as well, whose singular values agree: a derivative of the decomposition itself is NaN there."""
+    R = torch.from_numpy(Rotation.from_rotvec([0.5, 1, -2]).as_matrix())
+    weights = 1 + normal(len(source), seed=3).square()
+    inputs = [a.requires_grad_() for a in (source.clone(), 1.7 * source @ R.T + 2, weights)]
+
+    def align(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(align_similarity(*inputs))
+
+    assert torch.autograd.gradcheck(align, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(align, inputs)
+
+
+@pytest.mark.parametrize("origin", [0.0, 5e5])
+@pytest.mark.parametrize("kind", ["collinear", "in one place", "one", "two"])
+def test_what_many_rotations_fit_has_gradient_zero(kind: str, origin: float) -> None:
+    line = normal(20, 1) * torch.tensor([1, 0.3, -0.7])
+    source = {"collinear": line, "in one place": line[:1].expand(20, 3), "one": line[:1], "two": line[:2]}[
+        kind
+    ] + origin
+    target = source @ torch.from_numpy(Rotation.from_rotvec([0.5, 1, -2]).as_matrix()).T + 3
+    inputs = [source.clone().requires_grad_(), target.clone().requires_grad_()]
+    found = align_similarity(*inputs)
+    assert float((found.apply(source) - target).abs().max()) < 1e-12 * (10 + origin)
+    torch.testing.assert_close(found.scale, torch.ones_like(found.scale), rtol=1e-9, atol=0)
+    for gradient in torch.autograd.grad(sum(part.sum() for part in found), inputs):
+        assert (gradient == 0).all()
