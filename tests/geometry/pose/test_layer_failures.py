@@ -119,6 +119,14 @@ def test_a_failed_problem_says_why_and_leaves_the_others_alone(make_scene: Any, 
         pnp(**inputs, **fixed, throw=True)
 
 
+@pytest.mark.parametrize("origin", [0.0, 5e5])
+def test_points_in_one_place_determine_nothing_whatever_the_lens(make_scene: Any, origin: float) -> None:
+    scene = make_scene(2, 6)
+    place = torch.full((6, 3), origin, **DOUBLE)
+    for options in ({}, {"gradient": "unrolled"}, {"model": "fisheye"}):
+        assert pnp(scene.points2d, place, scene.K, **options).status.tolist() == [Status.SINGULAR] * 2
+
+
 def test_stalled_after_max_steps(make_scene: Any) -> None:
     scene = make_scene(3, 12, 1.0, seed=15)
     optimum = pnp(scene.points2d, scene.points3d, scene.K).x
