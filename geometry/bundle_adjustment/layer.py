@@ -20,11 +20,23 @@ from torch.func import grad
 from geometry import se3
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
-from geometry.bundle_adjustment.layout import check_scene, determining, free_names, lay_out
+from geometry.bundle_adjustment.layout import check_prior, check_scene, determining, free_names, lay_out
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
-from geometry.checks import finite, plainly
+from geometry.checks import (
+    What,
+    boolean,
+    check_tensors,
+    check_tensors_or_none,
+    function,
+    indices,
+    one_of,
+    plainly,
+    positive,
+    values,
+    whole,
+)
 from geometry.optim import Batch, Solution, Status, implicit, solved
 from geometry.robust import Kernel
 
@@ -162,6 +174,10 @@ class BundleSolution(Solution):
         component; None estimates it from the cost. NaN where the data do not determine the cameras.
         """
         task, layout, state = self.task, self.task.problem.layout, self.state
+        if sigma is not None:
+            positive("sigma", sigma)
+        if points is not None:
+            indices("points", points)
         with torch.no_grad():
             gauge = task.gauge_at(state)
             equations = task.problem.linearize(state, task.data)
@@ -260,10 +276,19 @@ def bundle(
     Source: Triggs, McLauchlan, Hartley, Fitzgibbon 2000, "Bundle adjustment: a modern synthesis"; the way that the
     points take is ours (`BundleProblem.advance`).
     """
-    options = (("gauge", gauge, ("fixed", "free")), ("solver", solver, ("auto", "dense", "iterative")))
-    for name, value, choices in (*options, ("gradient", gradient, ("exact", "gauss_newton"))):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    one_of("gauge", gauge, ("fixed", "free"))
+    one_of("solver", solver, ("auto", "dense", "iterative"))
+    one_of("gradient", gradient, ("exact", "gauss_newton"))
+    function("kernel", kernel)
+    function("callback", callback)
+    whole("max_steps", max_steps, 0)
+    check_tensors(points2d=points2d, world_to_camera=world_to_camera, points3d=points3d, K=K)
+    check_tensors_or_none(distortion=distortion, weights=weights)
+    indices("camera_index", camera_index)
+    indices("point_index", point_index)
+    for name, mask in (("fixed_poses", fixed_poses), ("fixed_points", fixed_points)):
+        if mask is not None:
+            boolean(name, mask)
     V, N, M = len(world_to_camera), len(points3d), len(points2d)
     given, index = check_scene(world_to_camera, points3d, K, distortion, intrinsics_index, model)
     names = free_names(free, given.distortion.shape[-1], model)
@@ -274,13 +299,17 @@ def bundle(
         "weights": (weights, (M, 2)), "fixed_poses": (fixed_poses, (V,)), "fixed_points": (fixed_points, (N,)),
     }  # fmt: skip
     sizes = ((V, 4, 4), (V, 6), (N, 3), (N, 3), (len(given.K), len(names)), (len(given.K), len(names)))
-    prior = prior or Prior()
+    prior = Prior() if prior is None else prior
+    check_prior(prior)
     shapes |= {f"prior.{name}": (t, size) for name, t, size in zip(Prior._fields, prior, sizes, strict=True)}
     for name, (tensor, shape) in shapes.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        if tensor is not None and tensor.is_floating_point():
-            finite(name, tensor)
+    floating = {
+        name: tensor for name, (tensor, _) in shapes.items() if tensor is not None and tensor.is_floating_point()
+    }
+    kinds: dict[str, What] = {"prior.world_to_camera": "pose"}
+    values(**{name: (tensor, kinds.get(name, "finite")) for name, tensor in floating.items()})
     for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):
         if M and (int(which.min()) < 0 or int(which.max()) >= size):
             raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")

@@ -1,16 +1,17 @@
 """What `geometry.bundle` is given, checked and numbered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle
-from geometry.camera import Model, check_distortion
-from geometry.checks import finite
+from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle, Prior
+from geometry.camera import Model
+from geometry.checks import check_distortion, check_tensors_or_none, indices, values
 
-__all__ = ["check_scene", "determining", "free_names", "lay_out"]
+__all__ = ["check_prior", "check_scene", "determining", "free_names", "lay_out"]
 
 
 def check_scene(
@@ -35,18 +36,39 @@ def check_scene(
         if C not in (1, V):
             raise ValueError(f"K must have size 1 or {V} (the views) without intrinsics_index, got {C}")
         index = torch.arange(V, device=K.device) if C == V else torch.zeros(V, dtype=torch.long, device=K.device)
+    indices("intrinsics_index", index)
     if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= C)):
         raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
     given = Bundle(world_to_camera, points3d, K, distortion)
-    for name, tensor in given._asdict().items():
-        finite(name, tensor)
+    values(
+        world_to_camera=(world_to_camera, "pose"), points3d=(points3d, "finite"), K=(K, "camera"),
+        distortion=(distortion, "finite"),
+    )  # fmt: skip
     return given, index
+
+
+def check_prior(prior: Any) -> None:
+    """Raise ValueError unless this is a prior of tensors, where nothing is without its weights, nor weights alone."""
+    if not isinstance(prior, Prior):
+        raise ValueError(f"prior must be a Prior, got {type(prior).__name__}")
+    check_tensors_or_none(**{f"prior.{name}": value for name, value in prior._asdict().items()})
+    names = iter(prior._fields)
+    for known, weights in zip(names, names, strict=True):
+        alone = [name for name in (known, weights) if getattr(prior, name) is not None]
+        if len(alone) == 1:
+            other = weights if alone[0] == known else known
+            raise ValueError(f"prior.{alone[0]} must come with prior.{other}, got it alone")
 
 
 def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
     """The free intrinsics among `free`, checked."""
     known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *COEFFICIENTS[model][:coefficients])
-    if isinstance(free, str) or not set(free) <= set(known) or len(set(free)) < len(free):
+    if (
+        isinstance(free, str)
+        or not isinstance(free, Iterable)
+        or not set(free) <= set(known)
+        or len(set(free)) < len(free)
+    ):
         raise ValueError(f"free must hold names among {known} (distortion has {coefficients}), each once, got {free!r}")
     if "f" in free and ("fx" in free or "fy" in free):
         raise ValueError(f'free may hold "f" or "fx" and "fy", not both, got {free!r}')

@@ -14,6 +14,7 @@ from torch.func import jacfwd
 
 from geometry import se3
 from geometry.camera import Model, matrix_from_intrinsics, project
+from geometry.checks import boolean, check_distortion, check_tensors, function, one_of, positive, shaped, whole
 from geometry.optim import Solution, Status, nested_start, nested_step
 from geometry.pose import pnp, pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
@@ -159,6 +160,23 @@ def calibrate(
     world_to_camera (1,V,4,4)); status CONVERGED or STALLED after max_steps. Standard deviations come from
     `CalibrationProblem.covariance`. Raises ValueError as `geometry.pnp` does.
     """
+    check_tensors(points2d=points2d, points3d=points3d)
+    one_of("model", model, ("radtan", "fisheye"))
+    function("kernel", kernel)
+    whole("max_steps", max_steps, 1)
+    whole("distortion", distortion, 0)
+    check_distortion(points2d.new_zeros(distortion), model)
+    try:
+        width, height = image_size
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size must be (width, height) in px, got {image_size!r}") from None
+    positive("image_size", width)
+    positive("image_size", height)
+    if points2d.ndim != 3:
+        raise ValueError(f"points2d must have shape (V,N,2), got {tuple(points2d.shape)}")
+    if mask is not None:
+        boolean("mask", mask)
+        shaped(points2d=(points2d, "V,N,2"), mask=(mask, "V,N"))
     if mask is None:
         mask = torch.ones(points2d.shape[:2], dtype=torch.bool, device=points2d.device)
     problem = CalibrationProblem(points2d, points3d, mask, free_intrinsics, model, kernel)
