@@ -5,7 +5,7 @@ What a thing is (`check_tensors`, `whole`, `positive`, `one_of`, `function`) is 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -204,9 +204,9 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive number, got {_described(value)}")
 
 
-def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+def one_of(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise ValueError unless value is one of the choices."""
-    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+    if not (isinstance(value, (str, torch.dtype)) and value in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_described(value)}")
 
 
@@ -239,10 +239,10 @@ def values(where: str = "", /, **named: tuple[Tensor | None, Any]) -> None:
     there = [(name, what, value) for name, (value, what) in named.items() if value is not None and value.numel()]
 
     def look(*plain: Tensor) -> None:
-        seen = list(plain)
-        for i, (_, what, _) in enumerate(there):
-            if what in ("finite", "odds"):
-                seen[i] = _extremes(plain[i], what)
+        seen = [
+            _extremes(value, what) if what in ("finite", "odds") else value
+            for value, (_, what, _) in zip(plain, there, strict=True)
+        ]
         if seen[0].device.type != "cpu":
             together = torch.cat([part.flatten() for part in seen]).cpu()
             seen = list(together.split([part.numel() for part in seen]))
