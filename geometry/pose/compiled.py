@@ -16,7 +16,6 @@ kernels do not see the last two within a graph of torch.compile.
 import torch
 from torch import Tensor
 
-from geometry.checks import values
 from geometry.pose import operator
 from geometry.pose.data import Options, PnPData
 from geometry.robust import RobustKernel
@@ -25,9 +24,7 @@ __all__ = ["prepared", "search", "solve"]
 
 
 def prepared(data: PnPData, init: Tensor | None) -> PnPData:
-    """The data as they are: the kernels expand, mask, see what is not finite, and centre while they read."""
-    if not torch.compiler.is_compiling():
-        values(" where mask is True", K=(data.K, "camera"), init=(init, "pose"))
+    """The data as they are: the kernels expand, mask, see what is wrong with them, and centre while they read."""
     return data
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geometry.checks import untransformed
+from geometry.checks import untransformed, values
 from geometry.compiled.launch import in_parallel
 from geometry.optim import ADJOINT, FEIGNED, Status, along, attach_gradient, forward_mode, margin, primals, transpose
 from geometry.pose.data import PnPData
@@ -38,13 +38,17 @@ def _threads(problems: int, points: int) -> int:
     return max(1, min(torch.get_num_threads(), problems, problems * points // _WORTH_A_THREAD))
 
 
-def _in_parallel(threads: int, size: int, work: Callable[[int, int, int], int | None]) -> None:
+def _in_parallel(
+    threads: int, size: int, work: Callable[[int, int, int], int | None], K: np.ndarray, init: Tensor | None = None
+) -> None:
     """Call work(begin, end, slot) on `threads` parts of range(size); ValueError names the argument it complains of."""
     tile = 8 if size >= 8 * threads else 1  # whole tiles, unless that leaves a thread without work
     bounds = [size * i // threads // tile * tile for i in range(threads)] + [size]
     complaints = in_parallel(bounds, work)
     for complaint in complaints:
-        if complaint:
+        if complaint == len(_ARGUMENTS) + 1:
+            values(" where mask is True", K=(torch.from_numpy(K), "camera"), init=(init, "pose"))
+        elif complaint:
             raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
 
 
@@ -131,7 +135,7 @@ def _minima(
     def work(begin: int, end: int, slot: int) -> int:
         return run(*inputs, rule, limits, start, (begin, end, slot, spread), out)
 
-    _in_parallel(_threads(B, N), B, work)
+    _in_parallel(_threads(B, N), B, work, inputs[0][2], init)
     return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2]), torch.from_numpy(out[3])
 
 
@@ -166,7 +170,7 @@ def search(
     def work(begin: int, end: int, slot: int) -> None:
         run(arrays, kind, (begin, end, slot, True), out)
 
-    _in_parallel(_threads(B, 16 * N), B, work)
+    _in_parallel(_threads(B, 16 * N), B, work, arrays[2])
     a = _minima((arrays, kind), starts[0], (max_steps, 4), spread)[:3]
     # where the start found one minimum alone, second is a copy of the first
     other = (starts[0] != starts[1]).flatten(1).any(1).nonzero().flatten()
@@ -239,7 +243,7 @@ def _adjoint(
     def work(begin: int, end: int, slot: int) -> None:
         run(*inputs, least, exact, at, (begin, end, slot, spread), gradients)
 
-    _in_parallel(threads, B, work)
+    _in_parallel(threads, B, work, inputs[0][2])
     g0, g1, g2, g3, g4 = (
         torch.from_numpy(g.sum(0, keepdims=True) if want and len(g) != len(d) else g)
         for g, d, want in zip(out, inputs[0], wanted, strict=False)

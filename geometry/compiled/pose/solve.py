@@ -26,8 +26,8 @@ def solve(data: Any, robust: Any, rule: Any, limits: Any, init: Any, part: Any, 
 
     data, part: tuples as `tile.Data`, `tile.Part`; robust: as `equations.Robust`; rule: as `descent.Rule`; limits:
     steps at the most, and points that make a problem at the least. Writes out: poses (B,4,4), costs, statuses
-    (`geometry.optim.solution.Status`) and accepted steps (B,). Returns 0, or what is not finite: 1 to 5 as `tile.fill`
-    says, 6 init.
+    (`geometry.optim.solution.Status`) and accepted steps (B,). Returns 0, or what is not as it should be: 1 to 5 and 7
+    as `tile.fill` says, 6 and 7 as `tile.fill_pose` says of init.
     """
     data, robust, rule, part = Data(*data), Robust(*robust), Rule(*rule), Part(*part)
     max_steps, fewest = limits
@@ -42,8 +42,9 @@ def solve(data: Any, robust: Any, rule: Any, limits: Any, init: Any, part: Any, 
         if bad:
             return bad
         for lane in range(L):
-            if not fill_pose(init, min(first + lane % width, part.end - 1), lane, centre, lane % width, pose):
-                return 6
+            bad = fill_pose(init, min(first + lane % width, part.end - 1), lane, centre, lane % width, pose)
+            if bad:
+                return bad
         start_cost, taken = levenberg_marquardt(tile, robust, max_steps, _NEAR, pose, work, sums)
         cost, stationary, determined = polish(tile, robust, rule, pose, work, sums)
         singular = splat(_SINGULAR, pose)

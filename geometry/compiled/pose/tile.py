@@ -48,6 +48,8 @@ class Part(NamedTuple):
 DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1]))"
 INPUTS = DATA + ", Tuple((int64, float64, float64))"  # data, robust
 PART = "Tuple((int64, int64, int64, boolean))"
+# How far the entries of a pose's rotation may be off: files round them to three or four digits (`geometry.checks`).
+ROUNDED = 1e-3
 # Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
 BLOCK = 32
 
@@ -119,6 +121,8 @@ def _survey(data: Any, b: Any) -> Any:
     for i in range(d):
         lens += get(distortion, min(b, distortion.shape[0] - 1) * d + i)
     bad = 0
+    if get(K, k + 6) != 0.0 or get(K, k + 7) != 0.0 or get(K, k + 8) != 1.0:
+        bad = 7
     if not finite(size):
         bad = 5
     if not finite(lens):
@@ -173,7 +177,7 @@ def fill(data: Any, begin: Any, end: Any, tile: Any, visible: Any) -> Any:
     Their points are taken relative to their centre: about a far origin, rotation and translation can hardly be told
     apart. Lanes beyond problem end - 1 repeat it. Absent points become copies of a visible one with weight zero: as
     feasible as that, and without effect. Returns the place of the first argument with a value that is not finite and
-    not masked: 1 points2d, 2 points3d, 3 K, 4 distortion, 5 weights; or 0.
+    not masked: 1 points2d, 2 points3d, 3 K, 4 distortion, 5 weights; 7 where K has no third row (0, 0, 1); or 0.
     """
     K, distortion, camera, spread = data.K, data.distortion, tile.camera, tile.spread
     centre, counts = visible.centre, visible.counts
@@ -201,7 +205,10 @@ def fill(data: Any, begin: Any, end: Any, tile: Any, visible: Any) -> Any:
 
 @jit
 def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) -> Any:
-    """world_to_camera number b, its rotation made orthonormal, about the centre, into a lane. Returns if finite."""
+    """world_to_camera number b, its rotation made orthonormal, about the centre, into a lane.
+
+    Returns 6 if it is not finite, 7 if it is no rotation to `ROUNDED` and no translation, else 0.
+    """
     b = min(b, poses.shape[0] - 1)
     # Gram-Schmidt on the rows: a rotation that was rounded to float32, or came from a file, is made one again
     ax, ay, az = poses[b, 0, 0], poses[b, 0, 1], poses[b, 0, 2]
@@ -220,7 +227,15 @@ def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) ->
         moved = poses[b, i, 3] + x * centre[lane] + y * centre[L + lane] + z * centre[2 * L + lane]
         pose[(9 + i) * L + at] = moved
         sum_of_all += poses[b, i, 0] + poses[b, i, 1] + poses[b, i, 2] + poses[b, i, 3]
-    return finite(sum_of_all)
+    if not finite(sum_of_all + poses[b, 3, 0] + poses[b, 3, 1] + poses[b, 3, 2] + poses[b, 3, 3]):
+        return 6
+    if poses[b, 3, 0] != 0.0 or poses[b, 3, 1] != 0.0 or poses[b, 3, 2] != 0.0 or poses[b, 3, 3] != 1.0:
+        return 7
+    for i in range(3):
+        for j in range(3):
+            if not abs(poses[b, i, j] - pose[(3 * i + j) * L + at]) <= ROUNDED:
+                return 7
+    return 0
 
 
 @jit
