@@ -22,13 +22,18 @@ from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 __all__ = ["Gauge", "GaugeChoice", "choose_rows", "gauge_at"]
 
 GaugeChoice = Literal["fixed", "free"]
+_ONE_PLACE = 1e-9  # cameras that are no farther from one another, in parts of their distance from the points
 
 
 class Gauge(NamedTuple):
-    """N and C at some state: motions of all unknowns, their last dimension g, and normals (D,g) of the cameras'."""
+    """N and C at some state: motions of all unknowns, their last dimension g, and normals (D,g) of the cameras'.
+
+    rigid: how many of the normals, from the first, can do without the others where the scale need not be held.
+    """
 
     motions: Tangent
     normals: Tensor
+    rigid: int
 
     def section(self, u: Tangent) -> Tangent:
         """Pi u, of one vector or of several: cameras (D,…), points (N,3,…)."""
@@ -36,6 +41,20 @@ class Gauge(NamedTuple):
         amount = torch.linalg.solve(self.normals.T @ self.motions.cameras, self.normals.T @ cameras)
         cameras = cameras - self.motions.cameras @ amount
         return Tangent(cameras.view_as(u.cameras), (points - self.motions.points @ amount).view_as(u.points))
+
+    def short_section(self, u: Tangent, longest: Tensor) -> Tangent:
+        """Pi u of one vector; with the `rigid` normals alone where it would move the points farther (their norm).
+
+        Cameras that stand close together hold the scale at a long lever: where a step takes them apart, to first order
+        Pi shrinks the world to less than nothing.
+        """
+        kept = self.section(u)
+        if kept.points.norm() <= torch.maximum(longest, 2 * u.points.norm()):
+            return kept
+        normals, motions = self.normals[:, : self.rigid], self.motions
+        size = (motions.cameras.square().sum(0) + motions.points.square().sum((0, 1))).sqrt()
+        amount = torch.linalg.pinv(normals.T @ motions.cameras / size) @ (normals.T @ u.cameras) / size
+        return Tangent(u.cameras - motions.cameras @ amount, u.points - motions.points @ amount)
 
     def ignore(self, b: Tangent) -> Tangent:
         """Pi^T b."""
@@ -45,71 +64,97 @@ class Gauge(NamedTuple):
         return Tangent((cameras - self.normals @ amount).view_as(b.cameras), b.points)
 
 
-def _place(pose: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (3,) of the camera centres, and their rms distance () from it; 1 where all stand in one place."""
+def _place(pose: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (3,) of the camera centres, and their rms distance () from it; where all stand in one place, the median
+    distance of the points."""
     centre = se3.centre(pose)
     mean = centre.mean(0)
     size = (centre - mean).square().sum(-1).mean().sqrt()
-    return mean, torch.where(size > 1e-9 * mean.norm(), size, torch.ones_like(size))
+    distance = (points - mean).norm(dim=-1).median() if len(points) else torch.zeros_like(size)
+    size = torch.where(size > _ONE_PLACE * distance, size, distance)
+    return mean, torch.where(size > 0, size, 1)
+
+
+def _moves(pose: Tensor, motions: Tensor, size: Tensor) -> Tensor:
+    """What cameras do in motions (V,6,g): how they turn, and how their centres move in units of a size () (V,6,g)."""
+    turn, v = motions.split(3, 1)
+    t = pose[:, :3, 3, None].expand_as(turn)
+    # the centre is -R^T t
+    moved = -pose[:, :3, :3].mT @ (v + torch.linalg.cross(t, turn, dim=1))
+    return torch.cat([turn, moved / size], 1)
 
 
 def _measure(problem: BundleProblem, state: State, data: BundleData, cameras: Tensor) -> Tensor:
     """A^T A cameras (D,g), with A the turns of all cameras and the shifts of their centres in units of their spread."""
-    pose, layout = problem.compose(state, data.given).world_to_camera, problem.layout
-    turn, v = layout.to_views(cameras)[:, :6].split(3, 1)
+    scene, layout = problem.compose(state, data.given), problem.layout
+    pose = scene.world_to_camera
+    size = _place(pose[layout.rows[:, 0] < layout.size], scene.points3d[layout.point])[1]
+    turn, moved = _moves(pose, layout.to_views(cameras)[:, :6], size).split(3, 1)
+    # the transpose takes the shift's share back
+    share = -pose[:, :3, :3] @ moved / size
     t = pose[:, :3, 3, None].expand_as(turn)
-    # the centre is -R^T t: it moves by -R^T (v + t x turn); the transpose takes the shift's share back
-    share = (v + torch.linalg.cross(t, turn, dim=1)) / _place(pose[layout.rows[:, 0] < layout.size])[1].square()
     measured = torch.cat([turn - torch.linalg.cross(t, share, dim=1), share], 1)
     return layout.from_views(torch.nn.functional.pad(measured, (0, 0, 0, layout.rows.shape[1] - 6)))
 
 
-def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> Tangent:
-    """N: the similarities that move nothing that is fixed or known beforehand, as motions of the unknowns."""
+def _null_space(held: Tensor) -> Tensor:
+    """Orthonormal columns (7,g): the motions that leave all in place whose motions (n,7) are given."""
+    if len(held) == 0:
+        return torch.eye(7, dtype=held.dtype, device=held.device)
+    held = held / held.norm(dim=1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
+    # columns of like size, so that what is left over can be told from rounding
+    size = held.norm(dim=0).clamp_min(1e-6)
+    values, vectors = torch.linalg.eigh((held / size).T @ (held / size))
+    return torch.linalg.qr(vectors[:, values < 1e-10] / size[:, None])[0]
+
+
+def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> tuple[Tangent, bool]:
+    """N: the similarities that move nothing that is fixed or known beforehand, as motions of the unknowns; and whether
+    they change the scale.
+
+    Where all cameras stand in one place a change of scale moves none of them: it is left out, as it is no more than a
+    change of the points' depths, none of which such cameras see.
+    """
     layout, prior = problem.layout, data.prior
     if len(layout.view) == 0:
-        return Tangent(state.points3d.new_zeros(layout.size, 0), state.points3d.new_zeros(*state.points3d.shape, 0))
+        nothing = state.points3d.new_zeros(*state.points3d.shape, 0)
+        return Tangent(state.points3d.new_zeros(layout.size, 0), nothing), False
     scene = problem.compose(state, data.given)
     seen_points = torch.bincount(layout.point, minlength=len(layout.held)) > 0
     seen_views = torch.bincount(layout.view, minlength=len(layout.rows)) > 0
     # about the cameras: points may lie anywhere, as far as at infinity
-    poses, points = similarities(scene.world_to_camera, scene.points3d, *_place(scene.world_to_camera[seen_views]))
+    place, size = _place(scene.world_to_camera[seen_views], scene.points3d[seen_points])
+    poses, points = similarities(scene.world_to_camera, scene.points3d, place, size)
+    moves = _moves(scene.world_to_camera, poses, size)
     anchors = [
-        poses[problem.fixed_poses & seen_views].flatten(0, 1),
+        moves[problem.fixed_poses & seen_views].flatten(0, 1),
         points[problem.fixed_points & seen_points].flatten(0, 1),
     ]
     if prior.pose_weights is not None:
-        R, t = scene.world_to_camera[:, :3, :3], scene.world_to_camera[:, :3, 3]
-        # centre = -R^T t
-        turned = torch.linalg.cross(t[:, :, None].expand_as(poses[:, :3]), poses[:, :3], dim=1)
-        moved = -(R.mT @ (poses[:, 3:] + turned))
-        anchors.append((prior.pose_weights[..., None] * torch.cat([poses[:, :3], moved], 1))[seen_views].flatten(0, 1))
+        anchors.append((prior.pose_weights[..., None] * moves)[seen_views].flatten(0, 1))
     if prior.point_weights is not None:
         anchors.append((prior.point_weights[..., None] * points)[seen_points].flatten(0, 1))
-    held = torch.cat(anchors)
+    free = _null_space(torch.cat(anchors))
+    # of these, what moves cameras
+    own = moves[seen_views & (layout.rows[:, 0] < layout.size)].flatten(0, 1) @ free
+    values, vectors = torch.linalg.eigh(own.T @ own)
+    still = values <= 1e-12 * len(own)
+    free = free @ vectors[:, ~still] if still.any() else free
     poses = torch.where(seen_views[:, None, None], poses, 0)
-    each = torch.cat([poses, poses.new_zeros(len(poses), layout.rows.shape[1] - 6, 7)], 1)
-    place = layout.rows.flatten()
-    cameras = poses.new_zeros(layout.size + 1, 7).index_copy(0, place, each.flatten(0, 1))[:-1]
+    columns = torch.cat([poses, poses.new_zeros(len(poses), layout.rows.shape[1] - 6, 7)], 1)
+    cameras = poses.new_zeros(layout.size + 1, 7)
+    cameras = cameras.index_copy(0, layout.rows.flatten(), columns.flatten(0, 1))[:-1]
     points = torch.where((layout.held | ~seen_points)[:, None, None], 0, points)
-    if len(held) == 0:
-        return Tangent(cameras, points)
-    # columns of like size, so that what is left over can be told from rounding
-    held = held / held.norm(dim=1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
-    values, vectors = torch.linalg.eigh(held.T @ held)
-    free = vectors[:, values < 1e-10]
-    return Tangent(cameras @ free, points @ free)
+    return Tangent(cameras @ free, points @ free), bool((free[-1].abs() > 1e-6).any())
 
 
-def choose_rows(problem: BundleProblem, state: State, data: BundleData) -> Tensor:
-    """The camera unknowns (g,) that "fixed" holds: the first free view's pose, and what moves most with the rest."""
-    motions = _free_motions(problem, state, data).cameras
-    g = motions.shape[1]
+def _leading_rows(motions: Tensor, problem: BundleProblem) -> Tensor:
+    """The camera unknowns (g,) that "fixed" holds, of motions (D,g)."""
     left = motions / motions.norm(dim=0).clamp_min(torch.finfo(motions.dtype).tiny)
     free = problem.layout.rows[:, 0] < problem.layout.size
     first = problem.layout.rows[free][:1, :6].flatten()
     chosen: list[Tensor] = []
-    for _ in range(g):
+    for _ in range(motions.shape[1]):
         size = left.norm(dim=1)
         best = size.argmax()
         if len(first) and size[first].amax() > 1e-6 * size.amax() and len(chosen) < 6:
@@ -120,14 +165,31 @@ def choose_rows(problem: BundleProblem, state: State, data: BundleData) -> Tenso
     return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=motions.device)
 
 
+def choose_rows(problem: BundleProblem, state: State, data: BundleData) -> Tensor:
+    """The camera unknowns (g,) that "fixed" holds: the first free view's pose, and what moves most with the rest."""
+    return _leading_rows(_free_motions(problem, state, data)[0].cameras, problem)
+
+
+def _hold(rows: Tensor, motions: Tensor) -> bool:
+    """Whether motions (D,g) are determined by those of the rows, and all rows are needed for it."""
+    if len(rows) != motions.shape[1]:
+        return False
+    held = motions[rows] / motions.norm(dim=0)
+    return bool(torch.linalg.svdvals(held)[-1] > 1e-6 * held.abs().amax())
+
+
 def gauge_at(problem: BundleProblem, state: State, data: BundleData, choice: GaugeChoice, rows: Tensor) -> Gauge | None:
-    """The gauge at a state, None where the data leave no freedom. rows: what "fixed" holds, from `choose_rows`."""
-    motions = _free_motions(problem, state, data)
+    """The gauge at a state, None where the data leave no freedom.
+
+    rows: what "fixed" holds, from `choose_rows`; chosen anew where these do not determine the motions, as after a start
+    with all cameras in one place.
+    """
+    motions, scaled = _free_motions(problem, state, data)
     if motions.cameras.shape[1] == 0:
         return None
     cameras = torch.zeros_like(motions.cameras)
     if choice == "fixed":
+        rows = rows if _hold(rows, motions.cameras) else _leading_rows(motions.cameras, problem)
         cameras[rows, torch.arange(len(rows), device=rows.device)] = 1
-    else:
-        cameras = _measure(problem, state, data, motions.cameras)
-    return Gauge(motions, cameras)
+        return Gauge(motions, cameras, len(rows) - scaled)
+    return Gauge(motions, _measure(problem, state, data, motions.cameras), 0)

@@ -50,6 +50,11 @@ class Task:
     def gauge_at(self, state: State) -> Gauge | None:
         return gauge_at(self.problem, state, self.data, self.gauge, self.rows)
 
+    def freedom(self, state: State) -> int:
+        """How many similarities the data leave open."""
+        gauge = self.gauge_at(state)
+        return 0 if gauge is None else gauge.motions.cameras.shape[1]
+
     def factorise(
         self,
         state: State,
@@ -101,7 +106,7 @@ class _Bundle:
         system = self.task.factorise(at.state, at.equations, at.gauge, float(damping), truncated=True)
         step = system.solve(gradient.times(-1))
         predicted = 0.5 * (step.dot(system.damped.times_entries(step)) - step.dot(gradient))
-        step = step if at.gauge is None else at.gauge.section(step)
+        step = step if at.gauge is None else at.gauge.short_section(step, at.state.points3d.norm())
         nothing = Tangent(torch.zeros_like(step.cameras), torch.zeros_like(step.points))
         return (
             (step, predicted[None].nan_to_num(torch.inf))
@@ -206,7 +211,7 @@ def solve(
         if status == Status.CONVERGED or taken >= max_steps:
             break
         at = _Place(task, state)
-    if task.problem.redundancy(task.data) + len(task.rows) < 0:
+    if task.problem.redundancy(task.data) + task.freedom(state) < 0:
         status = Status.TOO_FEW
     elif status == Status.SINGULAR and descent.running:
         status = Status.STALLED
