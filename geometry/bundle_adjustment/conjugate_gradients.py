@@ -14,6 +14,8 @@ __all__ = ["TwoLevel", "conjugate_gradients"]
 
 # Relative residual, in the norm of the preconditioner, at which conjugate gradients end.
 _ACCURACY = 1e-13
+# What small problems may take that the preconditioner does not suit: conditions to 1e4, times the digits.
+_STEPS = 2000
 # Truncated, they end where the last of k steps gained less than this part of the average (Nash and Sofer 1990).
 _ENOUGH = 0.001
 
@@ -87,16 +89,21 @@ class TwoLevel:
 def conjugate_gradients(
     multiply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], right: Tensor, *, truncated: bool
 ) -> tuple[Tensor, bool]:
-    """Solve S u = right (D,R), every column by itself. Returns u, and whether S showed itself positive definite."""
+    """Solve S u = right (D,R), every column by itself.
+
+    Returns u, and whether S showed itself positive definite and, unless truncated, u was found within twice as many
+    steps as there are unknowns, or `_STEPS`. Without rounding one a number would do; S for which it takes that much
+    longer counts as singular.
+    """
     u, r = torch.zeros_like(right), right.clone()
     z = precondition(r)
     p, rz = z, (r * z).sum(0)
     goal = 0.0 if truncated else _ACCURACY**2 * rz
     decrease = torch.zeros_like(rz)
-    for k in range(1, max(200, 2 * len(right)) + 1):
+    for k in range(1, max(200 if truncated else _STEPS, 2 * len(right)) + 1):
         running = rz > goal
         if not running.any():
-            break
+            return u, True
         Sp = multiply(p)
         curvature = (p * Sp).sum(0)
         if (running & ~(curvature > 0)).any():
@@ -107,9 +114,9 @@ def conjugate_gradients(
         gain = alpha * rz
         decrease += gain
         if truncated and bool((k * gain <= _ENOUGH * decrease).all()):
-            break
+            return u, True
         z = precondition(r)
         rz_next = torch.where(running, (r * z).sum(0), rz)
         p = z + torch.where(running, rz_next / torch.where(rz > 0, rz, 1), 0) * p
         rz = rz_next
-    return u, True
+    return (u, True) if truncated else (torch.zeros_like(right), False)

@@ -20,7 +20,7 @@ from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import couple, couple_back
 from geometry.bundle_adjustment.reduced import Reduced
-from geometry.optim import ADJOINT, margin, share_of_factor
+from geometry.optim import ADJOINT, margin, share_by_solving, share_of_factor
 
 __all__ = ["Schur"]
 
@@ -115,16 +115,31 @@ class Schur:
     def share(self) -> float:
         """What is left of the camera unknown that is determined worst, the others free (`geometry.optim.linear`).
 
-        Conjugate gradients, which take a matrix only as far as a right-hand side needs it, cannot tell: 1.
+        Conjugate gradients take a matrix only as far as a right-hand side needs it, and a gradient has no share in what
+        the data leave open. They are therefore given one that has, and its solution: an order of magnitude.
         """
         if not self.ok:
             return -1.0
-        return float(share_of_factor(self.factor)) if self.factor is not None and len(self.factor) else 1.0
+        if self.layout.size == 0:
+            return 1.0
+        if self.factor is not None:
+            return float(share_of_factor(self.factor))
+        scale = self.scale[:, None]
+        found = float(share_by_solving(lambda b: self._solve_cameras(b / scale) / scale, self.scale, 1, 1))
+        return found if self.ok else -1.0
 
     @property
     def definite(self) -> bool:
         """Whether the data determine all unknowns: the points given the cameras, and the cameras."""
         return bool(self.ok) and self.share > self.least
+
+    def _solve_cameras(self, right: Tensor) -> Tensor:
+        """The cameras' part (D,R) of the solution, once the points' part is taken out of the right-hand side (D,R)."""
+        if self.factor is not None:
+            return torch.cholesky_solve(right * self.scale[:, None], self.factor) * self.scale[:, None]
+        u, found = conjugate_gradients(self.reduced.multiply, self.precondition, right, truncated=self.truncated)
+        self.ok = self.ok & found
+        return u
 
     def solve(self, b: Tangent) -> Tangent:
         """u, with as many right-hand sides as b has: cameras (D,…), points (N,3,…)."""
@@ -133,11 +148,8 @@ class Schur:
         W, layout = self.equations.W, self.layout
         cameras, points = b.side_by_side()
         eliminated = self.V_inverse @ points
-        right = cameras - couple(W, eliminated, layout)
-        if self.factor is not None:
-            u = torch.cholesky_solve(right * self.scale[:, None], self.factor) * self.scale[:, None]
-        else:
-            u, definite = conjugate_gradients(self.reduced.multiply, self.precondition, right, truncated=self.truncated)
-            self.ok = self.ok & definite
+        u = self._solve_cameras(cameras - couple(W, eliminated, layout))
+        if not self.ok:
+            return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         back = eliminated - self.V_inverse @ couple_back(W, u, layout)
         return Tangent(u.view_as(b.cameras), back.view_as(b.points))

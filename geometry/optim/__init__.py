@@ -28,6 +28,7 @@ from geometry.optim.linear import (
     chain_of_blocks,
     margin,
     share,
+    share_by_solving,
     share_of_factor,
     solve_spd,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "quadratic_program",
     "select",
     "share",
+    "share_by_solving",
     "share_of_factor",
     "solve_spd",
     "solved",

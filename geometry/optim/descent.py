@@ -209,7 +209,10 @@ def polish(
         # Newton must not run to a saddle or to another basin, where it takes more than a very short step
         near = (there.cost <= SAME_COST * best.cost + 1e3 * floor) | (moved <= eps**SHORT_STEP)
         # who has ended stays, so that its bits do not depend on how long others go on
-        best = system.choose(~stationary & there.definite & near & (there.decrease < best.decrease), there, best)
+        better = ~stationary & there.definite & near & (there.decrease < best.decrease)
+        if rounds > 2 and not better.any():
+            break  # what follows would be the same again
+        best = system.choose(better, there, best)
     return best, candidate, stationary
 
 

@@ -20,6 +20,7 @@ or that the share of H be far above what the rest of the gradient may feign.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ __all__ = [
     "inverse_spd",
     "margin",
     "share",
+    "share_by_solving",
     "share_of_factor",
     "solve_spd",
 ]
@@ -127,19 +129,24 @@ def damped_step(A: Tensor, gradient: Tensor, damping: Tensor | None = None) -> D
 
 
 def share_of_factor(factor: Tensor) -> Tensor:
-    """`share` () of one large matrix by its Cholesky factor (P,P), the matrix scaled by what is to be measured against.
+    """`share_by_solving` of a matrix with Cholesky factor (P,P): where the share is far below that of all else, three
+    times are plenty."""
+    return share_by_solving(lambda b: torch.cholesky_solve(b, factor), factor[:, 0], 8, 3)
 
-    Inverse iteration on a few vectors: where the share is far below that of all else, three times are plenty.
+
+def share_by_solving(solve: Callable[[Tensor], Tensor], like: Tensor, vectors: int, times: int) -> Tensor:
+    """`share` () of one large matrix, scaled by what is to be measured against, by inverse iteration on some vectors.
+
+    solve: b (P,R) -> A^-1 b. like (P,): any tensor of its size, dtype and device.
     """
-    P = len(factor)
-    count = min(P, 8)  # of any vectors: drawn ones no transform would take
-    start = torch.arange(1.0, 1 + P * count, dtype=factor.dtype, device=factor.device).square().cos().view(P, count)
-    vectors = torch.linalg.qr(start)[0]
-    for _ in range(3):
-        vectors = torch.linalg.qr(torch.cholesky_solve(vectors, factor))[0]
-    projected = vectors.T @ torch.cholesky_solve(vectors, factor)
+    P = len(like)
+    count = min(P, vectors)  # of any vectors: drawn ones no transform would take
+    start = torch.arange(1.0, 1 + P * count, dtype=like.dtype, device=like.device).square().cos().view(P, count)
+    basis = torch.linalg.qr(start)[0]
+    for _ in range(times):
+        basis = torch.linalg.qr(solve(basis))[0]
     # the diagonal of the inverse within the span of the vectors
-    return 1 / ((vectors @ projected) * vectors).sum(1).amax()
+    return 1 / ((basis @ (basis.T @ solve(basis))) * basis).sum(1).amax()
 
 
 def _solved(scale: Tensor, factor: Tensor, b: Tensor, ok: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.func import hessian, jacfwd, jacrev
 
 from geometry import Prior, barron, cauchy, geman_mcclure, huber
 from geometry.bundle_adjustment.coarse import coarse_motions
+from geometry.bundle_adjustment.conjugate_gradients import conjugate_gradients
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import choose_rows, gauge_at
 from geometry.bundle_adjustment.indices import Layout
@@ -331,6 +332,30 @@ def test_what_is_not_definite_is_said_so(iterative: bool) -> None:
         assert not flat(u).any()
     infinite = equations._replace(cost=equations.cost * torch.inf)
     assert not Schur(infinite, problem.layout, 1e-3, iterative=iterative).ok
+
+
+def test_conjugate_gradients_say_what_they_do_not_solve() -> None:
+    """Diagonals of 100 entries between 1 and 1e-4, and between 1 and 1e-14: the latter takes too many steps."""
+    for least, solvable in ((1e-4, True), (1e-14, False)):
+        S = torch.logspace(0, float(torch.tensor(least).log10()), 100, **DOUBLE)[:, None]
+        u, found = conjugate_gradients(lambda p, S=S: S * p, torch.clone, torch.ones_like(S), truncated=False)
+        assert found == solvable
+        assert relative(u, 1 / S) < 1e-9 if solvable else not u.any()
+
+
+@pytest.mark.parametrize("link", [1e-2, 1e-4, 0.0])
+def test_conjugate_gradients_know_the_share_as_a_factor_does(link: float) -> None:
+    """Two groups of views that a few observations of a small weight tie to each other, or none at all."""
+    solution = make_tracks(8, 40, seen=1.0, lens=0).solve()
+    state, layout = solution.state, solution.task.problem.layout
+    across = (layout.view < 4) != (layout.point < 20)
+    weights = torch.where(across, link, 1.0)[:, None].expand(-1, 2).double()
+    task = replace(solution.task, data=solution.task.data._replace(weights=weights))
+    equations, gauge = task.problem.linearize(state, task.data), task.gauge_at(state)
+    one, other = (replace(task, solver=s).factorise(state, equations, gauge) for s in ("dense", "iterative"))
+    assert one.definite == other.definite == (link > 0)
+    if link:
+        assert one.share * 0.99 < other.share < 30 * one.share  # of seven open directions they are given one
 
 
 def test_a_truncated_step_gains_almost_as_much() -> None:
