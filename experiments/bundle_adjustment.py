@@ -16,7 +16,7 @@ from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run, experiment
-from geometry import GaugeChoice, Status, bundle, cauchy
+from geometry import GaugeChoice, bundle, cauchy
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,12 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     run.save_model("colmap", model)
     run.save_points("points", points, colors=scene.colors, cameras=poses)
     run.figure("loss", len(costs), loss_curve(costs), final=True)
-    status, left_out, behind, endless = (
-        int(t.sum()) for t in (found.status, found.left_out, found.behind, found.undetermined)
-    )
     return run.finish(
         converged=bool(found.converged),
         iterations=len(costs) - 1,
         loss=found.cost.item(),
         errors={"rms_before": rms(start), "rms_after": rms(r)},
-        note=f"{Status(status).message}; of {len(scene.points2d)} observations {left_out} determine nothing and "
-        f"{behind} are behind their camera; {endless} points without depth",
+        note=found.message,
     )
 
 

@@ -116,9 +116,6 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> tup
     change of the points' depths, none of which such cameras see.
     """
     layout, prior = problem.layout, data.prior
-    if len(layout.view) == 0:
-        nothing = state.points3d.new_zeros(*state.points3d.shape, 0)
-        return Tangent(state.points3d.new_zeros(layout.size, 0), nothing), False
     scene = problem.compose(state, data.given)
     seen_points = torch.bincount(layout.point, minlength=len(layout.held)) > 0
     seen_views = torch.bincount(layout.view, minlength=len(layout.rows)) > 0

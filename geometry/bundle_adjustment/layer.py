@@ -20,7 +20,7 @@ from torch.func import grad
 from geometry import se3
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
-from geometry.bundle_adjustment.layout import check_prior, check_scene, determining, free_names, lay_out
+from geometry.bundle_adjustment.layout import check_prior, check_scene, components, determining, free_names, lay_out
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
@@ -37,7 +37,7 @@ from geometry.checks import (
     values,
     whole,
 )
-from geometry.optim import Batch, Solution, Status, implicit, solved
+from geometry.optim import Batch, Solution, SolverError, Status, implicit, solved
 from geometry.robust import Kernel
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]
@@ -155,9 +155,10 @@ class BundleSolution(Solution):
     """A `Solution` (cost, status and steps of size 1) whose x is a `Bundle`.
 
     left_out (M,) bool: observations that determine nothing (of a point that fewer than two views see, of a view with
-    too few points) and were not used. behind (M,) bool: observations whose point ended behind its camera.
-    undetermined (N,) bool: points whose depth the data leave open, as of a point at infinity: they would still more
-    than double their distance from the camera that saw them first; gradients and covariance hold that distance.
+    too few points; the same observed twice counts once) and were not used. behind (M,) bool: observations whose point
+    ended behind its camera. undetermined (N,) bool: points whose depth the data leave open, as of a point at infinity:
+    they would still more than double their distance from the camera that saw them first; gradients and covariance hold
+    that distance.
     """
 
     x: Bundle
@@ -166,6 +167,40 @@ class BundleSolution(Solution):
     undetermined: Tensor
     task: Task
     state: State
+
+    @property
+    def component(self) -> Tensor:
+        """Which part of the scene each view belongs to (V,), from 0, -1 for a view that was not used.
+
+        Parts share no point: how they lie to one another is not determined, and together they are SINGULAR unless
+        something fixed or known places each of them.
+        """
+        layout = self.task.problem.layout
+        return components(layout.view, layout.point, len(layout.rows), len(layout.held))
+
+    @property
+    def message(self) -> str:
+        """What became of it, for a person: the status, and what else should be known before x is used."""
+
+        def look(status: Tensor, behind: Tensor, left_out: Tensor, undetermined: Tensor) -> str:
+            singular = int(status) == Status.SINGULAR
+            parts = int(self.component.max()) + 1 if singular else 1
+            notes = (
+                (parts > 1, f"the views fall into {parts} parts that share no point (`component`): solve each by itself"
+                            " or place them by what is fixed or known"),
+                (behind.any(), f"{int(behind.sum())} of {len(behind)} observations see a point behind their camera"),
+                (left_out.any(), f"{int(left_out.sum())} of {len(left_out)} observations determine nothing and were"
+                                 " left out"),
+                (undetermined.any(), f"{int(undetermined.sum())} of {len(undetermined)} points have no depth"),
+            )  # fmt: skip
+            return "; ".join([Status(int(status)).message, *(text for there, text in notes if there)])
+
+        return plainly(look, self.status, self.behind, self.left_out, self.undetermined)
+
+    def raise_if_failed(self) -> None:
+        """Raise SolverError with the `message` unless the status is CONVERGED."""
+        if not plainly(bool, self.converged):
+            raise SolverError(self.message)
 
     def covariance(self, points: Tensor | None = None, sigma: float | None = None) -> BundleCovariance:
         """Covariance at the optimum, to first order in the noise: sigma^2 (J^T J)^-1 in the chosen gauge.
@@ -183,15 +218,16 @@ class BundleSolution(Solution):
             equations = task.problem.linearize(state, task.data)
             system = task.factorise(state, equations, gauge)
             if sigma is None:
-                variance = 2 * equations.cost / max(1, task.problem.redundancy(task.data) + len(task.rows))
+                variance = 2 * equations.cost / max(1, task.problem.redundancy(task.data) + task.freedom(state))
             else:
                 variance = torch.full_like(equations.cost, sigma * sigma)
-            variance = torch.where(system.ok, variance, torch.nan)
 
             def columns(b: Tangent) -> Tangent:
                 """Columns of the covariance for unit vectors b."""
                 u = system.solve(b if gauge is None else gauge.ignore(b))
-                return (u if gauge is None else gauge.section(u)).times(variance)
+                # whether it is solved, conjugate gradients know afterwards
+                known = torch.where(system.ok, variance, torch.nan)
+                return (u if gauge is None else gauge.section(u)).times(known)
 
             D, N, p = layout.size, len(layout.held), layout.rows.shape[1]
             cameras = state.theta.new_zeros(len(layout.rows), p, p)
@@ -262,6 +298,7 @@ def bundle(
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
     free view stays, and one coordinate of the place amid the points as another view sees it; "free": no similarity is
     added to the start (the cameras as a whole neither turn nor move nor spread). Gradients and covariance refer to it.
+    Where all cameras start in one place, or nearly, the scale that a step finds is kept.
 
     solver: "dense" factorises the reduced camera matrix, "iterative" multiplies with it (conjugate gradients); "auto"
     takes the latter above 3,000 camera unknowns for the steps, above 12,000 also for the exact end and the gradient.
@@ -313,6 +350,7 @@ def bundle(
     for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):
         if M and (int(which.min()) < 0 or int(which.max()) >= size):
             raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")
+    camera_index, point_index = camera_index.long(), point_index.long()
 
     tensors = _flatten(BundleData(points2d, weights, given, prior))
     there = tuple(t is not None for t in tensors)
@@ -325,9 +363,7 @@ def bundle(
             _mask(None if w is None else (w != 0).all(-1), size, data.given)
             for w, size in ((data.prior.pose_weights, V), (data.prior.point_weights, N))
         )
-        keep = determining(
-            camera, point, (data.weights != 0).any(-1), still_poses | known_poses, still_points | known_points
-        )
+        keep = determining(camera, point, data.weights != 0, still_poses | known_poses, still_points | known_points)
         order = keep.nonzero().flatten()
         order = order[torch.argsort(point[order], stable=True)]
         known = (known_poses, known_points)

@@ -11,7 +11,7 @@ from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle, Prior
 from geometry.camera import Model
 from geometry.checks import check_distortion, check_tensors_or_none, indices, values
 
-__all__ = ["check_prior", "check_scene", "determining", "free_names", "lay_out"]
+__all__ = ["check_prior", "check_scene", "components", "determining", "free_names", "lay_out"]
 
 
 def check_scene(
@@ -44,7 +44,7 @@ def check_scene(
         world_to_camera=(world_to_camera, "pose"), points3d=(points3d, "finite"), K=(K, "camera"),
         distortion=(distortion, "finite"),
     )  # fmt: skip
-    return given, index
+    return given, index.long()
 
 
 def check_prior(prior: Any) -> None:
@@ -75,15 +75,47 @@ def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[st
     return tuple(name for name in free if name not in ("poses", "points"))
 
 
-def determining(view: Tensor, point: Tensor, keep: Tensor, known_pose: Tensor, known_point: Tensor) -> Tensor:
-    """Observations (M,) that are left when points of fewer than two, and views of fewer than three, are taken away."""
+def determining(view: Tensor, point: Tensor, seen: Tensor, known_pose: Tensor, known_point: Tensor) -> Tensor:
+    """Observations (M,) that are left when points and views are taken away that they cannot determine.
+
+    A point has three unknowns and a view six; of each other they see two numbers, less where only one component is
+    `seen` (M,2), and no more where the same is observed several times.
+    """
+    N = len(known_point)
+    pairs, which = torch.unique(view * N + point, return_inverse=True)
+    numbers = seen.new_zeros(len(pairs), 2, dtype=torch.long).index_add_(0, which, seen.long()).clamp_max(1).sum(1)
+    view, point = pairs // max(1, N), pairs % max(1, N)
+
+    def few(of: Tensor, known: Tensor, unknowns: int) -> Tensor:
+        count = numbers.new_zeros(len(known)).index_add_(0, of, numbers)
+        return ((count < unknowns) & ~known)[of]
+
     while True:
-        few_views = (torch.bincount(point[keep], minlength=len(known_point)) < 2) & ~known_point
-        few_points = (torch.bincount(view[keep], minlength=len(known_pose)) < 3) & ~known_pose
-        fewer = keep & ~few_views[point] & ~few_points[view]
-        if bool((fewer == keep).all()):
-            return keep
-        keep = fewer
+        fewer = torch.where(few(view, known_pose, 6) | few(point, known_point, 3), 0, numbers)
+        if bool((fewer == numbers).all()):
+            return (numbers > 0)[which] & seen.any(1)
+        numbers = fewer
+
+
+def components(view: Tensor, point: Tensor, views: int, points: int) -> Tensor:
+    """Which part of the scene each view (V,) belongs to: parts are numbered from 0, and share no point; -1: none.
+
+    Labels run along the observations and, as trees of them are flattened at each step, in few steps through long
+    chains (Shiloach and Vishkin 1982).
+    """
+    label = torch.arange(views, device=view.device)
+    while True:
+        lowest = label.new_full((points,), views).scatter_reduce(0, point, label[view], "amin")
+        lower = label.scatter_reduce(0, view, lowest[point], "amin")
+        lower = lower.scatter_reduce(0, label, lower, "amin")
+        lower = lower[lower]
+        if torch.equal(lower, label):
+            break
+        label = lower
+    seen = torch.bincount(view, minlength=views) > 0
+    part = torch.full_like(label, -1)
+    part[seen] = torch.unique(label[seen], return_inverse=True)[1]
+    return part
 
 
 def lay_out(

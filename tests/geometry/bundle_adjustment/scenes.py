@@ -206,3 +206,11 @@ def assert_same_gradients(a: dict[str, Tensor], b: dict[str, Tensor], rounding: 
 def keep_only(tracks: Tracks, keep: Tensor) -> Tracks:
     """The tracks with some observations taken away."""
     return replace(tracks, **{n: getattr(tracks, n)[keep] for n in ("points2d", "camera_index", "point_index")})
+
+
+def two_scenes() -> Tracks:
+    """Five views of 16 points, and four views of 12 others: nothing tells how the two lie to one another."""
+    one, other = make_tracks(5, 16), make_tracks(4, 12, seed=8)
+    shift = {"camera_index": 5, "point_index": 16, "intrinsics_index": 5}
+    names = ("points2d", "world_to_camera", "points3d", "K", "distortion", *shift)
+    return replace(one, **{n: torch.cat([getattr(one, n), getattr(other, n) + shift.get(n, 0)]) for n in names})

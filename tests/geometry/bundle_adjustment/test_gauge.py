@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd
 
-from geometry import BundleSolution, Prior, Status, align_similarity, cauchy, huber, project, se3
+from geometry import BundleSolution, Prior, align_similarity, cauchy, huber, project, se3
 from geometry.bundle_adjustment.gauge import Gauge
 from geometry.bundle_adjustment.problem import State
 from tests.geometry.bundle_adjustment.scenes import (
     Tracks,
     dense_hessian,
     flat,
-    keep_only,
     make_tracks,
     moving,
     random_tangent,
@@ -219,69 +218,6 @@ def test_a_similarity_of_the_world_moves_the_optimum_with_it(options: dict[str, 
     assert relative(a.cost, b.cost) < 1e-11
     aligned = align_similarity(b.x.points3d, a.x.points3d).apply(b.x.points3d)
     assert relative(aligned, a.x.points3d) < 1e-9
-
-
-# --- cameras in one place ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gauge", GAUGES)
-@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-8, 1e-4, 1e-2])
-def test_cameras_may_start_in_one_place(spread: float, gauge: str) -> None:
-    """A scale that moves no camera cannot be held by one; next to that, a step apart must not shrink the world."""
-    tracks = make_tracks(5, 20, seen=1.0)
-    pose = torch.eye(4, **DOUBLE).repeat(5, 1, 1)
-    pose[:, :3, 3] = spread * torch.randn(5, 3, generator=torch.Generator().manual_seed(0), **DOUBLE)
-    start = replace(tracks, world_to_camera=pose, points3d=tracks.truth.points3d + pose.new_tensor([0, 0, 7]))
-    expected = tracks.solve()
-    for unit in (1.0, 1e-6):
-        pose = pose.clone()
-        pose[:, :3, 3] *= unit
-        found = replace(start, world_to_camera=pose, points3d=unit * start.points3d).solve(gauge=gauge)
-        assert found.converged
-        assert relative(found.cost, expected.cost) < 1e-11
-        if gauge == "fixed":
-            assert still_steps(pose, found.x.world_to_camera)[0].all()
-
-
-@pytest.mark.parametrize("options", [{"free": ("points",)}, {"fixed_poses": first(4, 5)}])
-def test_cameras_fixed_in_one_place(options: dict[str, Any]) -> None:
-    """They see no depth, and say so."""
-    tracks = make_tracks(5, 20, seen=1.0)
-    T = tracks.world_to_camera
-    pose = se3.make(T[:, :3, :3], (T[:, :3, :3] @ T[0, :3, :3].mT) @ T[0, :3, 3])
-    still = replace(tracks, world_to_camera=pose)
-    pixels = project(still.points3d[None], pose, still.K, still.distortion)[still.camera_index, still.point_index]
-    found = replace(still, points2d=pixels).solve(**options)
-    assert found.undetermined.all()
-    assert found.cost < 1e-16
-
-
-def test_fixed_cameras_close_to_each_other_hold_the_world() -> None:
-    """Two fixed cameras far from all points: of what they hold nothing is lost in the rounding of distances."""
-    tracks = make_tracks(5, 20, seen=1.0)
-    pose, away = tracks.world_to_camera.clone(), torch.tensor([0.0, 0, 1e6], **DOUBLE)
-    pose[:, :3, 3] += away
-    found = replace(tracks, world_to_camera=pose).solve(fixed_poses=first(2, 5), max_steps=0)
-    assert freedom(found) == 0
-    found = replace(tracks, world_to_camera=pose).solve(fixed_poses=first(1, 5), max_steps=0)
-    assert freedom(found) == 1
-
-
-@pytest.mark.parametrize("gauge", GAUGES)
-def test_where_nothing_is_seen_nothing_moves(gauge: str) -> None:
-    tracks = keep_only(make_tracks(5, 20), first(0, len(make_tracks(5, 20).points2d)))
-    known = prior(tracks, poses=10, points=3)
-    for given, options in (
-        (tracks, {}),
-        (tracks, {"prior": known}),
-        (tracks, {"fixed_poses": first(1, 5)}),
-        (replace(tracks, points3d=tracks.points3d[:0]), {}),
-    ):
-        found = given.solve(gauge=gauge, **options)
-        assert Status(int(found.status)) == Status.TOO_FEW
-        assert gauge_of(found) is None
-        for a, b in zip(found.x[:2], (given.world_to_camera, given.points3d), strict=True):
-            assert torch.equal(a, b)
 
 
 # --- what is known beforehand -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from geometry import cauchy, huber, se3
+from geometry import Prior, cauchy, huber, se3
 from tests.geometry.bundle_adjustment.scenes import (
     ALL,
     assert_same,
@@ -149,3 +149,43 @@ def test_where_the_origin_lies_and_what_the_unit_is(away: float, unit: float) ->
     close(a.cost, b.cost, rounding * float(b.cost))
     close(points_a, points_b, 100 * rounding)
     assert relative(gradients[0], gradients[1]) < 100 * rounding
+
+
+@pytest.mark.parametrize("gauge", ["fixed", "free"])
+@pytest.mark.parametrize("known", ["fixed points", "fixed poses", "prior", "points alone"])
+def test_what_is_fixed_or_known_moves_with_the_origin(known: str, gauge: str) -> None:
+    """As in UTM coordinates, 5,000 km from their origin."""
+    tracks = make_tracks(5, 20)
+    shift = torch.tensor([5e5, 5e6, -3e2], **DOUBLE)
+    costs = []
+    for place in (0 * shift, shift):
+        poses = se3.about(tracks.world_to_camera, -place), se3.about(tracks.truth.world_to_camera, -place)
+        moved = replace(tracks, world_to_camera=poses[0], points3d=tracks.points3d + place)
+        weights = torch.full((5, 6), 10.0, **DOUBLE), torch.full((20, 3), 5.0, **DOUBLE)
+        options: dict[str, Any] = {
+            "fixed points": {"fixed_points": torch.arange(20) < 2},
+            "fixed poses": {"fixed_poses": torch.arange(5) < 1},
+            "prior": {"prior": Prior(poses[1], weights[0], tracks.truth.points3d + place, weights[1])},
+            "points alone": {"free": ("points",)},
+        }
+        found = moved.solve(gauge=gauge, **options[known])
+        assert found.converged
+        assert not found.behind.any()
+        costs.append(found.cost)
+    close(costs[1], costs[0], 0.0, 1e-6)  # fixed coordinates are rounded to 1e-9
+
+
+def test_far_away_in_float32() -> None:
+    """The start is rounded to a part of 1e-7 of the distance, the optimum found is the same."""
+    tracks, costs = make_tracks(5, 20), []
+    for away in (0.0, 1e4):
+        place = away * torch.tensor([1.0, 0.5, -0.2], **DOUBLE)
+        moved = replace(
+            tracks, world_to_camera=se3.about(tracks.world_to_camera, -place), points3d=tracks.points3d + place
+        )
+        names = ("points2d", "world_to_camera", "points3d", "K", "distortion")
+        found = replace(moved, **{n: getattr(moved, n).float() for n in names}).solve()
+        assert found.converged
+        assert found.x.points3d.dtype == torch.float32
+        costs.append(found.cost)
+    close(costs[1], costs[0], 0.0, 1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse.csgraph
 import torch
 from torch import Tensor
 from torch.func import jacfwd
@@ -15,7 +16,18 @@ from torch.func import jacfwd
 from datasets.reconstructions.bal import read_bal
 from datasets.reconstructions.libmv import read_libmv
 from datasets.reconstructions.model import Reconstruction
-from geometry import BundleSolution, Prior, Status, align_similarity, bundle, cauchy, minimize, project, se3
+from geometry import (
+    BundleSolution,
+    SolverError,
+    Status,
+    align_similarity,
+    bundle,
+    cauchy,
+    minimize,
+    project,
+    se3,
+)
+from geometry.bundle_adjustment.layout import components
 from tests.geometry.bundle_adjustment.scenes import (
     ALL,
     assert_same,
@@ -24,6 +36,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     make_tracks,
     relative,
     still_steps,
+    two_scenes,
     with_gradient,
 )
 from tests.numbers import DOUBLE, close
@@ -216,6 +229,59 @@ def test_what_determines_nothing_is_left_out() -> None:
     assert not given.solve(fixed_poses=fixed_poses, fixed_points=fixed_points).left_out.any()
 
 
+@pytest.mark.parametrize("kind", ["view", "point", "one component"])
+def test_the_same_seen_twice_determines_no_more(kind: str) -> None:
+    """A view of two points, a point of one view, each listed several times; a point of which two numbers are seen."""
+    tracks = make_tracks(5, 20, seen=1.0)
+    view, point = tracks.camera_index, tracks.point_index
+    weights = torch.ones_like(tracks.points2d)
+    if kind == "view":
+        useless, kept = view == 2, point < 2
+    elif kind == "point":
+        useless, kept = point == 4, view == 1
+    else:
+        useless, kept = point == 4, view < 2
+        weights[useless, 1] = 0
+    few = (~useless | kept).nonzero().flatten()
+    again = torch.cat([few, few[useless[few]], few[useless[few]]]) if kind != "one component" else few
+    found = keep_only(tracks, again).solve(weights=weights[again])
+    assert found.converged
+    assert torch.equal(found.left_out, useless[again])
+    assert_same(found, keep_only(tracks, ~useless).solve(), 1e-12)
+
+
+def test_parts_that_share_nothing_are_named() -> None:
+    for solver in ("dense", "iterative"):
+        found = two_scenes().solve(solver=solver)
+        assert Status(int(found.status)) == Status.SINGULAR
+        assert found.component.tolist() == [0] * 5 + [1] * 4
+        assert found.message.startswith(Status.SINGULAR.message)
+        assert "2 parts that share no point" in found.message
+        with pytest.raises(SolverError, match="2 parts that share no point"):
+            found.raise_if_failed()
+    # what is fixed places each of them, and nothing is said
+    placed = two_scenes().solve(fixed_poses=torch.tensor([True, True, False, False, False, True, True, False, False]))
+    assert placed.converged
+    assert placed.message == Status.CONVERGED.message
+
+
+def test_components_are_those_of_the_graph() -> None:
+    """Against scipy's, long chains among them."""
+    g = torch.Generator().manual_seed(0)
+    for V, N, M in ((30, 40, 50), (200, 300, 350), (5, 5, 0)):
+        view, point = torch.randint(V, (M,), generator=g), torch.randint(N, (M,), generator=g)
+        for v, p in ((view, point), (torch.arange(V).repeat(2)[:-1], torch.cat([torch.arange(V), torch.arange(1, V)]))):
+            size = max(N, V)
+            edges = scipy.sparse.coo_array((np.ones(len(v)), (v.numpy(), V + p.numpy())), shape=(V + size, V + size))
+            _, label = scipy.sparse.csgraph.connected_components(edges, directed=False)
+            found = components(v, p, V, size)
+            seen = torch.bincount(v, minlength=V) > 0
+            assert torch.equal(found < 0, ~seen)
+            pairs = {(a, b) for a, b in zip(found[seen].tolist(), label[:V][seen.numpy()].tolist(), strict=True)}
+            assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+            assert sorted({a for a, _ in pairs}) == list(range(len(pairs)))
+
+
 @pytest.mark.parametrize("far", [1e5, 1e9])
 def test_points_at_infinity_have_no_depth(far: float) -> None:
     """Five points so far away that no parallax is seen; they still tell the cameras' rotations."""
@@ -274,6 +340,7 @@ def test_points_behind_a_camera_are_projected_by_the_formula() -> None:
     assert found.converged
     assert torch.equal(found.behind, (z < 0)[given.camera_index, given.point_index])
     assert 0 < int(found.behind.sum()) < 20
+    assert f"{int(found.behind.sum())} of {len(given.points2d)} observations see a point behind" in found.message
     assert gradients["points2d"][found.behind].any(1).all()
 
 
@@ -315,62 +382,3 @@ def test_a_robust_kernel_finds_the_truth_among_outliers() -> None:
 
     robust, plain, clean = error(kernel=cauchy(1.0)), error(), 1e-2
     assert robust < clean < 5 * clean < plain
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
-
-BAD: dict[str, dict[str, Any]] = {
-    "points2d": {"points2d": torch.zeros(3, 3)},
-    "camera_index": {"camera_index": torch.full((80,), 5)},
-    "point_index": {"point_index": torch.full((80,), -1)},
-    "world_to_camera": {"world_to_camera": torch.zeros(5, 3, 4)},
-    "points3d": {"points3d": torch.zeros(20, 2)},
-    "K": {"K": torch.eye(3).expand(3, 3, 3), "distortion": None, "intrinsics_index": None},
-    "distortion": {"distortion": torch.zeros(3, 2)},
-    "intrinsics_index": {"intrinsics_index": torch.arange(5) + 1},
-    "weights": {"weights": torch.ones(3)},
-    "fixed_poses": {"fixed_poses": torch.zeros(4, dtype=torch.bool)},
-    "fixed_points": {"fixed_points": torch.zeros(4, dtype=torch.bool)},
-    "prior.pose_weights": {"prior": Prior(pose_weights=torch.zeros(5, 3))},
-    "prior.theta": {"prior": Prior(theta=torch.zeros(5, 3))},
-    "free": {"free": ("poses", "k3")},
-    "model": {"model": "pinhole"},
-    "gauge": {"gauge": "loose"},
-    "solver": {"solver": "cholmod"},
-    "gradient": {"gradient": "unrolled"},
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(name: str) -> None:
-    tracks = make_tracks(5, 20)
-    tracks = keep_only(tracks, torch.arange(len(tracks.points2d)) < 80)
-    given = {k: v for k, v in BAD[name].items() if hasattr(tracks, k)}
-    options = {k: v for k, v in BAD[name].items() if k not in given or k in ("intrinsics_index", "model")}
-    with pytest.raises(ValueError, match=f"^{name} must"):
-        replace(tracks, **given).solve(**options)
-
-
-@pytest.mark.parametrize("name", ["points2d", "world_to_camera", "points3d", "K", "distortion", "weights"])
-def test_nan_is_named(name: str) -> None:
-    tracks = make_tracks(4, 10)
-    broken = torch.ones_like(tracks.points2d) if name == "weights" else getattr(tracks, name).clone()
-    broken.view(-1)[3] = torch.nan
-    with pytest.raises(ValueError, match=f"^{name} must be finite"):
-        tracks.solve(weights=broken) if name == "weights" else replace(tracks, **{name: broken}).solve()
-
-
-@pytest.mark.parametrize("free", [("f", "fx"), ("fx", "fx"), "poses", ("pose",)])
-def test_bad_names_of_what_is_free(free: Any) -> None:
-    with pytest.raises(ValueError, match=r"^free m"):
-        make_tracks(4, 10).solve(free=free)
-
-
-def test_the_callback_sees_every_trial() -> None:
-    seen: list[tuple[int, float]] = []
-    found = make_tracks(5, 20).solve(callback=lambda step, cost: seen.append((step, cost)))
-    steps, costs = zip(*seen, strict=True)
-    assert steps[0] == 0
-    assert list(steps) == sorted(set(steps))
-    assert list(costs) == sorted(costs, reverse=True)
-    assert abs(costs[-1] - float(found.cost)) < 1e-4 * costs[-1]
