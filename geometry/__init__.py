@@ -58,13 +58,14 @@ if TYPE_CHECKING:
         pose_covariance,
         sample_poses,
     )
-    from geometry.reconstruction import calibrate, find_structure, triangulate
+    from geometry.reconstruction import CalibrationSolution, calibrate, find_structure, triangulate
     from geometry.robust import barron, cauchy, geman_mcclure, huber
 
 __all__ = [
     "BPnP",
     "Bundle",
     "BundleSolution",
+    "CalibrationSolution",
     "Constrained",
     "ConstrainedSolution",
     "GaugeChoice",

@@ -8,7 +8,7 @@ also known to the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from geometry._forward import directional
 from geometry.checks import positive
 
-__all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives"]
+__all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives", "widened"]
 
 Kernel = Callable[[Tensor], Tensor]
 
@@ -96,3 +96,10 @@ def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor
     one = torch.ones_like(s)
     first, second = directional(lambda a: directional(kernel, a, one)[1], s, one)
     return kernel(s), first, second
+
+
+def widened(kernel: Kernel, factor: float) -> Kernel:
+    """factor^2 kernel(s / factor^2): the same kernel, its scale multiplied."""
+    if isinstance(kernel, RobustKernel):
+        return replace(kernel, scale=factor * kernel.scale)
+    return lambda s: factor**2 * kernel(s / factor**2)

@@ -25,7 +25,7 @@ from experiments.running.run import Run, experiment
 from geometry import project
 from geometry.camera import Model, intrinsics_from_matrix
 from geometry.optim import NestedState, nested_start, nested_step
-from geometry.reconstruction import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry.reconstruction import CalibrationProblem, free_intrinsics, likely_starts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "SHARED_TARGETS", "ChessboardConfig", "Target", "chessboards"]
 
 NAMES = ["fx", "fy", "cx", "cy"]
+COEFFICIENTS: dict[Model, list[str]] = {
+    "radtan": ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4"],
+    "fisheye": ["k1", "k2", "k3", "k4"],
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,7 @@ def chessboards(run: Run, config: ChessboardConfig, found: Sequence[tuple[Target
         )
         for step in steps:
             if state is None:
-                theta = start_intrinsics(views.image_size, target.distortion, target.model, points2d)
-                state = nested_start(problem, theta[None])
+                state = nested_start(problem, *likely_starts(problem, views.image_size, target.distortion))
             else:
                 state = nested_step(problem, state)
             intrinsics = dict(zip(NAMES, state.theta[0, :4].tolist(), strict=True))
@@ -199,10 +202,13 @@ def describe(target: Target, views: Views, problem: CalibrationProblem, state: N
         theta = torch.tensor(peer["intrinsics"] + peer["distortion"], dtype=torch.float64)
         peer["largest_relative_difference"] = ((state.theta[0].cpu() - theta) / theta).abs().max().item()
     K, distortion = free_intrinsics(state.theta[0])
+    names = [*NAMES, *COEFFICIENTS[target.model]]
+    undetermined = problem.undetermined(state.theta, state.inner).tolist()
     return {
         "name": target_name(target),
         "target": asdict(target),
-        "converged": bool(state.done.all() and torch.isfinite(state.cost).all()),
+        "converged": bool(state.done.all() and torch.isfinite(state.cost).all() and not any(undetermined)),
+        "undetermined": [name for name, is_open in zip(names, undetermined, strict=False) if is_open],
         "iterations": state.steps,
         "views": len(views.names),
         "left_out": [list(pair) for pair in views.left_out],

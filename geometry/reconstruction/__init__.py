@@ -4,15 +4,19 @@ calibration  intrinsics and distortion from views of known points
 structure    points, with no pose given
 """
 
-from geometry.reconstruction.calibration import CalibrationProblem, calibrate, free_intrinsics, start_intrinsics
+from geometry.reconstruction.calibration import CalibrationSolution, calibrate
+from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry.reconstruction.calibration_search import likely_starts
 from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
 
 __all__ = [
     "CalibrationProblem",
+    "CalibrationSolution",
     "StructureProblem",
     "calibrate",
     "find_structure",
     "free_intrinsics",
+    "likely_starts",
     "mirror",
     "start_intrinsics",
     "triangulate",

@@ -171,6 +171,5 @@ def test_origin_and_unit_change_nothing(name: str, away: float, unit: float) -> 
     assert torch.equal(found.status, expected.status)
     rounding = 1e-9 + 1e-15 * away
     close(found.cost, expected.cost, 100 * rounding * float(expected.cost.abs().amax().clamp_min(1e-3)))
-    # a calibration ends with its cost, and leaves the square root of that of what hardly matters to it
-    close(found.x, expected.x, 100 * rounding if name != "calibrate" else 100 * rounding**0.5)
+    close(found.x, expected.x, 100 * rounding)
     close(found.gradient, expected.gradient, 1e3 * rounding * float(expected.gradient.abs().amax()))

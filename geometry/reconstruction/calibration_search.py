@@ -1,0 +1,255 @@
+"""Where a calibration starts, and how it finds the lowest of its minima and ends on it.
+
+A plane that is seen from afar has two poses of nearly the same image, the one the other reversed in depth (Schweighofer
+and Pinz 2006, TPAMI 28(12)). Which of them is the lower one changes with the intrinsics, so that a view that is left in
+the one at hand makes a minimum of its own. Descents begin from several focal lengths at once; after some of their
+trials both minima of every view are looked at, at what they cost and at what they would if the intrinsics followed.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geometry.compiled.constants import SAME_COST, SAME_STEP
+from geometry.optim import NestedState, Status, map_state, nested_start, nested_step, share, solve_spd
+from geometry.reconstruction.calibration_problem import CalibrationProblem, Minima, start_intrinsics
+from geometry.robust import widened
+
+__all__ = ["likely_starts", "solve"]
+
+_FOCAL = tuple(0.25 * 4.0**i for i in range(5))
+"""Focal lengths to start from, in parts of the longer side: 136 degrees across down to one."""
+_TELLING = 10
+"""Views that they are compared by."""
+_TOGETHER, _TRIALS = 3, 15
+"""How many of them are descended from together, and for how many trials at the most before the best goes on alone."""
+_GRADUAL = (30.0, 8.0, 2.0)
+"""Times the scale of a robust kernel, one after the other, before the kernel itself."""
+_HOPELESS = 10.0
+"""Times the lowest cost among them: one that is left behind."""
+_CAUTION = 1e-2
+"""Damping of the step by which it is foreseen what other minima of the views would lead to."""
+_WORTH, _ATTEMPTS = 1.01, 3
+"""A place of no more than so many times the cost is worth a descent; how many of them are."""
+_NEAR = 1e-7
+"""Predicted relative decrease at which Newton takes over."""
+_ROUGH = 1e-3
+"""And that which will do under a kernel that is only on the way."""
+_LOOKS = (2, 6)
+"""Trials after which the global minima of all views are looked at."""
+_POLISH = 4
+"""Newton steps at the end, at the most."""
+
+
+def likely_starts(
+    problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, count: int = 1
+) -> tuple[Tensor, Tensor]:
+    """theta (S,4+distortion) and poses (S,V,4,4) of the S <= count focal lengths that suit the views best, best first.
+
+    Five focal lengths are tried, each four times the one before, by the cost of PnP in a few views, without distortion
+    and with the principal point in the middle of the image. Fewer come back where others are hopeless beside the best.
+    """
+    start = start_intrinsics(image_size, distortion, problem.model, problem.points2d)
+    theta = start.repeat(len(_FOCAL), 1)
+    theta[:, :2] = max(image_size) * start.new_tensor(_FOCAL)[:, None]
+    V = len(problem.mask)
+    few = torch.linspace(0, V - 1, min(V, _TELLING), device=start.device).round().long()
+    points3d = problem.points3d[few] if problem.points3d.ndim == 3 else problem.points3d
+    some = replace(problem, points2d=problem.points2d[few], points3d=points3d, mask=problem.mask[few])
+    found = some.minima(theta, None)
+    # without a pose a view is explained no better than by its middle
+    seen = some.mask[..., None]
+    middle = torch.where(seen, some.points2d, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+    nothing = 0.5 * torch.where(seen, some.points2d - middle, 0).square().sum((1, 2))
+    cost, best = torch.minimum(found.cost, nothing).sum(1).topk(count, largest=False)
+    best = best[cost <= _HOPELESS * cost[0]]
+    return theta[best], found.poses[best] if len(few) == V else problem.minima(theta[best], None).poses
+
+
+def _search(problem: CalibrationProblem, theta: Tensor, inner: Tensor, max_steps: int, floor: float) -> NestedState:
+    """The lowest minimum that descents from theta (S,P) lead to, which are one descent after a while; S = 1 then."""
+    kernels = [problem.kernel]
+    if problem.kernel is not None:
+        kernels = [*(widened(problem.kernel, factor) for factor in _GRADUAL), problem.kernel]
+    steps = 0
+    for kernel in kernels:
+        wide, enough = replace(problem, kernel=kernel), _NEAR if kernel is problem.kernel else _ROUGH
+        state = nested_start(wide, theta, inner)
+        while not state.done[state.cost.argmin()] and steps + state.steps < max_steps and state.steps < _TRIALS:
+            state = nested_step(wide, state, tolerance=enough, floor=floor)
+            state = _chosen(state, state.cost <= _HOPELESS * state.cost.amin())
+            if state.steps in _LOOKS:
+                state = _looked(wide, state)
+        state = _chosen(state, state.cost.argmin()[None])
+        theta, inner, steps = state.theta, state.inner, steps + state.steps
+    best = _descended(problem, state._replace(steps=steps), max_steps, floor)
+    starts = _others(problem, best)
+    while starts and best.steps < max_steps:
+        start = starts.pop(0)._replace(steps=best.steps)
+        found = _descended(problem, start, max_steps, floor)
+        if (found.cost < (1 - 1e-9) * best.cost).item():
+            best, starts = found, _others(problem, found)
+        else:
+            best = best._replace(steps=found.steps)
+    return best
+
+
+def _descended(
+    problem: CalibrationProblem, state: NestedState, max_steps: int, floor: float, tolerance: float = _NEAR
+) -> NestedState:
+    """To the end; by exact steps where Gauss-Newton's go to and fro, as where the residuals bend a weak direction."""
+    last = state.steps + _TRIALS
+    while not state.done.all() and state.steps < max_steps:
+        each = problem if state.steps < last else replace(problem, exact=True)
+        state = nested_step(each, state, tolerance=tolerance, floor=floor)
+    return state
+
+
+def _chosen(state: NestedState, which: Tensor) -> NestedState:
+    """Some of the trials: `which` is their indices, or a mask (S,)."""
+    return NestedState._make((*map_state(lambda part: part[which], tuple(state[:-1])), state.steps))
+
+
+def _looked(problem: CalibrationProblem, state: NestedState) -> NestedState:
+    """The trials with the global minima of the views where they are lower than what was descended to, and besides each
+    that promises a lower cost with other ones, as one more trial.
+    """
+    found = problem.here(state.theta, state.inner).or_lower(problem.minima(state.theta, None))
+    swaps = _Swaps.at(problem, state.theta, found)
+    second = swaps.best()
+    promising = second.any(1)
+    state = state._replace(inner=found.poses, cost=found.cost.sum(1))
+    if not promising.any():
+        return state
+    theta, inner = state.theta[promising], torch.where(second[..., None, None], found.others, found.poses)[promising]
+    more = nested_start(problem, theta, inner)
+    both = map_state(lambda a, b: torch.cat([a, b]), tuple(state[:-1]), tuple(more[:-1]))
+    return NestedState._make((*both, state.steps))
+
+
+class _Swaps(NamedTuple):
+    """What the cost of S trials becomes if theta follows some of the V views into their second minima.
+
+    Both minima of each view to second order: costs (S,V,2), gradients (S,V,2,P) and matrices (S,V,2,P,P).
+    """
+
+    cost: Tensor
+    gradient: Tensor
+    matrix: Tensor
+
+    @staticmethod
+    def at(problem: CalibrationProblem, theta: Tensor, found: Minima) -> "_Swaps":
+        both = problem.of_views(theta.repeat(2, 1), torch.cat([found.poses, found.others]))
+        gradient, matrix = (torch.stack(part.chunk(2), 2) for part in both[:2])
+        return _Swaps(torch.stack([found.cost, found.other_cost], 2), gradient, matrix)
+
+    def predicted(self, second: Tensor) -> Tensor:
+        """Costs (k,S) after a step of theta, of k choices of minima (k,S,V) bool; infinite where there is no second."""
+        which = second[..., None]
+        cost, gradient, matrix = (
+            torch.where(which.view(*second.shape, *[1] * (part.ndim - 3)), part[:, :, 1], part[:, :, 0]).sum(2)
+            for part in self
+        )
+        damped = matrix + torch.diag_embed(_CAUTION * matrix.diagonal(dim1=-2, dim2=-1))
+        step, ok = solve_spd(damped.flatten(0, 1), gradient.flatten(0, 1))
+        gain = 0.5 * (gradient * step.view_as(gradient)).sum(-1)
+        return torch.where(ok.view_as(cost), cost - gain, torch.inf).nan_to_num(torch.inf, torch.inf, torch.inf)
+
+    def best(self) -> Tensor:
+        """The choice (S,V) of least predicted cost that swaps of single views, one after the other, lead to."""
+        S, V, _ = self.cost.shape
+        choice = torch.zeros(S, V, dtype=torch.bool, device=self.cost.device)
+        single = torch.eye(V, dtype=torch.bool, device=choice.device)[:, None]
+        least = self.predicted(choice[None])[0]
+        for _ in range(2 * V):
+            cost, view = self.predicted(choice ^ single).min(0)
+            lower = cost < (1 - 1e-6) * least
+            if not lower.any():
+                break
+            choice = torch.where(lower[:, None], choice ^ single[view, 0], choice)
+            least = torch.where(lower, cost, least)
+        return choice
+
+
+def _others(problem: CalibrationProblem, state: NestedState) -> list[NestedState]:
+    """Places that promise a lower cost: with the global minima of all views, or with the second one of a view."""
+    theta, here = state.theta, problem.here(state.theta, state.inner)
+    found = here.or_lower(problem.minima(theta, None))
+    if found.cost.sum().item() < (1 - 1e-9) * state.cost.item():
+        return [nested_start(problem, theta, found.poses)._replace(steps=state.steps)]
+    single = torch.eye(len(problem.mask), dtype=torch.bool, device=theta.device)
+    cost, view = _Swaps.at(problem, theta, found).predicted(single[:, None])[:, 0].sort()
+    views = view[cost < _WORTH * state.cost][:_ATTEMPTS]
+    starts = torch.where(single[views, None, :, None, None], found.others, found.poses)
+    return [nested_start(problem, theta, inner)._replace(steps=state.steps) for inner in starts]
+
+
+def _polished(problem: CalibrationProblem, state: NestedState, size: float) -> tuple[NestedState, Tensor, Tensor]:
+    """Newton's steps on the gradient of the reduced cost, which a descent by cost leaves at sqrt(eps).
+
+    Returns the state, and whether it is stationary and a strict minimum (1,). size: of the image in px.
+    """
+    theta, inner, cost = state.theta, state.inner, state.cost
+    eps, least = torch.finfo(cost.dtype).eps, problem.margin(theta)
+    hessian, here = problem.reduced(theta, inner, exact=True), problem.reduced(theta, inner)
+
+    def determined() -> Tensor:
+        exact = share(hessian.matrix, torch.maximum(hessian.diagonal.abs(), here.diagonal))
+        linear = share(here.matrix, here.diagonal)
+        return torch.stack([exact, linear, hessian.poses, here.poses]).amin(0) > least
+
+    def newton(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The step, what it takes from the cost, and whether it is too small to be seen in the image."""
+        step, _ = solve_spd(hessian.matrix, -gradient, 0.0)
+        moved = (here.diagonal * step.square()).amax(1).sqrt()
+        return step, -0.5 * (gradient * step).sum(1), moved <= eps**SAME_STEP * size
+
+    step, gain, still = newton(here.gradient)
+    for _ in range(_POLISH):
+        if (still | (gain <= 0)).all():
+            break
+        moved = problem.retract(theta, step)
+        new, poses = problem.evaluate(moved, inner)
+        there = problem.reduced(moved, poses)
+        if not (new <= SAME_COST * cost + 1e3 * eps).all():
+            break
+        another, less, small = newton(there.gradient)
+        if not (less < gain).all():
+            break
+        slow = (less > 1e-4 * gain).all() and not small.all()
+        theta, inner, cost, here, step, gain, still = moved, poses, new, there, another, less, small
+        if slow:  # the Hessian has changed on the way
+            hessian = problem.reduced(theta, inner, exact=True)
+            step, gain, still = newton(here.gradient)
+    strict = determined()
+    stationary = strict & (still | (gain <= eps * cost))
+    return state._replace(theta=theta, inner=inner, cost=cost), stationary, strict
+
+
+def solve(
+    problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, max_steps: int
+) -> tuple[NestedState, Tensor, Tensor]:
+    """Where the search ends, its `Status` (1,), and which unknowns (P,) the data do not tell."""
+    if len(problem.mask) == 0:
+        theta = start_intrinsics(image_size, distortion, problem.model, problem.points2d)[None]
+        nothing = theta.new_full((1,), torch.inf)
+        state = NestedState(theta, theta.new_zeros(1, 0, 4, 4), nothing, nothing, nothing, nothing > 0, 0)
+        return state, torch.full_like(nothing, Status.TOO_FEW, dtype=torch.int8), torch.ones_like(theta[0]) > 0
+    # perfect corners leave nothing but rounding: about 1e-14 of the image
+    floor = 0.5 * int(problem.mask.sum()) * (1e-14 * max(image_size)) ** 2
+    state = _search(problem, *likely_starts(problem, image_size, distortion, _TOGETHER), max_steps, floor)
+    none = torch.zeros_like(state.theta[0], dtype=torch.bool)
+    if not (state.done & torch.isfinite(state.cost)).all():
+        status = torch.where(torch.isfinite(state.cost), Status.STALLED, Status.INFEASIBLE)
+        return state, status.to(torch.int8), none
+    state, stationary, strict = _polished(problem, state, max(image_size))
+    if (strict & ~stationary).all():  # Newton came too early
+        begun = nested_start(problem, state.theta, state.inner)._replace(steps=state.steps)
+        state = _descended(replace(problem, exact=True), begun, max_steps, floor, tolerance=1e-13)
+        state, stationary, strict = _polished(problem, state, max(image_size))
+    status = torch.where(stationary, Status.CONVERGED, torch.where(strict, Status.STALLED, Status.SINGULAR))
+    status = status.to(torch.int8)
+    singular = status == Status.SINGULAR
+    return state, status, problem.undetermined(state.theta, state.inner) if singular.all() else none
