@@ -213,6 +213,10 @@ class CalibrationProblem:
         """The share up to which theta (S,P) and the poses are undetermined."""
         return margin(theta.dtype, theta.shape[1] + 6, chain_of_blocks(self.points2d.numel()))
 
+    def determined(self, theta: Tensor, reduced: Reduced) -> Tensor:
+        """Whether the data tell theta and the poses (S,), to first order."""
+        return torch.minimum(share(reduced.matrix, reduced.diagonal), reduced.poses) > self.margin(theta)
+
     def undetermined(self, theta: Tensor, inner: Tensor) -> Tensor:
         """Which unknowns (P,) of theta (1,P) the data do not tell: they move along a direction that changes nothing."""
         _, matrix, diagonal, _ = (part[0] for part in self.reduced(theta, inner))
@@ -230,11 +234,11 @@ class CalibrationProblem:
         """
         if len(self.mask) == 0:
             return theta.new_full((theta.shape[1], theta.shape[1]), torch.nan)
-        _, matrix, diagonal, poses = (part[0] for part in self.reduced(theta, inner))
+        reduced = self.reduced(theta, inner)
+        matrix, diagonal = reduced.matrix[0], reduced.diagonal[0]
         freedom = 2 * int(self.mask.sum()) - theta.shape[1] - 6 * len(self.mask)
         variance = 2 * cost[0] / freedom if sigma is None else cost.new_tensor(sigma * sigma)
-        determined = min(share(matrix[None], diagonal[None])[0], poses) > self.margin(theta)
-        if not determined or (sigma is None and freedom <= 0):
+        if not self.determined(theta, reduced).all() or (sigma is None and freedom <= 0):
             return torch.full_like(matrix, torch.nan)
         scale = diagonal.rsqrt()
         inverse = torch.linalg.inv(matrix * scale[:, None] * scale) * scale[:, None] * scale

@@ -33,6 +33,8 @@ _CAUTION = 1e-2
 """Damping of the step by which it is foreseen what other minima of the views would lead to."""
 _WORTH, _ATTEMPTS = 1.01, 3
 """A place of no more than so many times the cost is worth a descent; how many of them are."""
+_FAR = 0.2
+"""Where the principal point is suspect: so far from the middle, in parts of half the longer side."""
 _NEAR = 1e-7
 """Predicted relative decrease at which Newton takes over."""
 _ROUGH = 1e-3
@@ -68,12 +70,15 @@ def likely_starts(
     return theta[best], found.poses[best] if len(few) == V else problem.minima(theta[best], None).poses
 
 
-def _search(problem: CalibrationProblem, theta: Tensor, inner: Tensor, max_steps: int, floor: float) -> NestedState:
-    """The lowest minimum that descents from theta (S,P) lead to, which are one descent after a while; S = 1 then."""
+def _search(
+    problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, max_steps: int, floor: float
+) -> NestedState:
+    """The lowest minimum that descents from likely starts lead to, which are one descent after a while."""
+    middle = start_intrinsics(image_size, distortion, problem.model, problem.points2d)
     kernels = [problem.kernel]
     if problem.kernel is not None:
         kernels = [*(widened(problem.kernel, factor) for factor in _GRADUAL), problem.kernel]
-    steps = 0
+    (theta, inner), steps = likely_starts(problem, image_size, distortion, _TOGETHER), 0
     for kernel in kernels:
         wide, enough = replace(problem, kernel=kernel), _NEAR if kernel is problem.kernel else _ROUGH
         state = nested_start(wide, theta, inner)
@@ -85,12 +90,12 @@ def _search(problem: CalibrationProblem, theta: Tensor, inner: Tensor, max_steps
         state = _chosen(state, state.cost.argmin()[None])
         theta, inner, steps = state.theta, state.inner, steps + state.steps
     best = _descended(problem, state._replace(steps=steps), max_steps, floor)
-    starts = _others(problem, best)
+    starts = _others(problem, best, middle)
     while starts and best.steps < max_steps:
         start = starts.pop(0)._replace(steps=best.steps)
         found = _descended(problem, start, max_steps, floor)
         if (found.cost < (1 - 1e-9) * best.cost).item():
-            best, starts = found, _others(problem, found)
+            best, starts = found, _others(problem, found, middle)
         else:
             best = best._replace(steps=found.steps)
     return best
@@ -173,8 +178,11 @@ class _Swaps(NamedTuple):
         return choice
 
 
-def _others(problem: CalibrationProblem, state: NestedState) -> list[NestedState]:
-    """Places that promise a lower cost: with the global minima of all views, or with the second one of a view."""
+def _others(problem: CalibrationProblem, state: NestedState, middle: Tensor) -> list[NestedState]:
+    """Places that promise a lower cost: with the global minima of all views, or with the second one of a view; and,
+    where the principal point went far, the found focal length in the `middle` (P,), without distortion: a long lens
+    may trade the one for the other.
+    """
     theta, here = state.theta, problem.here(state.theta, state.inner)
     found = here.or_lower(problem.minima(theta, None))
     if found.cost.sum().item() < (1 - 1e-9) * state.cost.item():
@@ -183,7 +191,12 @@ def _others(problem: CalibrationProblem, state: NestedState) -> list[NestedState
     cost, view = _Swaps.at(problem, theta, found).predicted(single[:, None])[:, 0].sort()
     views = view[cost < _WORTH * state.cost][:_ATTEMPTS]
     starts = torch.where(single[views, None, :, None, None], found.others, found.poses)
-    return [nested_start(problem, theta, inner)._replace(steps=state.steps) for inner in starts]
+    others = [nested_start(problem, theta, inner)._replace(steps=state.steps) for inner in starts]
+    far = (theta[0, 2:4] - middle[2:4]).abs().amax() > _FAR * middle[2:4].amax()
+    if far.item() and problem.determined(theta, problem.reduced(theta, state.inner)).all():
+        again = torch.cat([theta[:, :2].mean(1, keepdim=True).expand(1, 2), middle[None, 2:]], 1)
+        others.append(nested_start(problem, again, found.poses)._replace(steps=state.steps))
+    return others
 
 
 def _polished(problem: CalibrationProblem, state: NestedState, size: float) -> tuple[NestedState, Tensor, Tensor]:
@@ -192,13 +205,8 @@ def _polished(problem: CalibrationProblem, state: NestedState, size: float) -> t
     Returns the state, and whether it is stationary and a strict minimum (1,). size: of the image in px.
     """
     theta, inner, cost = state.theta, state.inner, state.cost
-    eps, least = torch.finfo(cost.dtype).eps, problem.margin(theta)
+    eps = torch.finfo(cost.dtype).eps
     hessian, here = problem.reduced(theta, inner, exact=True), problem.reduced(theta, inner)
-
-    def determined() -> Tensor:
-        exact = share(hessian.matrix, torch.maximum(hessian.diagonal.abs(), here.diagonal))
-        linear = share(here.matrix, here.diagonal)
-        return torch.stack([exact, linear, hessian.poses, here.poses]).amin(0) > least
 
     def newton(gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The step, what it takes from the cost, and whether it is too small to be seen in the image."""
@@ -223,7 +231,8 @@ def _polished(problem: CalibrationProblem, state: NestedState, size: float) -> t
         if slow:  # the Hessian has changed on the way
             hessian = problem.reduced(theta, inner, exact=True)
             step, gain, still = newton(here.gradient)
-    strict = determined()
+    curved = share(hessian.matrix, torch.maximum(hessian.diagonal.abs(), here.diagonal))
+    strict = (torch.minimum(curved, hessian.poses) > problem.margin(theta)) & problem.determined(theta, here)
     stationary = strict & (still | (gain <= eps * cost))
     return state._replace(theta=theta, inner=inner, cost=cost), stationary, strict
 
@@ -239,7 +248,7 @@ def solve(
         return state, torch.full_like(nothing, Status.TOO_FEW, dtype=torch.int8), torch.ones_like(theta[0]) > 0
     # perfect corners leave nothing but rounding: about 1e-14 of the image
     floor = 0.5 * int(problem.mask.sum()) * (1e-14 * max(image_size)) ** 2
-    state = _search(problem, *likely_starts(problem, image_size, distortion, _TOGETHER), max_steps, floor)
+    state = _search(problem, image_size, distortion, max_steps, floor)
     none = torch.zeros_like(state.theta[0], dtype=torch.bool)
     if not (state.done & torch.isfinite(state.cost)).all():
         status = torch.where(torch.isfinite(state.cost), Status.STALLED, Status.INFEASIBLE)
