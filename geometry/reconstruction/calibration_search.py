@@ -180,8 +180,8 @@ class _Swaps(NamedTuple):
 
 def _others(problem: CalibrationProblem, state: NestedState, middle: Tensor) -> list[NestedState]:
     """Places that promise a lower cost: with the global minima of all views, or with the second one of a view; and,
-    where the principal point went far, the found focal length in the `middle` (P,), without distortion: a long lens
-    may trade the one for the other.
+    where the principal point went far, the found focal length in the `middle` (P,), without distortion, with the poses
+    as they are and with the global ones there: a long lens may trade the one for the other.
     """
     theta, here = state.theta, problem.here(state.theta, state.inner)
     found = here.or_lower(problem.minima(theta, None))
@@ -195,7 +195,7 @@ def _others(problem: CalibrationProblem, state: NestedState, middle: Tensor) -> 
     far = (theta[0, 2:4] - middle[2:4]).abs().amax() > _FAR * middle[2:4].amax()
     if far.item() and problem.determined(theta, problem.reduced(theta, state.inner)).all():
         again = torch.cat([theta[:, :2].mean(1, keepdim=True).expand(1, 2), middle[None, 2:]], 1)
-        others.append(nested_start(problem, again, found.poses)._replace(steps=state.steps))
+        others += [nested_start(problem, again, poses)._replace(steps=state.steps) for poses in (found.poses, None)]
     return others
 
 
