@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "ONE_PROBLEM",
+    "ROUNDED",
     "alike",
     "batched",
     "boolean",
@@ -227,7 +228,7 @@ What = Literal["finite", "odds", "camera", "pose", "pose or NaN", "rotation"]
 """finite: no NaN, no infinity; odds: nor anything negative. camera: K (…,3,3) with the third row (0, 0, 1); pose
 (…,4,4): a rotation and a translation, of column vectors; rotation (…,3,3): orthonormal, determinant 1."""
 
-_ROUNDED = 1e-3
+ROUNDED = 1e-3
 """How far R R^T may be from 1, and R from its own cofactors: files round rotations to three or four digits."""
 
 
@@ -273,7 +274,7 @@ def _refuse(name: str, what: What, where: str, dtype: torch.dtype, seen: Tensor)
             raise ValueError(f"{name} must be finite and not negative, got {least[0]}")
         return
     size = 16 if what in ("pose", "pose or NaN") else 9
-    slack = _ROUNDED if dtype in (torch.float32, torch.float64) else max(_ROUNDED, 2 * torch.finfo(dtype).eps)
+    slack = ROUNDED if dtype in (torch.float32, torch.float64) else max(ROUNDED, 2 * torch.finfo(dtype).eps)
     first = seen.flatten() if seen.numel() == size else seen.reshape(-1, size)[_first_wrong(what, seen, slack)]
     m = first.tolist()
     if what == "pose or NaN" and math.isnan(sum(m)):

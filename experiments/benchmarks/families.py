@@ -55,6 +55,12 @@ def pick(g: torch.Generator, values: tuple[Any, ...]) -> Any:
     return values[int(torch.randint(len(values), (1,), generator=g))]
 
 
+def turns(g: torch.Generator, B: int) -> Tensor:
+    """Rotations (B,3,3) about any axis, by any angle."""
+    rotvec = torch.pi * normalize(normal(g, B, 3), dim=-1) * between(g, 0, 1, B, 1)
+    return se3.from_rotvec_t(torch.cat([rotvec, torch.zeros_like(rotvec)], -1))[:, :3, :3]
+
+
 def pose_problem(B: int, g: torch.Generator, fisheye: bool, outliers: float, weighted: bool) -> PoseProblem:
     """Objects of any shape, unit and origin, seen by any focal length; one number of points a batch."""
     N = pick(g, POINTS)
@@ -71,9 +77,7 @@ def pose_problem(B: int, g: torch.Generator, fisheye: bool, outliers: float, wei
         f = f.clamp_max(1000)
     # its size in the image: from fifteen to five hundred pixels, and never nearer than two and a half radii
     depth = (f / 10 ** between(g, 1.2, 2.7, B)).clamp_min(2.5)
-    R = se3.from_rotvec_t(
-        torch.cat([torch.pi * normalize(normal(g, B, 3), dim=-1) * between(g, 0, 1, B, 1), torch.zeros(B, 3)], -1)
-    )[:, :3, :3]
+    R = turns(g, B)
     t = torch.cat([0.2 * depth[:, None] * between(g, -1, 1, B, 2), depth[:, None]], -1)
     K = torch.zeros(B, 3, 3, **DOUBLE)
     K[:, 0, 0] = K[:, 1, 1] = f
@@ -197,8 +201,7 @@ def ransacs(B: int, g: torch.Generator, sought: bool, *, flat: bool) -> Verdict:
 
     N, share, noise = pick(g, (60, 100, 200, 300)), pick(g, (0.3, 0.5, 0.7, 0.9)), pick(g, (0.5, 1.0, 2.0))
     X = between(g, -1, 1, B, N, 3) * torch.tensor([1.0, 0.7, 0.05 if flat else 1.0])
-    turn = torch.cat([torch.pi * normalize(normal(g, B, 3), dim=-1) * between(g, 0, 1, B, 1), torch.zeros(B, 3)], -1)
-    pose = se3.from_rotvec_t(turn)
+    pose = se3.make(turns(g, B), torch.zeros(B, 3, **DOUBLE))
     pose[:, :3, 3] = torch.cat([normal(g, B, 2), between(g, 6, 16 if flat else 12, B, 1)], -1)
     K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], **DOUBLE)
     none = torch.empty(B, 0, **DOUBLE)

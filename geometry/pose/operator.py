@@ -48,6 +48,8 @@ def _in_parallel(
     for complaint in complaints:
         if complaint == len(_ARGUMENTS) + 1:
             values(" where mask is True", K=(torch.from_numpy(K), "camera"), init=(init, "pose"))
+            # at the very bound of what is allowed the kernels may round otherwise
+            raise ValueError("init must hold rotations (orthonormal, determinant 1)")
         elif complaint:
             raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
 

@@ -244,3 +244,27 @@ def test_values_are_seen_under_transforms(dim: int) -> None:
         vmap(solve, in_dims=dim)(wrong.movedim(0, dim))
     with pytest.raises(ValueError, match="K must have the third row"):
         jvp(lambda X: pnp(PIXELS[:1], X, wrong[2], init=POSES[:1]).x, (POINTS,), (POINTS,))
+
+
+def test_both_back_ends_of_pnp_ask_the_same_of_a_pose() -> None:
+    """Rotations that are off by about what is allowed: what one refuses, the other does."""
+    g = torch.Generator().manual_seed(7)
+    X = 2 * torch.rand(8, 3, generator=g, dtype=torch.float64) - 1
+    K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], dtype=torch.float64)
+    pose = torch.eye(4, dtype=torch.float64)[None]
+    pose[:, 2, 3] = 6
+    x = project(X, pose[0], K)[None]
+    refused = []
+    for _ in range(60):
+        near = pose.clone()
+        near[:, :3, :3] += 4e-4 * torch.randn(3, 3, generator=g, dtype=torch.float64)
+        found = []
+        for gradient in ("exact", "unrolled"):
+            try:
+                pnp(x, X, K, init=near, gradient=gradient)
+                found.append(False)
+            except ValueError as error:
+                found.append("init must hold rotations" in str(error))
+        assert found[0] == found[1]
+        refused.append(found[0])
+    assert 10 < sum(refused) < 50

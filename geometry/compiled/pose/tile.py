@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from geometry.checks import ROUNDED
 from geometry.compiled.pose.equations import CAMERA, ROW, L, Tile, jit
 from geometry.compiled.vectors import get, put
 
@@ -48,8 +49,6 @@ class Part(NamedTuple):
 DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1]))"
 INPUTS = DATA + ", Tuple((int64, float64, float64))"  # data, robust
 PART = "Tuple((int64, int64, int64, boolean))"
-# How far the entries of a pose's rotation may be off: files round them to three or four digits (`geometry.checks`).
-ROUNDED = 1e-3
 # Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
 BLOCK = 32
 
@@ -213,6 +212,11 @@ def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) ->
     # Gram-Schmidt on the rows: a rotation that was rounded to float32, or came from a file, is made one again
     ax, ay, az = poses[b, 0, 0], poses[b, 0, 1], poses[b, 0, 2]
     bx, by, bz = poses[b, 1, 0], poses[b, 1, 1], poses[b, 1, 2]
+    # what `geometry.checks` asks of a rotation
+    lengths = max(abs(ax * ax + ay * ay + az * az - 1.0), abs(bx * bx + by * by + bz * bz - 1.0))
+    angle = abs(ax * bx + ay * by + az * bz)
+    third = max(abs(ay * bz - az * by - poses[b, 2, 0]), abs(az * bx - ax * bz - poses[b, 2, 1]))
+    third = max(third, abs(ax * by - ay * bx - poses[b, 2, 2]))
     s = 1.0 / math.sqrt(ax * ax + ay * ay + az * az)
     ax, ay, az = ax * s, ay * s, az * s
     s = ax * bx + ay * by + az * bz
@@ -231,11 +235,7 @@ def fill_pose(poses: Any, b: Any, at: Any, centre: Any, lane: Any, pose: Any) ->
         return 6
     if poses[b, 3, 0] != 0.0 or poses[b, 3, 1] != 0.0 or poses[b, 3, 2] != 0.0 or poses[b, 3, 3] != 1.0:
         return 7
-    for i in range(3):
-        for j in range(3):
-            if not abs(poses[b, i, j] - pose[(3 * i + j) * L + at]) <= ROUNDED:
-                return 7
-    return 0
+    return 0 if max(lengths, angle, third) <= ROUNDED else 7
 
 
 @jit
