@@ -17,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numba
 import numba.extending
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -25,17 +27,22 @@ from numba.core.caching import FunctionCache, UserProvidedCacheLocator
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 __all__ = [
-    "FASTMATH",
     "LANES",
     "Vector",
+    "clear",
+    "entry",
     "exp",
     "fabs",
     "get",
     "highest",
+    "jit",
     "load",
     "log",
     "lowest",
     "put",
+    "resolution",
+    "room",
+    "scratch",
     "splat",
     "sqrt",
     "store",
@@ -48,6 +55,15 @@ intrinsic: Any = numba.extending.intrinsic  # what it makes is called with other
 LANES = 8
 # Sums may be regrouped and fused; NaN and infinity keep their meaning, because they mark infeasible problems.
 FASTMATH = ("contract", "arcp", "nsz", "reassoc")
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
+
+jit: Any = numba.njit(**_OPTIONS)
+"""A function that kernels call."""
+
+
+def entry(*signatures: str) -> Any:
+    """A function that Python calls, compiled for these signatures when its module is imported."""
+    return numba.njit(list(signatures), cache=True, **_OPTIONS)
 
 
 class _LastPlace(UserProvidedCacheLocator):
@@ -246,3 +262,51 @@ log, exp = _llvm("log"), _llvm("exp")  # lane by lane in the C library: tens of 
 total = _llvm("vector.reduce.fadd", start=0.0, reduces=True)
 lowest = _llvm("vector.reduce.fmin", reduces=True)
 highest = _llvm("vector.reduce.fmax", reduces=True)
+
+
+def scratch(length: int, integer: bool = False) -> Any:
+    """make(like): an array of so many numbers of the dtype of `like`, or integers, on the stack of who calls make.
+
+    Nothing is written to it. It must not leave that function, which is why it is asked for by name: a heap takes as
+    long as a problem of few points, and on a device there is none.
+    """
+
+    @intrinsic
+    def make(typing_context: Any, like: Any) -> Any:
+        array = types.Array(types.int64 if integer else like.dtype, 1, "C")
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = context.get_data_type(array.dtype)
+            data = cgutils.alloca_once(builder, ir.ArrayType(element, length))
+            data.align = 64  # a vector of eight float64 does not straddle two lines of the cache
+            made = context.make_array(array)(context, builder)
+            size = context.get_abi_sizeof(element)
+            shape, strides = ([context.get_constant(types.intp, n)] for n in (length, size))
+            context.populate_array(
+                made, data=builder.bitcast(data, element.as_pointer()), shape=shape, strides=strides,
+                itemsize=context.get_constant(types.intp, size), meminfo=None,
+            )  # fmt: skip
+            return made._getvalue()
+
+        return array(like), lower
+
+    return make
+
+
+@jit
+def room(part: Any, begin: Any, length: Any, like: Any) -> Any:
+    """An array of so many numbers for the problems at hand, from place `begin` on in the workspace, if there is one."""
+    return np.empty(length, like.dtype)
+
+
+@jit
+def clear(array: Any, length: Any) -> None:
+    """array[:length] = 0, in whole vectors."""
+    for k in range(0, length, LANES):
+        store(array, k, 0.0)
+
+
+@jit
+def resolution(like: Any) -> Any:
+    """The relative spacing of numbers of the dtype of `like`."""
+    return np.finfo(like.dtype).eps

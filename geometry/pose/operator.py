@@ -135,7 +135,7 @@ def _minima(
     start, rule, run = init.contiguous().numpy(), (_singular_below(init.dtype, N, spread), FEIGNED), kernel.solve
 
     def work(begin: int, end: int, slot: int) -> int:
-        return run(*inputs, rule, limits, start, (begin, end, slot, spread), out)
+        return run(*inputs, rule, limits, start, (begin, end, slot, spread, None), out)
 
     _in_parallel(_threads(B, N), B, work, inputs[0][2], init)
     return torch.from_numpy(out[0]), torch.from_numpy(out[1]), torch.from_numpy(out[2]), torch.from_numpy(out[3])
@@ -170,7 +170,7 @@ def search(
     out, run = (starts[0].numpy(), starts[1].numpy()), kernel.start
 
     def work(begin: int, end: int, slot: int) -> None:
-        run(arrays, kind, (begin, end, slot, True), out)
+        run(arrays, kind, (begin, end, slot, True, None), out)
 
     _in_parallel(_threads(B, 16 * N), B, work, arrays[2])
     a = _minima((arrays, kind), starts[0], (max_steps, 4), spread)[:3]
@@ -243,7 +243,7 @@ def _adjoint(
     at, gradients = tuple(a.contiguous().numpy() for a in (poses, statuses, covectors)), tuple(out)
 
     def work(begin: int, end: int, slot: int) -> None:
-        run(*inputs, least, exact, at, (begin, end, slot, spread), gradients)
+        run(*inputs, least, exact, at, (begin, end, slot, spread, None), gradients)
 
     _in_parallel(threads, B, work, inputs[0][2])
     g0, g1, g2, g3, g4 = (

@@ -7,15 +7,13 @@ distortion coefficients; lens = False where no camera has any. seen is the tuple
 
 from typing import Any
 
-import numpy as np
-from numba import njit
-
-from geometry.compiled.bundle_adjustment.reprojection import DERIVATIVES, GRADIENT, H, Model, derive, residuals
-from geometry.compiled.pose.equations import CAMERA, OPTIONS, POSE, ROW, L, Robust, jit, rho
-from geometry.compiled.vectors import store
+from ..pose.equations import CAMERA, ROW, L, Robust, new_camera, new_pose, rho
+from ..vectors import clear, entry, jit, scratch, store
+from .reprojection import DERIVATIVES, GRADIENT, H, Model, derive, residuals
 
 __all__ = ["linearize", "observe"]
 
+_new_row, _new_answer, _new_derivatives = scratch(ROW), scratch(L), scratch(DERIVATIVES)
 _INPUTS = (
     "Tuple((float64[:,::1], float64[:,::1], boolean)), Tuple((int64[::1], int64[::1], float64[:,::1])), "
     "Tuple((int64, float64, float64))"
@@ -40,11 +38,12 @@ def _fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, r
             row[(3 + k) * L + lane] = observed[i, k]
 
 
-@njit([f"void({_INPUTS}, int64, int64, float64[::1])"], cache=True, **OPTIONS)
+@entry(f"void({_INPUTS}, int64, int64, float64[::1])")
 def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any) -> None:
     """Add half of rho of observations begin to end - 1 to the costs (N,) of their points."""
     robust, lens, point = Robust(*robust), scene[2], seen[1]
-    pose, camera, row, answer = np.empty(POSE), np.zeros(CAMERA), np.empty(ROW), np.empty(L)
+    pose, camera, row, answer = new_pose(costs), new_camera(costs), _new_row(costs), _new_answer(costs)
+    clear(camera, CAMERA)
     for first in range(begin, end, L):
         _fill(scene, seen, first, end, pose, camera, row)
         ru, rv = residuals(pose, camera, lens, row)
@@ -56,10 +55,9 @@ def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any
             costs[point[first + lane]] += 0.5 * answer[lane]
 
 
-@njit(
-    [f"float64({_INPUTS}, Tuple((int64[::1], boolean)), int64, int64, Tuple((float64[:,:,::1], float64[:,::1], "
-     f"float64[:,:,::1], float64[:,:,::1], float64[:,::1])))"],
-    cache=True, **OPTIONS,
+@entry(
+    f"float64({_INPUTS}, Tuple((int64[::1], boolean)), int64, int64, Tuple((float64[:,:,::1], float64[:,::1], "
+     f"float64[:,:,::1], float64[:,:,::1], float64[:,::1])))"
 )  # fmt: skip
 def linearize(scene: Any, seen: Any, robust: Any, wanted: Any, begin: Any, end: Any, out: Any) -> Any:
     """Normal equations of observations begin to end - 1, by columns (omega, v, kappa) of their views and by points.
@@ -72,8 +70,9 @@ def linearize(scene: Any, seen: Any, robust: Any, wanted: Any, begin: Any, end: 
     model = Model(scene[2], Robust(*robust), exact)
     U, gradient, W, V, point_gradient = out
     p = 6 + len(codes)
-    pose, camera, row, answer = np.empty(POSE), np.zeros(CAMERA), np.empty(ROW), np.empty(L)
-    derivatives = np.empty(DERIVATIVES)
+    pose, camera, row, answer = new_pose(U), new_camera(U), _new_row(U), _new_answer(U)
+    derivatives = _new_derivatives(U)
+    clear(camera, CAMERA)
     view, point, _ = seen
     cost = 0.0
     for first in range(begin, end, L):

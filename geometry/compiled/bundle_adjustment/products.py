@@ -7,10 +7,9 @@ begin[j + 1] - 1. Work is on points first to last - 1; what several threads woul
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from geometry.compiled.pose.equations import OPTIONS, L, jit
-from geometry.compiled.vectors import get, load, store
+from ..pose.equations import L
+from ..vectors import entry, get, jit, load, store
 
 __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
 
@@ -40,7 +39,7 @@ def _spread(W: Any, X: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
             to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
 
 
-@njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])")
 def couple(W: Any, points: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W points to out (V,p); points (N,3)."""
     view, begin = index
@@ -49,7 +48,7 @@ def couple(W: Any, points: Any, index: Any, first: Any, last: Any, out: Any) -> 
         _spread(W, (x, y, z), view, begin[j], begin[j + 1], out)
 
 
-@njit([f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])")
 def couple_back(W: Any, views: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """out (N,3) = W^T views, of the points at hand; views (V,p)."""
     view, begin = index
@@ -58,7 +57,7 @@ def couple_back(W: Any, views: Any, index: Any, first: Any, last: Any, out: Any)
         out[j, 0], out[j, 1], out[j, 2] = x, y, z
 
 
-@njit([f"void(float64[:,:,::1], float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])")
 def schur_product(W: Any, V_inverse: Any, views: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W V^-1 W^T views to out (V,p), reading W from memory once; views (V,p)."""
     view, begin = index
@@ -73,7 +72,7 @@ def schur_product(W: Any, V_inverse: Any, views: Any, index: Any, first: Any, la
         _spread(W, (x, y, z), view, begin[j], begin[j + 1], out)
 
 
-@njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])")
 def project_blocks(W: Any, motions: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """out (M,c,3) = motions^T W, of the points at hand; motions (V,p,c)."""
     view, begin = index
@@ -91,7 +90,7 @@ def project_blocks(W: Any, motions: Any, index: Any, first: Any, last: Any, out:
                 to[b, 2] += T[a, b] * z
 
 
-@njit([f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])")
 def own_blocks(W: Any, V_inverse: Any, index: Any, first: Any, last: Any, out: Any) -> None:
     """Add W V^-1 W^T of each observation to the lower triangle of its view's block in out (V,p,p)."""
     view, begin = index
@@ -108,7 +107,7 @@ def own_blocks(W: Any, V_inverse: Any, index: Any, first: Any, last: Any, out: A
                     to[a, b] += x * Wi[b, 0] + y * Wi[b, 1] + z * Wi[b, 2]
 
 
-@njit([f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], {_POINTS}, float64[:,::1])"], cache=True, **OPTIONS)
+@entry(f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], {_POINTS}, float64[:,::1])")
 def reduce_pairs(W: Any, V_inverse: Any, starts: Any, index: Any, first: Any, last: Any, T: Any) -> None:
     """Add -W V^-1 W^T to T, in such a way that T + T^T is the sum: every pair of observations of a point once.
 

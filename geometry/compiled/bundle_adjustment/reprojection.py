@@ -10,8 +10,8 @@ lower triangle H, each from its place on.
 
 from typing import Any, NamedTuple
 
-from geometry.compiled.pose.equations import L, distort, distort_bend, jit, radial, rho
-from geometry.compiled.vectors import load, splat, store, where_less
+from ..pose.equations import L, distort, distort_bend, radial, rho
+from ..vectors import jit, load, splat, store, where_less
 
 FREE = 10  # free intrinsics at the most
 COLUMNS = 6 + FREE + 3

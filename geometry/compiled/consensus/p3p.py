@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from geometry.compiled.pose.equations import POSE, L, jit
-from geometry.compiled.vectors import exp, fabs, load, log, splat, sqrt, store, where_less
+from ..pose.equations import POSE, L
+from ..vectors import exp, fabs, jit, load, log, splat, sqrt, store, where_less
 
 SAMPLE = 18 * L  # three rays, then three points
 ROOTS = 4

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geometry.compiled.constants import WIDER
-from geometry.compiled.pose.descent import levenberg_marquardt
-from geometry.compiled.pose.equations import ROW, L, Robust, Tile, distort, jit
-from geometry.compiled.pose.tile import place
-from geometry.compiled.vectors import get, load, put, splat, store, total, where_less
+
+from ..pose.descent import copy, levenberg_marquardt
+from ..pose.equations import POSE, ROW, L, Robust, Tile, distort, new_pose
+from ..pose.tile import place
+from ..vectors import get, jit, load, put, splat, store, total, where_less
 
 __all__ = ["Spare", "mirror", "refine", "score_of", "support"]
 
@@ -110,7 +111,8 @@ def refine(tile: Any, pose: Any, threshold2: Any, wide: Any, turns: Any, spare: 
     wide: the first choices are those of wider thresholds. Returns the score, infinite where the start has none.
     """
     squares = spare.squares
-    best = pose.copy()
+    best = new_pose(pose)
+    copy(pose, best, POSE)
     cost = last = score_of(tile, pose, threshold2, np.inf, squares)
     if wide:
         for factor in WIDER:

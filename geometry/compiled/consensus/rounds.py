@@ -4,15 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from geometry.compiled.consensus.p3p import POSES, ROOTS, SAMPLE, p3p
-from geometry.compiled.consensus.refinement import Spare, mirror, refine, score_of, support
 from geometry.compiled.constants import WIDER, WORTH
-from geometry.compiled.pose.equations import OPTIONS, POSE, SUMS, L, jit
-from geometry.compiled.pose.form import fill_rays
-from geometry.compiled.pose.tile import DATA, Data, fill, fill_pose, place, room, write_pose
-from geometry.compiled.vectors import get, put, splat, store
+
+from ..pose.equations import POSE, SUMS, L, new_camera, new_pose
+from ..pose.form import fill_rays
+from ..pose.tile import DATA, Data, Part, Visible, fill, fill_pose, new_centre, new_counts, new_tile, place, write_pose
+from ..vectors import entry, get, jit, put, splat, store
+from .p3p import POSES, ROOTS, SAMPLE, p3p
+from .refinement import Spare, mirror, refine, score_of, support
 
 __all__ = ["attempt", "score"]
 
@@ -110,10 +110,9 @@ def _draw(ends: Any, uniform: Any, chosen: Any) -> None:
 _INPUTS = DATA.format("float64")
 
 
-@njit(
-    [f"int64({_INPUTS}, Tuple((float64[:,::1], float64[:,:,::1], uint8[::1])), float64, int64, int64, "
-     "int64, Tuple((float64[:,:,::1], float64[::1], uint8[:,::1], float64[:,::1])))"],
-    cache=True, **OPTIONS,
+@entry(
+    f"int64({_INPUTS}, Tuple((float64[:,::1], float64[:,:,::1], uint8[::1])), float64, int64, int64, "
+     "int64, Tuple((float64[:,:,::1], float64[::1], uint8[:,::1], float64[:,::1])))"
 )  # fmt: skip
 def attempt(
     data: Any, sampling: Any, threshold2: Any, refined: Any, begin: Any, end: Any, out: Any
@@ -132,9 +131,10 @@ def attempt(
     best = max(refined, 1)
     poses, costs, inliers, facts = out
     n, H, eps = data.points2d.shape[1], uniform.shape[1], 2.0**-52
-    tile, visible = room(data, True)
+    tile = new_tile(data, Part(begin, end, 0, True, None), new_camera(costs))
+    visible = Visible(new_centre(costs), new_counts(costs))
     points, centre = tile.points, visible.centre
-    pose, winner, squares = np.empty(POSE), np.empty(POSE), np.empty(tile.rows * L)
+    pose, winner, squares = new_pose(costs), new_pose(costs), np.empty(tile.rows * L)
     sample, roots = np.empty(SAMPLE), np.empty(POSES)
     spare = Spare(squares, np.empty_like(points), np.empty(42 * L), np.empty(SUMS))
     scores, kept = np.empty(best), np.empty((best, 12))
@@ -205,18 +205,18 @@ def attempt(
     return 0
 
 
-@njit(
-    [f"int64({_INPUTS}, float64[:,::1], float64, float64[:,:,::1], int64, int64, "
-     "Tuple((float64[::1], uint8[:,::1])))"],
-    cache=True, **OPTIONS,
+@entry(
+    f"int64({_INPUTS}, float64[:,::1], float64, float64[:,:,::1], int64, int64, "
+     "Tuple((float64[::1], uint8[:,::1])))"
 )  # fmt: skip
 def score(data: Any, candidates: Any, threshold2: Any, poses: Any, begin: Any, end: Any, out: Any) -> Any:
     """out: costs (B,) = half the score, and inliers (B,N), of poses (B,4,4); arguments and result as of `attempt`."""
     data = Data(*data)
     costs, inliers = out
-    tile, visible = room(data, True)
+    tile = new_tile(data, Part(begin, end, 0, True, None), new_camera(costs))
+    visible = Visible(new_centre(costs), new_counts(costs))
     centre = visible.centre
-    pose, squares, rays = np.empty(POSE), np.empty(tile.rows * L), np.empty(3 * tile.rows * L)
+    pose, squares, rays = new_pose(costs), np.empty(tile.rows * L), np.empty(3 * tile.rows * L)
     ends = np.empty(data.points2d.shape[1])
     for b in range(begin, end):
         bad = fill(data, b, b + 1, tile, visible)

@@ -2,41 +2,42 @@
 
 from typing import Any
 
-import numpy as np
-from numba import njit
-
-from geometry.compiled.pose.descent import Linear, diagonal, shares, solve6
-from geometry.compiled.pose.equations import (
+from ..vectors import clear, entry, jit, load, scratch, splat, store, total, where_less
+from .descent import Linear, diagonal, new_factor, new_step, shares, solve6
+from .equations import (
     CAMERA,
-    OPTIONS,
-    POSE,
     ROW,
-    SUMS,
     L,
     Robust,
     distort,
     distort_bend,
     evaluate,
-    jit,
+    new_camera,
+    new_pose,
+    new_sums,
     radial,
     rho,
 )
-from geometry.compiled.pose.tile import (
+from .tile import (
     BLOCK,
     INPUTS,
     PART,
     Data,
     Part,
     Rows,
+    Visible,
     drain,
     fill,
     fill_covector,
     fill_pose,
-    room,
+    new_centre,
+    new_counts,
+    new_tile,
 )
-from geometry.compiled.vectors import load, splat, store, total, where_less
 
 __all__ = ["adjoint"]
+
+_new_ok = scratch(L)
 
 
 @jit
@@ -143,10 +144,9 @@ def _distortion_gradient(camera: Any, n: Any, n_dot: Any, p: Any, c: Any, sums: 
     store(sums, 17 * L, load(sums, 17 * L) - (pv * r2 + 2.0 * cv * r2dot) * r2)
 
 
-@njit(
-    [f"void({INPUTS.format(t)}, float64, boolean, Tuple(({t}[:,:,::1], int8[::1], {t}[:,:,::1])), {PART}, "
-     f"Tuple(({t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])))" for t in ("float64", "float32")],
-    cache=True, **OPTIONS,
+@entry(
+    *(f"void({INPUTS.format(t)}, float64, boolean, Tuple(({t}[:,:,::1], int8[::1], {t}[:,:,::1])), {PART}, "
+      f"Tuple(({t}[:,:,::1], {t}[:,:,::1], {t}[:,:,::1], {t}[:,::1], {t}[:,:,::1])))" for t in ("float64", "float32"))
 )  # fmt: skip
 def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, gradients: Any) -> None:
     """Vector-Jacobian product of the minima that `solve` found: gradients of <covectors, poses> by the data.
@@ -163,10 +163,9 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
     poses, statuses, covectors = at
     grad2d, grad3d, grad_K, grad_distortion, grad_weights = gradients
     n = points2d.shape[1]
-    tile, visible = room(data, part.spread)
-    pose, sums = np.empty(POSE, poses.dtype), np.empty(SUMS, poses.dtype)
-    rhs, step, ok = np.empty(6 * L, poses.dtype), np.empty(6 * L, poses.dtype), np.empty(L, poses.dtype)
-    work, size = np.empty(42 * L, poses.dtype), np.empty(6 * L, poses.dtype)
+    tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))
+    pose, sums, ok = new_pose(poses), new_sums(poses), _new_ok(poses)
+    rhs, step, work, size = new_step(poses), new_step(poses), new_factor(poses), new_step(poses)
     centre, (width, per_row) = visible.centre, ((1, L) if part.spread else (L, 1))
     for first in range(part.begin, part.end, width):
         fill(data, first, part.end, tile, visible)
@@ -181,8 +180,7 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
         diagonal(sums, size)
         left, _ = shares(work, size, size)
         store(ok, 0, where_less(0.0, pivot, where_less(least, left, load(ok, 0), 0.0), 0.0))
-        for k in range(0, CAMERA, L):
-            store(sums, k, 0.0)
+        clear(sums, CAMERA)
         last = min(width, part.end - first)
         for row in range(0, tile.rows, BLOCK):
             until = min(row + BLOCK, tile.rows)

@@ -13,8 +13,11 @@ from geometry.compiled.constants import (
     SAME_STEP,
     SHORT_STEP,
 )
-from geometry.compiled.pose.equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, jit
-from geometry.compiled.vectors import fabs, highest, load, splat, sqrt, store, where_less
+
+from ..vectors import clear, fabs, highest, jit, load, resolution, scratch, splat, sqrt, store, where_less
+from .equations import GRADIENT, HESSIAN, POSE, SUMS, L, evaluate, new_pose, new_sums
+
+new_step, new_factor = scratch(6 * L), scratch(42 * L)
 
 
 class Linear(NamedTuple):
@@ -84,7 +87,7 @@ def shares(work: Any, one: Any, other: Any) -> Any:
     the columns of L^-1.
     """
     first, second = splat(0.0, work), splat(0.0, work)
-    column = np.empty(6 * L, work.dtype)
+    column = new_step(work)
     for k in range(6):
         inverse = load(work, (k * (k + 3) // 2) * L)
         for i in range(k + 1, 6):
@@ -144,6 +147,12 @@ def still(pose: Any, step: Any, resolution: Any) -> Any:
 
 
 @jit
+def copy(source: Any, to: Any, length: Any) -> None:
+    for k in range(0, length, L):
+        store(to, k, load(source, k))
+
+
+@jit
 def blend(condition: Any, new: Any, old: Any, length: Any) -> None:
     """old[...] = new[...] in the lanes where condition is 1."""
     for k in range(0, length, L):
@@ -173,9 +182,8 @@ def levenberg_marquardt(
     Moves pose in place; returns cost (infinite where the start is infeasible) and accepted steps, lane by lane, and
     leaves in `now` the normal equations (SUMS) at the pose. A lane that has ended stays as it is.
     """
-    one, smallest = splat(1.0, pose), np.finfo(pose.dtype).eps ** SAME_STEP
-    trial, new = np.empty_like(pose), np.empty(SUMS, pose.dtype)
-    rhs, step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype)
+    one, smallest = splat(1.0, pose), resolution(pose) ** SAME_STEP
+    trial, new, rhs, step = new_pose(pose), new_sums(pose), new_step(pose), new_step(pose)
     linear = Linear(rhs, step, work)
     cost = evaluate(tile, robust, pose, False, now)
     running = where_less(cost, np.inf, one, 0.0)
@@ -232,7 +240,7 @@ def _determined(sums: Any, now: Any, own: Any, cost: Any, rule: Any, asked: Any,
     sums: gradient and exact Hessian, which `solve6` has factorised in linear, its pivots positive where asked; now:
     J^T J, and own its diagonal; cost: what it is there. Overwrites linear.
     """
-    size, together = np.empty(6 * L, own.dtype), np.empty(6 * L, own.dtype)
+    size, together = new_step(own), new_step(own)
     diagonal(sums, size)
     for k in range(0, 6 * L, L):
         a, b = load(own, k), load(size, k)
@@ -259,10 +267,12 @@ def polish(tile: Any, robust: Any, rule: Any, pose: Any, work: Any, now: Any) ->
     Moves pose in place; returns cost, and lane by lane whether stationary, whether determined. A lane that has ended
     stays as it is, whatever the others still need.
     """
-    one, zero, eps = splat(1.0, pose), splat(0.0, pose), np.finfo(pose.dtype).eps
+    one, zero, eps = splat(1.0, pose), splat(0.0, pose), resolution(pose)
     tolerance, smallest = max(1e-13, 50.0 * eps), eps**SAME_STEP
-    own, candidate, sums = np.empty(6 * L, pose.dtype), pose.copy(), np.empty(SUMS, pose.dtype)
-    rhs, step, best_step = np.empty(6 * L, pose.dtype), np.empty(6 * L, pose.dtype), np.zeros(6 * L, pose.dtype)
+    own, candidate, sums = new_step(pose), new_pose(pose), new_sums(pose)
+    rhs, step, best_step = new_step(pose), new_step(pose), new_step(pose)
+    copy(pose, candidate, POSE)
+    clear(best_step, 6 * L)
     linear = Linear(rhs, step, work)
     cost, decrease, running = splat(np.inf, pose), splat(np.inf, pose), one
     stationary, definite, determined = zero, zero, zero

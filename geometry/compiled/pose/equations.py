@@ -18,16 +18,16 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from geometry.compiled.vectors import (
-    FASTMATH,
+from ..vectors import (
     LANES,
     exp,
     fabs,
+    jit,
     load,
     log,
     lowest,
+    scratch,
     splat,
     sqrt,
     store,
@@ -45,8 +45,7 @@ CAMERA = 18 * L
 COST, NEAREST, GRADIENT, HESSIAN = 0, L, 2 * L, 8 * L  # places in sums; of the Hessian the lower triangle, row by row
 SUMS = 29 * L
 
-OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
-jit: Any = njit(**OPTIONS)
+new_pose, new_camera, new_sums = scratch(POSE), scratch(CAMERA), scratch(SUMS)
 
 
 class Robust(NamedTuple):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from geometry.compiled.pose.descent import blend, retract
-from geometry.compiled.pose.equations import ROW, L, distort, jit, radial, store6
-from geometry.compiled.pose.tile import finite
-from geometry.compiled.vectors import exp, fabs, get, highest, load, log, splat, sqrt, store, total, where_less
+from ..vectors import exp, fabs, get, highest, jit, load, log, resolution, splat, sqrt, store, total, where_less
+from .descent import blend, retract
+from .equations import ROW, L, distort, radial, store6
+from .tile import finite
 
 __all__ = ["FORM", "descend", "fill_rays", "quadratic_form", "sum_up", "translate"]
 
@@ -90,7 +90,7 @@ def fill_rays(tile: Any, rays: Any) -> None:
 
     The weight is zero where the lens has no or no unique ray.
     """
-    points, camera, eps = tile.points, tile.camera, np.finfo(rays.dtype).eps
+    points, camera, eps = tile.points, tile.camera, resolution(rays)
     tolerance = 1e-6 if eps < 1e-10 else 1e-4
     a, b, c, d = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
     scale = 1.0 / (a * d - b * c)
@@ -174,7 +174,7 @@ def sum_up(tile: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
 @jit
 def quadratic_form(form: Any, omega: Any, T: Any) -> None:
     """Omega (9 x 9) over r = (first, second, third column of R), and T (3 x 9) with t = T r; zero if not finite."""
-    eps = np.finfo(form.dtype).eps
+    eps = resolution(form)
     # L D L^T of the sum of V; pixels that all but coincide leave the depth free to rounding
     d0 = 1.0 / (form[0] + 4.0 * eps)
     l1, l2 = form[1] * d0, form[2] * d0

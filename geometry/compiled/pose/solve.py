@@ -3,23 +3,22 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from geometry.compiled.pose.descent import Rule, levenberg_marquardt, polish
-from geometry.compiled.pose.equations import OPTIONS, POSE, SUMS, L, Robust
-from geometry.compiled.pose.tile import INPUTS, PART, Data, Part, fill, fill_pose, room, write_pose
-from geometry.compiled.vectors import splat, store, where_less
+from ..vectors import entry, scratch, splat, store, where_less
+from .descent import Rule, levenberg_marquardt, new_factor, polish
+from .equations import L, Robust, new_camera, new_pose, new_sums
+from .tile import INPUTS, PART, Data, Part, Visible, fill, fill_pose, new_centre, new_counts, new_tile, write_pose
 
 __all__ = ["solve"]
 
 _CONVERGED, _STALLED, _SINGULAR, _INFEASIBLE, _TOO_FEW = 0, 1, 2, 3, 4  # geometry.optim.solution.Status
+_new_answer = scratch(3 * L)
 _NEAR = 1e-7  # predicted relative decrease at which Newton takes over
 
 
-@njit(
-    [f"int64({INPUTS.format(t)}, UniTuple(float64, 2), UniTuple(int64, 2), {t}[:,:,::1], {PART}, "
-     f"Tuple(({t}[:,:,::1], {t}[::1], int8[::1], int32[::1])))" for t in ("float64", "float32")],
-    cache=True, **OPTIONS,
+@entry(
+    *(f"int64({INPUTS.format(t)}, UniTuple(float64, 2), UniTuple(int64, 2), {t}[:,:,::1], {PART}, "
+      f"Tuple(({t}[:,:,::1], {t}[::1], int8[::1], int32[::1])))" for t in ("float64", "float32"))
 )  # fmt: skip
 def solve(data: Any, robust: Any, rule: Any, limits: Any, init: Any, part: Any, out: Any) -> Any:
     """Local minima next to init (B|1,4,4), of the problems of a part: Levenberg-Marquardt, then Newton.
@@ -32,10 +31,9 @@ def solve(data: Any, robust: Any, rule: Any, limits: Any, init: Any, part: Any, 
     data, robust, rule, part = Data(*data), Robust(*robust), Rule(*rule), Part(*part)
     max_steps, fewest = limits
     poses, costs, statuses, steps = out
-    tile, visible = room(data, part.spread)
+    pose, work, sums, answer = new_pose(poses), new_factor(poses), new_sums(poses), _new_answer(poses)
+    tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))
     centre, counts = visible
-    pose, work = np.empty(POSE, poses.dtype), np.empty(42 * L, poses.dtype)
-    sums, answer = np.empty(SUMS, poses.dtype), np.empty(3 * L, poses.dtype)
     width = 1 if part.spread else L
     for first in range(part.begin, part.end, width):
         bad = fill(data, first, part.end, tile, visible)

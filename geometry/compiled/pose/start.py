@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
-from geometry.compiled.pose.descent import blend, levenberg_marquardt
-from geometry.compiled.pose.equations import OPTIONS, POSE, ROW, SUMS, L, Robust, Tile, jit
-from geometry.compiled.pose.form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
-from geometry.compiled.pose.tile import INPUTS, PART, Data, Part, fill, finite, room, write_pose
-from geometry.compiled.vectors import get, highest, load, lowest, splat, store, where_less
 from geometry.se3 import cube_rotations
+
+from ..vectors import entry, get, highest, jit, load, lowest, room, scratch, splat, store, where_less
+from .descent import blend, levenberg_marquardt
+from .equations import POSE, ROW, L, Robust, Tile, new_camera, new_pose, new_sums
+from .form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
+from .tile import INPUTS, PART, Data, Part, Visible, fill, finite, new_centre, new_counts, new_tile, write_pose
 
 __all__ = ["start"]
 
@@ -32,7 +32,9 @@ _HOPELESS = 100.0  # times the lowest cost: not worth another step
 _GRADUAL = (900.0, 64.0, 4.0, 1.0)  # times the squared scale of a robust kernel, one after the other
 
 _ROTATIONS = 3  # vectors of rotations
-_WORK = 74 * L
+_new_few, _new_work = scratch(_FEW * ROW), scratch(74 * L)
+_new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(L)
+_new_form, _new_omega, _new_T, _new_middle = scratch(FORM), scratch(81), scratch(27), scratch(3)
 
 
 # The 24 rotations of `geometry.se3` as three poses of eight lanes each, t = 0.
@@ -76,10 +78,9 @@ def _choose(rotations: Any, values: Any, size: Any, middle: Any, pose: Any) -> A
 
 
 @jit
-def _lay_out(tile: Any, n: Any, count: Any, spread: Any) -> Any:
-    """A tile with some of the visible points of a spread one in every lane."""
+def _lay_out(tile: Any, n: Any, count: Any, few: Any) -> Any:
+    """A tile with some of the visible points of a spread one in every lane; few: room for its points (_FEW ROW)."""
     points, rows = tile.points, min(count, _FEW)
-    few = np.empty(rows * ROW, points.dtype)
     row, seen, wanted = 0, 0, 0
     for i in range(n):
         o = (i // L) * ROW + i % L
@@ -94,7 +95,7 @@ def _lay_out(tile: Any, n: Any, count: Any, spread: Any) -> Any:
             # strides that are even but for a jitter, lest they run along the columns of a grid
             wanted = max(seen + 1, int((row + 0.618034 * row % 1.0) * count / rows))
         seen += 1
-    return Tile(few, row, tile.camera, tile.lens, spread)
+    return Tile(few, row, tile.camera, tile.lens, False)
 
 
 @jit
@@ -129,7 +130,7 @@ def _refine_few(few: Any, robust: Any, pose: Any, other: Any, work: Any) -> Any:
     non-convexity, which begin with a kernel so wide that it is none (Yang, Antonante, Tzoumas and Carlone 2020,
     RA-L 5(2)).
     """
-    sums = np.empty(SUMS, pose.dtype)
+    sums = new_sums(pose)
     if not robust.code:
         cost, _ = levenberg_marquardt(few, robust, _FIRST_STEPS, _ENOUGH, pose, work, sums)
         return cost
@@ -152,7 +153,7 @@ def _refine_best(
     The second is distinct from the best; it is the best itself where there is no other.
     """
     best, second, refined = -1, -1, 0  # refined: a bit a lane
-    alone, sums = np.empty(POSE, pose.dtype), np.empty(SUMS, pose.dtype)
+    alone, sums = new_pose(pose), new_sums(pose)
     for _ in range(candidates):
         lane = -1
         for k in range(candidates):
@@ -196,10 +197,7 @@ def _write(pose: Any, lane: Any, centre: Any, poses: Any, b: Any) -> None:
                 poses[b, i, j] = 1.0 if i == j or (i, j) == (2, 3) else 0.0
 
 
-@njit(
-    [f"void({INPUTS.format(t)}, {PART}, UniTuple({t}[:,:,::1], 2))" for t in ("float64", "float32")],
-    cache=True, **OPTIONS,
-)  # fmt: skip
+@entry(*(f"void({INPUTS.format(t)}, {PART}, UniTuple({t}[:,:,::1], 2))" for t in ("float64", "float32")))
 def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     """Starts for `solve`: poses near the global minima, and next to the best minima that are distinct from these.
 
@@ -209,13 +207,13 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     """
     data, robust, part = Data(*data), Robust(*robust), Part(*part)
     poses, second = out
-    n, dtype = data.points2d.shape[1], poses.dtype
-    tile, visible = room(data, True)
+    n = data.points2d.shape[1]
+    tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))
     centre, counts = visible
-    rays, rotations = np.empty(tile.rows * 3 * L, dtype), np.empty(_ROTATIONS * POSE, dtype)
-    form, omega, T, middle = np.empty(FORM, dtype), np.empty(81, dtype), np.empty(27, dtype), np.empty(3, dtype)
-    values, costs = np.empty(_ROTATIONS * L, dtype), np.empty(L, dtype)
-    pose, other, work = np.empty(POSE, dtype), np.empty(POSE, dtype), np.empty(_WORK, dtype)
+    rays, few_points = room(part, tile.rows * ROW, tile.rows * 3 * L, poses), _new_few(poses)
+    form, omega, T, middle = _new_form(poses), _new_omega(poses), _new_T(poses), _new_middle(poses)
+    rotations, values, costs = _new_rotations(poses), _new_values(poses), _new_costs(poses)
+    pose, other, work = new_pose(poses), new_pose(poses), _new_work(poses)
     for b in range(part.begin, part.end):
         bad = fill(data, b, b + 1, tile, visible)
         count = counts[0]
@@ -237,7 +235,7 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
             value = descend(omega, R, work)
             store(values, v * L, translate(R, T, form, value))
         candidates = _choose(rotations, values, size, middle, pose)
-        few = _lay_out(tile, n, count, False)
+        few = _lay_out(tile, n, count, few_points)
         _push_ahead(few, 0.1 * size, pose)
         cost = _refine_few(few, robust, pose, other, work)
         store(costs, 0, cost * (count / few.rows))

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geometry.checks import ROUNDED
-from geometry.compiled.pose.equations import CAMERA, ROW, L, Tile, jit
-from geometry.compiled.vectors import get, put
+
+from ..vectors import clear, get, jit, put, room, scratch
+from .equations import CAMERA, ROW, L, Tile
 
 
 class Data(NamedTuple):
@@ -37,29 +38,36 @@ class Visible(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Problems begin to end - 1 of a batch, their place among what threads add up, and whether they are spread."""
+    """Problems begin to end - 1 of a batch, their place among what threads add up, and whether they are spread.
+
+    workspace: on a device, an array (length, slots) that holds the tiles; None on the CPU, where they are allocated.
+    """
 
     begin: Any
     end: Any
     slot: Any
     spread: Any
+    workspace: Any
+
+
+new_centre, new_counts = scratch(3 * L), scratch(2 * L, integer=True)
 
 
 # Types of what every kernel begins with, and of the last
 DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1]))"
 INPUTS = DATA + ", Tuple((int64, float64, float64))"  # data, robust
-PART = "Tuple((int64, int64, int64, boolean))"
+PART = "Tuple((int64, int64, int64, boolean, none))"
 # Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
 BLOCK = 32
 
 
 @jit
-def room(data: Any, spread: Any) -> Any:
-    """A tile for `fill`, and what is visible in it."""
-    n, dtype = data.points2d.shape[1], data.points2d.dtype
-    rows = (n + L - 1) // L if spread else n
-    tile = Tile(np.empty(rows * ROW, dtype), rows, np.zeros(CAMERA, dtype), data.distortion.shape[1], spread)
-    return tile, Visible(np.zeros(3 * L, dtype), np.zeros(2 * L, np.int64))
+def new_tile(data: Any, part: Any, camera: Any) -> Any:
+    """A tile for `fill`, whose camera is an array of CAMERA numbers."""
+    n = data.points2d.shape[1]
+    rows = (n + L - 1) // L if part.spread else n
+    clear(camera, CAMERA)
+    return Tile(room(part, 0, rows * ROW, camera), rows, camera, data.distortion.shape[1], part.spread)
 
 
 @jit
