@@ -1,30 +1,35 @@
-"""Eight numbers at a time for numba kernels: `Vector`, one problem a lane.
+"""Several numbers at a time for kernels: `Vector`, one problem a lane, as many lanes as the `target` has.
 
 Numba's loop vectoriser gives up on bodies with dozens of accumulators. These vectors are values that LLVM keeps in
-registers (AVX-512, two of AVX2, four of NEON), so that a kernel reads like the formula for one problem and works on
-eight. Vectors mix with scalars, which are broadcast; there is no mask type: `where_less` selects lane by lane.
-Changing this file does not refresh numba's caches of its users: touch them as well. Every kernel imports this file, and
-with it a last place for what is compiled, should the package and the home both be read-only.
+registers (AVX-512, two of AVX2, four of NEON; one number of a thread on a device), so that a kernel reads like the
+formula for one problem and works on eight. Vectors mix with scalars, which are broadcast to their precision; there is
+no mask type: `where_less` selects lane by lane. Changing this file does not refresh numba's caches of its users: touch
+them as well.
 """
 
-import atexit
 import operator
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import numba
-import numba.extending
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.caching import FunctionCache, UserProvidedCacheLocator
-from numba.extending import lower_builtin, models, register_model, type_callable
+
+from .target import (
+    FASTMATH,
+    LANES,
+    cgutils,
+    elementwise,
+    entry,
+    intrinsic,
+    jit,
+    lower_builtin,
+    models,
+    reduction,
+    register_model,
+    room,
+    type_callable,
+    types,
+)
 
 __all__ = [
     "LANES",
@@ -50,49 +55,6 @@ __all__ = [
     "where_less",
 ]
 
-intrinsic: Any = numba.extending.intrinsic  # what it makes is called with other arguments than what it decorates
-
-LANES = 8
-# Sums may be regrouped and fused; NaN and infinity keep their meaning, because they mark infeasible problems.
-FASTMATH = ("contract", "arcp", "nsz", "reassoc")
-_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
-
-jit: Any = numba.njit(**_OPTIONS)
-"""A function that kernels call."""
-
-
-def entry(*signatures: str) -> Any:
-    """A function that Python calls, compiled for these signatures when its module is imported."""
-    return numba.njit(list(signatures), cache=True, **_OPTIONS)
-
-
-class _LastPlace(UserProvidedCacheLocator):
-    """Where kernels of this package are kept if they can be kept nowhere else: for this process alone."""
-
-    def __init__(self, py_func: Any, py_file: str) -> None:
-        self._py_file, self._lineno = py_file, py_func.__code__.co_firstlineno
-        self._cache_path = str(Path(_temporary_folder(), self.get_suitable_cache_subpath(py_file)))
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Any:
-        return cls(py_func, py_file) if Path(__file__).parent in Path(py_file).parents else None
-
-
-@lru_cache(maxsize=1)
-def _temporary_folder() -> str:
-    warnings.warn(
-        f"neither {Path(__file__).parent} nor a cache folder of the user can be written: what is compiled is lost "
-        "when this process ends, and takes minutes. Set NUMBA_CACHE_DIR to a folder that can be written",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    folder = tempfile.mkdtemp(prefix="geometry-")  # nobody else's: numba runs what it finds in a cache
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-FunctionCache._impl_class._locator_classes.append(_LastPlace)  # numba asks them in turn, and fails if none can
-
 
 class Vector(types.Type):
     """Type of LANES floating-point numbers."""
@@ -106,7 +68,7 @@ class Vector(types.Type):
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, vector: Vector) -> None:
         element = ir.DoubleType() if vector.dtype == types.float64 else ir.FloatType()
-        super().__init__(dmm, vector, ir.VectorType(element, LANES))
+        super().__init__(dmm, vector, element if LANES == 1 else ir.VectorType(element, LANES))
 
 
 def _as_vector(context: Any, builder: Any, value: Any, typ: types.Type, vector: Vector) -> Any:
@@ -114,6 +76,8 @@ def _as_vector(context: Any, builder: Any, value: Any, typ: types.Type, vector: 
     if isinstance(typ, Vector):
         return value
     scalar = context.cast(builder, value, typ, vector.dtype)
+    if LANES == 1:
+        return scalar
     empty = ir.Constant(context.get_value_type(vector), ir.Undefined)
     first = builder.insert_element(empty, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
@@ -157,19 +121,30 @@ def _type_neg(context: Any) -> Callable[[types.Type], Vector | None]:
 
 @lower_builtin(operator.neg, Vector)
 def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    return builder.fneg(args[0], flags=FASTMATH)
+    vector = sig.args[0]
+    zero = _as_vector(context, builder, context.get_constant(vector.dtype, -0.0), vector.dtype, vector)
+    return builder.fsub(zero, args[0], flags=FASTMATH)  # the compiler of devices does not know fneg
+
+
+def _place(context: Any, builder: Any, array: Any, index: Any, sig: Any) -> Any:
+    """Address of element number `index` of an array: of any shape if contiguous, else of one dimension."""
+    made = context.make_array(sig.args[0])(context, builder, array)
+    index = context.cast(builder, index, sig.args[1], types.intp)
+    if sig.args[0].layout == "C":
+        return builder.gep(made.data, [index])
+    stride = builder.sdiv(builder.extract_value(made.strides, 0), made.itemsize)
+    return builder.gep(made.data, [builder.mul(index, stride)])
 
 
 def _pointer(context: Any, builder: Any, sig: Any, args: Any, vector: Vector) -> Any:
-    """Address of LANES numbers from element args[1] of the contiguous array args[0]."""
-    data = context.make_array(sig.args[0])(context, builder, args[0]).data
-    index = context.cast(builder, args[1], sig.args[1], types.intp)
-    return builder.bitcast(builder.gep(data, [index]), context.get_value_type(vector).as_pointer())
+    """Address of LANES numbers from element args[1] of the array args[0]."""
+    place = _place(context, builder, args[0], args[1], sig)
+    return builder.bitcast(place, context.get_value_type(vector).as_pointer())
 
 
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any) -> Any:
-    """array[index : index + LANES] of a contiguous 1-D array; nothing is checked."""
+    """array[index : index + LANES] of a 1-D array, contiguous if LANES > 1; nothing is checked."""
     vector = Vector(array.dtype)
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -193,11 +168,10 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def get(typing_context: Any, array: Any, index: Any) -> Any:
-    """Element number `index` of a contiguous array of any shape; nothing is checked."""
+    """Element number `index` of an array, of any shape if contiguous, else of one dimension; nothing is checked."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [context.cast(builder, args[1], index, types.intp)]))
+        return builder.load(_place(context, builder, args[0], args[1], sig))
 
     return array.dtype(array, index), lower
 
@@ -207,8 +181,7 @@ def put(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Set element number `index` of a contiguous array of any shape; nothing is checked."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        place = builder.gep(data, [context.cast(builder, args[1], index, types.intp)])
+        place = _place(context, builder, args[0], args[1], sig)
         builder.store(context.cast(builder, args[2], value, array.dtype), place)
         return context.get_dummy_value()
 
@@ -238,30 +211,21 @@ def where_less(typing_context: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     return vector(a, b, x, y), lower
 
 
-def _llvm(name: str, start: float | None = None, reduces: bool = False) -> Any:
-    """The LLVM intrinsic of that name on one vector; a reduction, if so said, with a start value."""
+def _function(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -> Any:
+    """`lower` of a vector as a function that kernels call."""
 
     @intrinsic
-    def call(typing_context: Any, a: Vector) -> Any:
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            vector = context.get_value_type(a)
-            result = vector.element if reduces else vector
-            first = [] if start is None else [ir.Constant(vector.element, start)]
-            kind = ir.FunctionType(result, [*(c.type for c in first), vector])
-            full_name = f"llvm.{name}.v{LANES}f{a.dtype.bitwidth}"
-            function = cgutils.get_or_insert_function(builder.module, kind, full_name)
-            return builder.call(function, [*first, args[0]], fastmath=("reassoc",))
+    def call(typing_context: Any, a: Any) -> Any:
+        def lower_call(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return lower(builder, name, args[0])
 
-        return (a.dtype if reduces else a)(a), lower
+        return (a.dtype if reduces else a)(a), lower_call
 
     return call
 
 
-sqrt, fabs = _llvm("sqrt"), _llvm("fabs")
-log, exp = _llvm("log"), _llvm("exp")  # lane by lane in the C library: tens of nanoseconds
-total = _llvm("vector.reduce.fadd", start=0.0, reduces=True)
-lowest = _llvm("vector.reduce.fmin", reduces=True)
-highest = _llvm("vector.reduce.fmax", reduces=True)
+sqrt, fabs, log, exp = (_function(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp"))
+total, lowest, highest = (_function(reduction, name, True) for name in ("fadd", "fmin", "fmax"))
 
 
 def scratch(length: int, integer: bool = False) -> Any:
@@ -291,12 +255,6 @@ def scratch(length: int, integer: bool = False) -> Any:
         return array(like), lower
 
     return make
-
-
-@jit
-def room(part: Any, begin: Any, length: Any, like: Any) -> Any:
-    """An array of so many numbers for the problems at hand, from place `begin` on in the workspace, if there is one."""
-    return np.empty(length, like.dtype)
 
 
 @jit

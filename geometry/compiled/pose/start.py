@@ -31,7 +31,7 @@ _ENOUGH = 1e-4  # relative decrease that is left to `solve`
 _HOPELESS = 100.0  # times the lowest cost: not worth another step
 _GRADUAL = (900.0, 64.0, 4.0, 1.0)  # times the squared scale of a robust kernel, one after the other
 
-_ROTATIONS = 3  # vectors of rotations
+_ROTATIONS = 24 // L  # vectors of rotations
 _new_few, _new_work = scratch(_FEW * ROW), scratch(74 * L)
 _new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(L)
 _new_form, _new_omega, _new_T, _new_middle = scratch(FORM), scratch(81), scratch(27), scratch(3)
