@@ -5,7 +5,7 @@ What a thing is (`check_tensors`, `whole`, `positive`, `one_of`, `function`) is 
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -31,6 +31,7 @@ __all__ = [
     "check_tensors",
     "check_tensors_or_none",
     "indices",
+    "intercepted",
     "one_of",
     "plainly",
     "positive",
@@ -82,6 +83,19 @@ def breaks_graphs(f: Callable[P, T]) -> Callable[P, T]:
 def untransformed() -> bool:
     """Whether tensors are what they seem: neither a transform of torch.func nor a level of dual numbers is open."""
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def intercepted(tensors: Sequence[Tensor]) -> bool:
+    """Whether anything wants to see the operations on these tensors: a graph or a trace, a transform, a mode of torch's
+    dispatch, a type of tensor of its own, another device than the CPU."""
+    if torch.compiler.is_compiling() or not untransformed():
+        return True
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    return not all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
 
 
 def refuse_captured(what: Any) -> None:

@@ -2,9 +2,10 @@
 
 layer     pnp, BPnP                                     data      PnPData: what they are given, checked, masked, centred
 compiled  the back end of kernels                       tensors   the back end of tensor operations: one contract
-operator  the kernels as torch operators                start     the global start in tensors
-problem   PnP as a Problem, in tensor operations        ransac    pnp_ransac: a pose among wrong matches
+operator  torch operators: gradients, vmap, compile     cpu       how the CPU runs them: threads and kernels
+problem   PnP as a Problem, in tensor operations        start     the global start in tensors
 losses    losses of poses as distributions              sampling  draws from such distributions
+ransac    pnp_ransac: a pose among wrong matches
 """
 
 from geometry.pose.layer import BPnP, PoseSolution, pnp

@@ -1,5 +1,6 @@
 """What PnP is given: its arguments checked, masked and centred, each with its batch dimension."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from geometry.checks import (
     check_tensors,
     check_tensors_or_none,
     function,
+    intercepted,
     one_of,
     values,
     whole,
@@ -48,7 +50,9 @@ class PnPData(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "PnPData":
         """The same in another precision."""
-        points2d, points3d, K, distortion, weights = (d if d.dtype == dtype else d.to(dtype) for d in self[:5])
+        if {d.dtype for d in self[:5]} == {dtype}:
+            return self
+        points2d, points3d, K, distortion, weights = (d.to(dtype) for d in self[:5])
         return PnPData(points2d, points3d, K, distortion, weights, self.mask)
 
     def detached(self) -> "PnPData":
@@ -100,7 +104,7 @@ def check_options(model: Model, kernel: Kernel | None, gradient: Gradient = "exa
 
 def check_shape(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
     # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
-    if all(value.shape != shape for shape in shapes):
+    if value.shape not in shapes:
         raise ValueError(f"{name} must have shape {wanted.format(B=B, N=N)}, got {tuple(value.shape)}")
 
 
@@ -131,32 +135,28 @@ def prepare(
     B, N, _ = points2d.shape
     check_shape("points3d", points3d, B, N, "({B}|1,{N},3) or ({N},3)", (B, N, 3), (1, N, 3), (N, 3))
     check_shape("K", K, B, N, "({B}|1,3,3) or (3,3)", (B, 3, 3), (1, 3, 3), (3, 3))
+    nothing = _nothing(points2d, K.dtype)
     if distortion is None:
-        distortion = points2d.new_empty(1, 0, dtype=K.dtype)
+        distortion = nothing.distortion
     elif distortion.ndim not in (1, 2) or (distortion.ndim == 2 and distortion.shape[0] not in (1, B)):
         raise ValueError(f"distortion must have shape ({B}|1,k) or (k,), got {tuple(distortion.shape)}")
     check_distortion(distortion, model)
     if weights is None:
-        weights = points2d.new_ones(1, 1, 1, dtype=K.dtype)
+        weights = nothing.weights
     else:
         check_shape("weights", weights, B, N, "({B}|1,{N}) or ({B}|1,{N},2)", (B, N), (1, N), (B, N, 2), (1, N, 2))
         weights = weights[..., None].expand(-1, -1, 2) if weights.ndim == 2 else weights
     if mask is None:
-        mask = torch.ones(1, 1, dtype=torch.bool, device=points2d.device)
+        mask = nothing.mask
     else:
         boolean("mask", mask)
         check_shape("mask", mask, B, N, "({B}|1,{N})", (B, N), (1, N))
         if mask.device != points2d.device:
             raise ValueError(f"mask must be on the device of points2d ({points2d.device}), got {mask.device}")
-    dtype, device = precision(points2d), points2d.device
-    named = (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights), ("init", init))
-    for name, value in named:
-        if value is not None and (precision(value) != dtype or value.device != device):
-            raise ValueError(
-                f"{name} must have the dtype and device of points2d ({points2d.dtype}, {device}), "
-                f"got {value.dtype}, {value.device}"
-            )
+    for name, value in (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights)):
+        _check_like(name, value, points2d)
     if init is not None:
+        _check_like("init", init, points2d)
         check_shape("init", init, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
     needed = 4 if init is None else 3
     if needed > N:
@@ -168,15 +168,43 @@ def prepare(
     return PnPData(points2d, points3d, K, distortion, weights, mask)
 
 
+class _Nothing(NamedTuple):
+    """What stands for an argument that is not given."""
+
+    distortion: Tensor
+    weights: Tensor
+    mask: Tensor
+
+
+def _nothing(points2d: Tensor, dtype: torch.dtype) -> _Nothing:
+    return _made(points2d, dtype) if intercepted((points2d,)) else _kept(dtype)
+
+
+def _made(like: Tensor, dtype: torch.dtype) -> _Nothing:
+    mask = torch.ones(1, 1, dtype=torch.bool, device=like.device)
+    return _Nothing(like.new_empty(1, 0, dtype=dtype), like.new_ones(1, 1, 1, dtype=dtype), mask)
+
+
+@cache
+def _kept(dtype: torch.dtype) -> _Nothing:
+    """Made once, as three operations of torch take a tenth of what a pose does; nobody is given them to change."""
+    with torch.inference_mode(False):  # or no graph could hold them, later
+        return _made(torch.empty(0, device="cpu"), dtype)
+
+
+def _check_like(name: str, value: Tensor, points2d: Tensor) -> None:
+    if value.device != points2d.device or (value.dtype != points2d.dtype and precision(value) != precision(points2d)):
+        raise ValueError(
+            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
+            f"got {value.dtype}, {value.device}"
+        )
+
+
 def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
     """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
     check_tensors(**{name: pose})
     B, N, _ = points2d.shape
     check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
-    if precision(pose) != precision(points2d) or pose.device != points2d.device:
-        raise ValueError(
-            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
-            f"got {pose.dtype}, {pose.device}"
-        )
+    _check_like(name, pose, points2d)
     values(**{name: (pose, "pose")})
     return pose.expand(B, 4, 4)

@@ -107,8 +107,11 @@ def pnp(
 def _back_end(data: PnPData, options: Options) -> ModuleType:
     """The module that does the work: `geometry.pose.compiled` where it can, `geometry.pose.tensors` elsewhere."""
     known = options.kernel is None or isinstance(options.kernel, RobustKernel)
-    on_cpu = data.points2d.device.type == "cpu"
-    return compiled if on_cpu and known and options.model == "radtan" and options.gradient != "unrolled" else tensors
+    return (
+        compiled
+        if data.points2d.is_cpu and known and options.model == "radtan" and options.gradient != "unrolled"
+        else tensors
+    )
 
 
 class BPnP(nn.Module):

@@ -71,7 +71,7 @@ def solved(problems: Problems, which: Tensor, kernel: Kernel | None, start: str)
 @pytest.mark.parametrize(("kernel", "lens"), [("none", False), ("none", True), ("huber", False), ("barron", True)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_batch_is_a_loop_to_the_bit(dtype: torch.dtype, kernel: str, lens: bool, start: str) -> None:
-    """Four copies of one problem are it alone: fewer are added up in another order (`operator._spread`)."""
+    """Four copies of one problem are it alone: fewer are added up in another order (`cpu._spread`)."""
     problems, g = pool(dtype, 12, lens), generator(7)
     B = len(problems.K)
     alone = [solved(problems, torch.tensor([i] * 4), KERNELS[kernel], start) for i in range(B)]

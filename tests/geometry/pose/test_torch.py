@@ -282,7 +282,7 @@ def test_operators_are_what_torch_library_asks_for(make_scene: Any, sharing: str
     leaves = [v.clone().requires_grad_() for v in inputs.values()]
     options = ("cauchy", 3.0, 1.0)
     # opcheck takes no gradient of search, which has none
-    torch.library.opcheck(operator.search, (*inputs.values(), mask, *options, 50))
+    torch.library.opcheck(operator._search, (*inputs.values(), mask, *options, 50))
     torch.library.opcheck(operator._solve, (*leaves, mask, init, *options, 50, 3, True))
     poses, _, statuses, _ = operator._solve(*inputs.values(), mask, init, *options, 50, 3, True)
     covectors = torch.ones(3, 4, 4, **DOUBLE)
