@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import symmetric
+from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import in_parallel
 from geometry.robust import Kernel, RobustKernel
 
@@ -39,8 +40,6 @@ def _inputs(
     kernel: Kernel | None,
 ) -> tuple:  # fmt: skip
     """Arguments that both kernels begin with: scene, seen, robust."""
-    from geometry.compiled.pose.equations import ROBUST
-
     poses, points, K, distortion = scene
     A = K[:, :2, :2].flatten(1)
     lens = torch.nn.functional.pad(distortion, (0, 12 - distortion.shape[1]))

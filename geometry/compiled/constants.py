@@ -5,6 +5,7 @@ __all__ = [
     "LEAST_DAMPING",
     "LEAST_SHRINK",
     "MOST_DAMPING",
+    "ROBUST",
     "SAME_COST",
     "SAME_STEP",
     "SHORT_STEP",
@@ -28,3 +29,5 @@ WIDER = (5.0, 3.0, 2.0)
 """Times the threshold: those that RANSAC's models descend through before the threshold itself."""
 WORTH = 0.999
 """Part of the lowest score below which a model is worth that descent: what is no better has been there before."""
+ROBUST = {"none": 0, "huber": 1, "cauchy": 2, "geman_mcclure": 3, "barron": 4}
+"""What kernels call the robust kernels of `geometry.robust`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from geometry.checks import values
+from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import in_parallel
 from geometry.optim import ADJOINT, FEIGNED, margin
 
@@ -48,14 +49,6 @@ def _kernel(name: str) -> Callable:
 
         return adjoint.adjoint
     return solve.solve
-
-
-@cache
-def _code(robust: str) -> int:
-    """What the kernels call a robust kernel."""
-    from geometry.compiled.pose.equations import ROBUST
-
-    return ROBUST[robust]
 
 
 def solve(*inputs: Any) -> tuple[Tensor, ...]:
@@ -123,7 +116,7 @@ def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple
     """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
     points2d, points3d, K, distortion, weights, mask = map(_array, data)
     arrays = (points2d, points3d, K, distortion, weights, mask.view(np.uint8))
-    return arrays, (_code(robust), scale * scale, alpha)
+    return arrays, (ROBUST[robust], scale * scale, alpha)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -35,9 +35,6 @@ from ..vectors import (
     where_less,
 )
 
-ROBUST = {"none": 0, "huber": 1, "cauchy": 2, "geman_mcclure": 3, "barron": 4}
-"""Codes of the robust kernels (`geometry.robust.RobustKernel`)."""
-
 L = LANES
 ROW = 7 * L  # X, Y, Z, u, v, weight of u, weight of v
 POSE = 12 * L
@@ -49,7 +46,7 @@ new_pose, new_camera, new_sums = scratch(POSE), scratch(CAMERA), scratch(SUMS)
 
 
 class Robust(NamedTuple):
-    """A robust kernel: its code in ROBUST, its squared scale, its shape."""
+    """A robust kernel: its code in `geometry.compiled.constants.ROBUST`, its squared scale, its shape."""
 
     code: Any
     scale2: Any

@@ -1,0 +1,23 @@
+"""`run` of `geometry.compiled.cuda.grid` as a loop over problems, on tensors of the CPU."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .threads import THREADS
+
+__all__ = ["run"]
+
+
+def _array(argument: Any) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(_array(a) for a in argument)
+    return argument.numpy() if isinstance(argument, Tensor) else argument
+
+
+def run(name: str, problems: int, arguments: Any) -> None:
+    arrays = _array(arguments)
+    with np.errstate(all="ignore"):
+        for b in range(problems):
+            THREADS[name](b, arrays)

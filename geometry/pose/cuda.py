@@ -1,0 +1,94 @@
+"""How a CUDA device runs the operators of `geometry.pose.operator`: a problem a thread, and nothing waits for it.
+
+Each takes the arguments of its operator, which says what they mean. A launch or two do the work, so that a call can be
+captured in a CUDA graph; what the CPU raises ValueError for when it sees the values ends INFEASIBLE here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geometry.compiled.constants import ROBUST
+from geometry.optim import ADJOINT, FEIGNED, margin
+
+__all__ = ["adjoint", "search", "solve"]
+
+
+def _grid() -> Any:
+    """What starts kernels, imported with the first call: numba takes a second."""
+    from geometry.compiled.cuda import grid
+
+    return grid
+
+
+def solve(*inputs: Any) -> tuple[Tensor, ...]:
+    """The operator `pnp`."""
+    *data, init, robust, scale, alpha, max_steps, fewest, _exact = inputs
+    given = _given(data, robust, scale, alpha)
+    out = _empty(data[0])
+    arguments = (*given, _rule(data[0]), (max_steps, fewest), init.detach().contiguous(), _workspace(data[0], 7), out)
+    _run("solve", arguments)
+    return out
+
+
+def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `pnp_search`."""
+    *data, robust, scale, alpha, max_steps = inputs
+    first, second, ratios = _empty(data[0]), _empty(data[0]), data[0].new_empty(len(data[0]))
+    arguments = _given(data, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 10)
+    given, rule, limits, workspace = arguments
+    _run("search", (*given, rule, limits, workspace, first, second, ratios))
+    return first[0], second[0], ratios
+
+
+def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
+    """The operator `pnp_adjoint`."""
+    *data, poses, covectors, statuses, robust, scale, alpha, exact, wanted = inputs
+    B, N, _ = data[0].shape
+    shapes = ((N, 2), (N, 3), (3, 3), data[3].shape[1:], data[4].shape[1:])
+    # threads do not share a sum: what is shared has a row for each of them, added up at the end
+    out = tuple(
+        data[0].new_empty([0] * (len(shape) + 1)) if not want
+        else (data[0].new_zeros if i in (2, 3) or (i > 0 and len(data[i]) == 1) else data[0].new_empty)(B, *shape)
+        for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
+    )  # fmt: skip
+    at = tuple(t.detach().contiguous() for t in (poses, statuses, covectors))
+    least = ADJOINT * _rule(data[0])[0]
+    given = _given(data, robust, scale, alpha)
+    _run("adjoint", (*given, least, exact, at, _workspace(data[0], 7), out))
+    return tuple(
+        g.sum(0, keepdim=True) if want and len(d) < len(g) else g for g, d, want in zip(out, data, wanted, strict=False)
+    )
+
+
+def _run(name: str, arguments: tuple[Any, ...]) -> None:
+    points2d = arguments[0][0]
+    if len(points2d):
+        _grid().run(name, len(points2d), arguments)
+
+
+def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
+    """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
+    *numbers, mask = (d.detach().contiguous() for d in data)
+    return (*numbers, mask.view(torch.uint8)), (ROBUST[robust], scale * scale, alpha)
+
+
+def _empty(points2d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Poses (B,4,4), costs (B,), statuses (B,) int8, accepted steps (B,) int32."""
+    B = len(points2d)
+    return (
+        points2d.new_empty(B, 4, 4), points2d.new_empty(B),
+        points2d.new_empty(B, dtype=torch.int8), points2d.new_empty(B, dtype=torch.int32),
+    )  # fmt: skip
+
+
+def _workspace(points2d: Tensor, numbers: int) -> Tensor:
+    """So many numbers of every point, in a column for every problem: neighbouring threads read what lies together."""
+    B, N, _ = points2d.shape
+    return points2d.new_empty(N * numbers, B)
+
+
+def _rule(points2d: Tensor) -> tuple[float, float]:
+    """What is singular (`geometry.compiled.pose.descent.Rule`): sums run from point to point."""
+    return margin(points2d.dtype, 6, points2d.shape[1]), FEIGNED
