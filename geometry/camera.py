@@ -208,7 +208,8 @@ def _fisheye(p: Tensor, distortion: Tensor) -> Tensor:
 
 
 def _apply_K(xy: Tensor, K: Tensor) -> Tensor:
-    return xy @ K[..., :2, :2].mT + K[..., None, :2, 2]
+    A, centre = K.mT[..., :2].tensor_split((2,), -2)
+    return xy @ A + centre
 
 
 def project_camera_frame(
@@ -218,11 +219,16 @@ def project_camera_frame(
     if distortion is None:
         distortion = points_camera.new_zeros(0)
     check_distortion(distortion, model)
+    return _pixels(points_camera, K, distortion, model)
+
+
+def _pixels(points_camera: Tensor, K: Tensor, distortion: Tensor, model: Model) -> Tensor:
+    """`project_camera_frame` of what was checked."""
     if model == "fisheye":
         return _apply_K(_fisheye(points_camera, distortion), K)
     # at depth zero that of depth one: whoever puts such a point aside by a `where` must not have NaN in the gradient
-    z = points_camera[..., 2:]
-    return _apply_K(distort(points_camera[..., :2] / torch.where(z == 0, 1.0, z), distortion), K)
+    xy, z = points_camera.tensor_split((2,), -1)
+    return _apply_K(distort(xy / torch.where(z == 0, 1.0, z), distortion), K)
 
 
 def project(
@@ -242,7 +248,7 @@ def project(
     rotation (to 1e-3) and translation; under transforms of torch.func and in torch.compile both go unseen.
     """
     distortion = check_camera(K, distortion, model, world_to_camera, points3d=(points3d, "…,N,3"))
-    return project_camera_frame(se3.transform(world_to_camera, points3d), K, distortion, model=model)
+    return _pixels(se3.transform(world_to_camera, points3d), K, distortion, model)
 
 
 def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:

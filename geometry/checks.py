@@ -252,12 +252,14 @@ def values(where: str = "", /, **named: tuple[Tensor | None, Any]) -> None:
     One look at the device for all of them, under whatever transform. None is passed over.
     """
     there = [(name, what, value) for name, (value, what) in named.items() if value is not None and value.numel()]
+    tensors = [value for _, _, value in there]
+    if not intercepted(tensors):
+        for name, what, value in there:
+            _refuse(name, what, where, value.dtype, _seen(value.detach(), what))
+        return
 
     def look(*plain: Tensor) -> None:
-        seen = [
-            _extremes(value, what) if what in ("finite", "odds") else value
-            for value, (_, what, _) in zip(plain, there, strict=True)
-        ]
+        seen = [_seen(value, what) for value, (_, what, _) in zip(plain, there, strict=True)]
         if seen[0].device.type != "cpu":
             together = torch.cat([part.flatten() for part in seen]).cpu()
             seen = list(together.split([part.numel() for part in seen]))
@@ -265,7 +267,7 @@ def values(where: str = "", /, **named: tuple[Tensor | None, Any]) -> None:
             _refuse(name, what, where, value.dtype, part)
 
     if there:
-        plainly(look, *[value for _, _, value in there])
+        plainly(look, *tensors)
 
 
 def finite(name: str, value: Tensor, where: str = "") -> None:
@@ -273,8 +275,10 @@ def finite(name: str, value: Tensor, where: str = "") -> None:
     values(where, **{name: (value, "finite")})
 
 
-def _extremes(value: Tensor, what: What) -> Tensor:
-    """The largest size of all numbers and, of odds, the least number besides."""
+def _seen(value: Tensor, what: What) -> Tensor:
+    """Matrices as they are; of other numbers the largest size and, of odds, the least number besides."""
+    if what not in ("finite", "odds"):
+        return value
     size = torch.linalg.vector_norm(value, torch.inf)
     return torch.stack([size, value.amin()]) if what == "odds" else size
 
@@ -289,11 +293,13 @@ def _refuse(name: str, what: What, where: str, dtype: torch.dtype, seen: Tensor)
         return
     size = 16 if what in ("pose", "pose or NaN") else 9
     slack = ROUNDED if dtype in (torch.float32, torch.float64) else max(ROUNDED, 2 * torch.finfo(dtype).eps)
-    first = seen.flatten() if seen.numel() == size else seen.reshape(-1, size)[_first_wrong(what, seen, slack)]
-    m = first.tolist()
-    if what == "pose or NaN" and math.isnan(sum(m)):
+    if seen.numel() > size:
+        seen = seen.reshape(-1, size)[_first_wrong(what, seen, size, slack)]
+    m = seen.flatten().tolist()
+    whole = sum(m)
+    if what == "pose or NaN" and math.isnan(whole):
         return
-    if not sum(map(abs, m)) < math.inf:
+    if not math.isfinite(whole):
         raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
     exact, rounded = _errors(what, m)
     if any(exact):
@@ -309,13 +315,12 @@ def _rows(m: list[float]) -> list[list[float]]:
 
 
 @np.errstate(all="ignore")
-def _first_wrong(what: What, matrices: Tensor, slack: float) -> int:
+def _first_wrong(what: What, matrices: Tensor, size: int, slack: float) -> int:
     """The number of the first matrix that is not what it should be, or 0."""
-    m = matrices.double().flatten(0, -3).flatten(1).T.numpy()
+    m = matrices.double().numpy().reshape(-1, size).T
     exact, rounded = _errors(what, m)
-    good = np.abs(m).sum(0) < np.inf
-    for error, most in [*((e, 0.0) for e in exact), *((e, slack) for e in rounded)]:
-        good &= np.abs(error) <= most
+    most = np.array([0.0] * len(exact) + [slack] * len(rounded))
+    good = (np.abs((*exact, *rounded)) <= most[:, None]).all(0) & np.isfinite(m.sum(0))
     return int((good | np.isnan(m).any(0) if what == "pose or NaN" else good).argmin())
 
 
@@ -357,7 +362,10 @@ def check_camera(
     """
     check_tensors(**{name: value for name, (value, _) in points.items()}, K=K)
     check_tensors_or_none(world_to_camera=world_to_camera, distortion=distortion)
-    shaped(**points, world_to_camera=(world_to_camera, "…,4,4"), K=(K, "…,3,3"))
+    ((value, shape),) = points.values()
+    fit = K.shape[-2:] == (3, 3) and (world_to_camera is None or world_to_camera.shape[-2:] == (4, 4))
+    if not (fit and value.ndim > 1 and value.shape[-1] == int(shape[-1])):  # which one is wrong takes longer to say
+        shaped(**points, world_to_camera=(world_to_camera, "…,4,4"), K=(K, "…,3,3"))
     if not torch.is_autocast_enabled(K.device.type):
         first = {name: value for name, (value, _) in points.items()}
         alike(**first, world_to_camera=world_to_camera, K=K, distortion=distortion)

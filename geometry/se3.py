@@ -140,7 +140,8 @@ def make(R: Tensor, t: Tensor) -> Tensor:
 
 def transform(pose: Tensor, points3d: Tensor) -> Tensor:
     """R p + t for every point. pose (…,4,4), points3d (…,N,3) -> (…,N,3)."""
-    return points3d @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
+    R, t = pose.mT[..., :3].tensor_split((3,), -2)  # transposed, and half the operations of two slices
+    return points3d @ R + t
 
 
 def inverse(pose: Tensor) -> Tensor:
