@@ -1,8 +1,8 @@
 """PnP, RANSAC and the bundle on the CPU, compiled by numba: eight problems in the lanes of SIMD vectors.
 
-vectors -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.form -> pose.start;
+vectors -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.form, pose.p3p -> pose.start;
 pose.equations -> bundle_adjustment.reprojection -> bundle_adjustment.observations; bundle_adjustment.products;
-consensus.p3p, pose.form -> consensus.rounds. Operators elsewhere in `geometry` call them, and import them when they
+pose.p3p, pose.form -> consensus.rounds. Operators elsewhere in `geometry` call them, and import them when they
 first do: numba takes half a second that only solving should cost. It keeps the machine code next to the sources;
 `python -m geometry.compiled` makes it ahead of the first call. `launch` shares work among threads.
 """

@@ -1,14 +1,22 @@
-"""Numbers that decide in every descent, in tensors and compiled: what is decided alike has to be said once."""
+"""Numbers that decide in tensors and compiled: what is decided alike has to be said once."""
+
+import math
 
 __all__ = [
+    "CANDIDATES",
     "DAMPING",
+    "DISTINCT",
+    "DOMINATED",
+    "HEAVIEST",
     "LEAST_DAMPING",
     "LEAST_SHRINK",
     "MOST_DAMPING",
     "ROBUST",
+    "OF_TRIPLES",
     "SAME_COST",
     "SAME_STEP",
     "SHORT_STEP",
+    "TRIPLES",
     "WIDER",
     "WORTH",
 ]
@@ -31,3 +39,16 @@ WORTH = 0.999
 """Part of the lowest score below which a model is worth that descent: what is no better has been there before."""
 ROBUST = {"none": 0, "huber": 1, "cauchy": 2, "geman_mcclure": 3, "barron": 4}
 """What kernels call the robust kernels of `geometry.robust`."""
+CANDIDATES = 8
+"""Starts of a problem of PnP that are looked at further: whole vectors of them."""
+DISTINCT = 1 + 2 * math.cos(0.1)
+"""Trace of R_a^T R_b above which two starts of PnP are one: 0.1 rad."""
+DOMINATED = 3.0
+"""Points' worth of weight, (sum w^2)^2 / sum w^4, below which few points decide where PnP starts."""
+HEAVIEST = 6
+"""Points that its triples are drawn from then, and otherwise from all."""
+TRIPLES = 24
+"""Samples of three points: whole vectors of them."""
+OF_TRIPLES = 4
+"""Starts that may come from triples, in place of the highest of the eight minima of the algebraic error: of a form that
+few points decide there are more than eight, and other ones."""

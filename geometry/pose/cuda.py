@@ -36,7 +36,7 @@ def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `pnp_search`."""
     *data, robust, scale, alpha, max_steps = inputs
     first, second, ratios = _empty(data[0]), _empty(data[0]), data[0].new_empty(len(data[0]))
-    arguments = _given(data, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 10)
+    arguments = _given(data, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 11)
     given, rule, limits, workspace = arguments
     _run("search", (*given, rule, limits, workspace, first, second, ratios))
     return first[0], second[0], ratios

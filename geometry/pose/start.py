@@ -12,7 +12,6 @@ RA-L 5(2)); the better of the two is kept. k^2 rho(s / k^2) is rho of k times th
 serves any kernel.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -20,17 +19,17 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import rays_of
+from geometry.compiled.constants import CANDIDATES, DISTINCT
 from geometry.optim import levenberg_marquardt, linearize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem, turned
+from geometry.pose.triples import add_triples
 from geometry.se3 import cube_rotations
 
-__all__ = ["CANDIDATES", "Starts", "find_poses"]
+__all__ = ["Starts", "find_poses"]
 
-CANDIDATES = 8
-"""Minima of the algebraic error that are refined."""
+"""Poses that are refined."""
 _DESCENT_STEPS = 8
-_DISTINCT = 1 + 2 * math.cos(0.1)  # of the trace of R_a^T R_b: 0.1 rad
 _FEW = 64  # points that candidates are refined on
 _STEPS = 6  # of a refinement
 _ENOUGH = 1e-4  # relative decrease that is left to `geometry.pose.tensors`
@@ -51,8 +50,9 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     """Starts near the minima of the reprojection error that may be the lowest, one or more for every problem.
 
     data: prepared, centred and scaled. 1. descend r^T Omega r from the 24 rotations of a cube; 2. take the lowest
-    minima, distinct by 0.1 rad, those with the points ahead of the camera first; 3. refine them on the reprojection
-    error of some of the points; 4. keep what may be the lowest.
+    minima, distinct by 0.1 rad, those with the points ahead of the camera first, and poses of three points where
+    these may tell more (`geometry.pose.triples`); 3. refine them on the reprojection error of some of the points;
+    4. keep what may be the lowest.
     """
     rays, valid = rays_of(data.points2d, data.K, data.distortion, options.model, _LENS_STEPS)
     w2 = data.weights.square().mean(-1) * valid
@@ -67,8 +67,9 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     R, t, found = _algebraic_minima(rays, X / size, w2)
     t = torch.where(one, t.new_tensor([0.0, 0.0, 1.0]), t)
     poses = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
-    owner, rank = found.nonzero().unbind(1)
     some = _some_points(data)
+    poses, found = add_triples(data.points3d, rays, w2, some, options, poses, found)
+    owner, rank = found.nonzero().unbind(1)
     cost, pose = _refined(PnPData(*(d[owner] for d in some)), poses[owner, rank], options)
     place = owner * CANDIDATES + rank
     costs = torch.full_like(found, torch.inf, dtype=cost.dtype).flatten().index_copy(0, place, cost)
@@ -98,7 +99,7 @@ def _algebraic_minima(rays: Tensor, X: Tensor, w2: Tensor) -> tuple[Tensor, Tens
     r = R.flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))
     t = t.gather(1, order[..., None].expand(-1, -1, 3))
     # a minimum that lies next to a lower one is that one
-    again = ((r @ r.mT > _DISTINCT).tril(-1)).any(-1)
+    again = ((r @ r.mT > DISTINCT).tril(-1)).any(-1)
     value, chosen = torch.where(again, torch.inf, value).topk(CANDIDATES, -1, largest=False)
     found, chosen = value < 1.5, chosen[..., None]
     found[:, 0] = True
@@ -193,7 +194,7 @@ def _worth_more(cost: Tensor, pose: Tensor) -> Tensor:
     """Which candidates (B,C) to look at further: those that may be the lowest minimum, each once."""
     ascending, order = cost.sort(-1)
     r = pose[..., :3, :3].flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))
-    own = ~((r @ r.mT > _DISTINCT).tril(-1)).any(-1) & torch.isfinite(ascending)
+    own = ~((r @ r.mT > DISTINCT).tril(-1)).any(-1) & torch.isfinite(ascending)
     worth = own & (ascending <= _HOPELESS * ascending[:, :1])
     worth[:, 0] = True
     return torch.zeros_like(worth).scatter(1, order, worth)

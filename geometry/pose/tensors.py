@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from geometry import se3
+from geometry.compiled.constants import CANDIDATES
 from geometry.optim import Solution, Status, argmin, attach_gradient, minimize, opaque
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem
-from geometry.pose.start import CANDIDATES, Starts, find_poses
+from geometry.pose.start import Starts, find_poses
 
 __all__ = ["prepared", "search", "solve"]
 

@@ -9,9 +9,9 @@ from geometry.compiled.constants import WIDER, WORTH
 
 from ..pose.equations import POSE, SUMS, L, new_camera, new_pose
 from ..pose.form import fill_rays
+from ..pose.p3p import POSES, ROOTS, SAMPLE, fill_sample, p3p
 from ..pose.tile import DATA, Data, Part, Visible, fill, fill_pose, new_centre, new_counts, new_tile, place, write_pose
 from ..vectors import entry, get, jit, put, splat, store
-from .p3p import POSES, ROOTS, SAMPLE, p3p
 from .refinement import Spare, mirror, refine, score_of, support
 
 __all__ = ["attempt", "score"]
@@ -155,14 +155,7 @@ def attempt(
             for lane in range(L):
                 _draw(ends, uniform[b, min(h + lane, H - 1)], chosen)
                 for j in range(3):
-                    i = chosen[j]
-                    o, r = place(i, 0, True), 3 * (i // L) * L + i % L
-                    x, y = rays[r], rays[r + L]
-                    length = 1.0 / math.sqrt(1.0 + x * x + y * y)
-                    sample[3 * j * L + lane], sample[(3 * j + 1) * L + lane] = x * length, y * length
-                    sample[(3 * j + 2) * L + lane] = length
-                    for k in range(3):
-                        sample[(9 + 3 * j + k) * L + lane] = points[o + k * L]
+                    fill_sample(tile, rays, chosen[j], j, lane, sample)
             p3p(sample, eps, spare.work, roots)
             for root in range(ROOTS):
                 at = root * (POSE + L)

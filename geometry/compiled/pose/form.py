@@ -200,7 +200,10 @@ def quadratic_form(form: Any, omega: Any, T: Any) -> None:
             omega[9 * p + q] = value + a * T[q] + b * T[9 + q] + c * T[18 + q]
             everything += omega[9 * p + q]
     if not finite(everything):
-        omega[:], T[:] = 0.0, 0.0
+        for k in range(81):
+            omega[k] = 0.0
+        for k in range(27):
+            T[k] = 0.0
 
 
 @jit

@@ -3,37 +3,37 @@
 The stages and the formulas are those of `geometry.pose.start`; here the eight lanes of a vector hold
 
 1. rays and the form r^T Omega r (`form`): eight points, whose sums are added up at the end;
-2. the descent on SO(3) (`form`): eight of the 24 rotations;
+2. the descent on SO(3) (`form`): eight of the 24 rotations; and the poses of eight triples of points (`triples`);
 3. the first refinement: eight candidates, over the same few points in every lane;
 4. the last refinement, of those that may still be the best: eight points again ("spread"), all of them.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 
+from geometry.compiled.constants import CANDIDATES, DISTINCT
 from geometry.se3 import cube_rotations
 
-from ..vectors import entry, get, highest, jit, load, lowest, room, scratch, splat, store, where_less
-from .descent import blend, levenberg_marquardt
+from ..vectors import clear, entry, get, highest, jit, load, lowest, put, room, scratch, splat, store, where_less
+from .descent import blend, copy, levenberg_marquardt
 from .equations import POSE, ROW, L, Robust, Tile, new_camera, new_pose, new_sums
 from .form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
 from .tile import INPUTS, PART, Data, Part, Visible, fill, finite, new_centre, new_counts, new_tile, write_pose
+from .triples import Spare, add_triples, candidate, new_candidates, new_costs, new_roots, new_sample
 
 __all__ = ["start"]
 
-_DISTINCT = 1.0 + 2.0 * math.cos(0.1)  # of the trace of R_a^T R_b: 0.1 rad
 _FEW = 64  # points of the first refinement
 _FIRST_STEPS, _LAST_STEPS = 6, 12
 _ENOUGH = 1e-4  # relative decrease that is left to `solve`
 _HOPELESS = 100.0  # times the lowest cost: not worth another step
 _GRADUAL = (900.0, 64.0, 4.0, 1.0)  # times the squared scale of a robust kernel, one after the other
 
-_ROTATIONS = 24 // L  # vectors of rotations
+_ROTATIONS, _VECTORS = 24 // L, CANDIDATES // L  # vectors of rotations, and of candidates
 _new_few, _new_work = scratch(_FEW * ROW), scratch(74 * L)
-_new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(L)
+_new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(CANDIDATES)
 _new_form, _new_omega, _new_T, _new_middle = scratch(FORM), scratch(81), scratch(27), scratch(3)
 
 
@@ -46,19 +46,20 @@ _CUBE = np.pad(
 
 @jit
 def _choose(rotations: Any, values: Any, size: Any, middle: Any, pose: Any) -> Any:
-    """The lowest distinct minima, lane by lane, about the centre of the tile. Returns their number; the rest is copied.
+    """The lowest distinct minima about the centre of the tile, as `CANDIDATES` poses; what is left is copied.
+    Returns their number.
 
     Minima behind the camera are taken only where there is none ahead.
     """
     count = 0
-    for lane in range(L):
-        best = 0
+    for c in range(CANDIDATES):
+        to, best = candidate(c), 0
         for s in range(1, _ROTATIONS * L):
             if get(values, s) < get(values, best):
                 best = s
-        if lane > 0 and not get(values, best) < 1.5:
+        if c > 0 and not get(values, best) < 1.5:
             for k in range(12):
-                pose[k * L + lane] = pose[k * L]
+                pose[to + k * L] = pose[k * L]
             continue
         count += 1
         o = best // L * POSE + best % L
@@ -66,14 +67,14 @@ def _choose(rotations: Any, values: Any, size: Any, middle: Any, pose: Any) -> A
             t = rotations[o + (9 + i) * L] * size
             for j in range(3):
                 r = rotations[o + (3 * i + j) * L]
-                pose[(3 * i + j) * L + lane] = r
+                pose[to + (3 * i + j) * L] = r
                 t -= r * middle[j]
-            pose[(9 + i) * L + lane] = t
+            pose[to + (9 + i) * L] = t
         for v in range(_ROTATIONS):
             trace = splat(0.0, pose)
             for k in range(9):
-                trace += load(rotations, v * POSE + k * L) * pose[k * L + lane]
-            store(values, v * L, where_less(_DISTINCT, trace, np.inf, load(values, v * L)))
+                trace += load(rotations, v * POSE + k * L) * pose[to + k * L]
+            store(values, v * L, where_less(DISTINCT, trace, np.inf, load(values, v * L)))
     return count
 
 
@@ -115,16 +116,16 @@ def _push_ahead(tile: Any, margin: Any, pose: Any) -> None:
 
 @jit
 def _trace(pose: Any, a: Any, b: Any) -> Any:
-    """Trace of R_a^T R_b of two lanes."""
-    s = 0.0
+    """Trace of R_a^T R_b of two candidates."""
+    s, a, b = 0.0, candidate(a), candidate(b)
     for k in range(9):
-        s += pose[k * L + a] * pose[k * L + b]
+        s += pose[a + k * L] * pose[b + k * L]
     return s
 
 
 @jit
 def _refine_few(few: Any, robust: Any, pose: Any, other: Any, work: Any) -> Any:
-    """Some steps on the candidates in all lanes at once, in place. Returns the costs.
+    """Some steps on the candidates in all lanes at once, in place. Returns their costs.
 
     Gross outliers bend the start: with a robust kernel, the better of these steps and of those of graduated
     non-convexity, which begin with a kernel so wide that it is none (Yang, Antonante, Tzoumas and Carlone 2020,
@@ -134,7 +135,7 @@ def _refine_few(few: Any, robust: Any, pose: Any, other: Any, work: Any) -> Any:
     if not robust.code:
         cost, _ = levenberg_marquardt(few, robust, _FIRST_STEPS, _ENOUGH, pose, work, sums)
         return cost
-    other[:] = pose
+    copy(pose, other, POSE)
     cost = splat(np.inf, pose)
     for wider in _GRADUAL:
         wide = Robust(robust.code, robust.scale2 * wider, robust.alpha)
@@ -148,50 +149,54 @@ def _refine_few(few: Any, robust: Any, pose: Any, other: Any, work: Any) -> Any:
 def _refine_best(
     tile: Any, robust: Any, size: Any, candidates: Any, pose: Any, costs: Any, work: Any
 ) -> Any:  # fmt: skip
-    """Refine the candidates that may be the global minimum on all points, in place. Returns the lanes of the best two.
+    """Refine the candidates that may be the global minimum on all points, in place. Returns which are the best two.
 
     The second is distinct from the best; it is the best itself where there is no other.
     """
-    best, second, refined = -1, -1, 0  # refined: a bit a lane
+    best, second, refined = -1, -1, 0  # refined: a bit a candidate
     alone, sums = new_pose(pose), new_sums(pose)
     for _ in range(candidates):
-        lane = -1
+        c = -1
         for k in range(candidates):
-            if not refined >> k & 1 and (lane < 0 or costs[k] < costs[lane]):
-                lane = k
-        if best >= 0 and not costs[lane] <= _HOPELESS * costs[best]:
+            if not refined >> k & 1 and (c < 0 or costs[k] < costs[c]):
+                c = k
+        if best >= 0 and not costs[c] <= _HOPELESS * costs[best]:
             break
         known = False
         for k in range(candidates):
-            if refined >> k & 1 and _trace(pose, lane, k) > _DISTINCT:
+            if refined >> k & 1 and _trace(pose, c, k) > DISTINCT:
                 known = True
-        refined |= 1 << lane
+        refined |= 1 << c
         if known:
             continue
+        at = candidate(c)
         for k in range(12):
-            store(alone, k * L, splat(pose[k * L + lane], alone))
+            store(alone, k * L, splat(pose[at + k * L], alone))
         for pushed in range(2):
             if pushed:
                 # a point that the first refinement has not seen lies behind
                 _push_ahead(tile, 0.1 * size, alone)
             cost, _ = levenberg_marquardt(tile, robust, _LAST_STEPS, _ENOUGH, alone, work, sums)
-            costs[lane] = highest(cost)
-            if costs[lane] < np.inf:
+            costs[c] = highest(cost)
+            if costs[c] < np.inf:
                 break
         for k in range(12):
-            pose[k * L + lane] = alone[k * L]
-        best = lane if best < 0 or costs[lane] < costs[best] else best
+            pose[at + k * L] = alone[k * L]
+        best = c if best < 0 or costs[c] < costs[best] else best
     for k in range(candidates):
-        if _trace(pose, best, k) <= _DISTINCT and (second < 0 or costs[k] < costs[second]):
+        if _trace(pose, best, k) <= DISTINCT and (second < 0 or costs[k] < costs[second]):
             second = k
     return best, second if second >= 0 else best
 
 
 @jit
-def _write(pose: Any, lane: Any, centre: Any, poses: Any, b: Any) -> None:
-    """A lane as world_to_camera number b; the identity, one unit ahead, if that is not finite."""
-    write_pose(pose, lane, centre, 0, poses, b)
-    if not finite(poses[b].sum()):
+def _write(pose: Any, c: Any, centre: Any, poses: Any, b: Any) -> None:
+    """A candidate as world_to_camera number b; the identity, one unit ahead, if that is not finite."""
+    write_pose(pose, candidate(c), centre, 0, poses, b)
+    everything = 0.0
+    for i in range(3):
+        everything += poses[b, i, 0] + poses[b, i, 1] + poses[b, i, 2] + poses[b, i, 3]
+    if not finite(everything):
         for i in range(3):
             for j in range(4):
                 poses[b, i, j] = 1.0 if i == j or (i, j) == (2, 3) else 0.0
@@ -213,12 +218,14 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     rays, few_points = room(part, tile.rows * ROW, tile.rows * 3 * L, poses), _new_few(poses)
     form, omega, T, middle = _new_form(poses), _new_omega(poses), _new_T(poses), _new_middle(poses)
     rotations, values, costs = _new_rotations(poses), _new_values(poses), _new_costs(poses)
-    pose, other, work = new_pose(poses), new_pose(poses), _new_work(poses)
+    pose, other, work = new_candidates(poses), new_pose(poses), _new_work(poses)
+    order = room(part, tile.rows * (ROW + 3 * L), tile.rows * L, poses)
+    spare = Spare(order, new_sample(poses), new_roots(poses), new_sums(poses), new_costs(poses), work)
     for b in range(part.begin, part.end):
         bad = fill(data, b, b + 1, tile, visible)
         count = counts[0]
         if bad or count < 3:
-            pose[:] = 0.0
+            clear(pose, POSE)
             for k in range(0, 9, 4):
                 store(pose, k * L, 1.0)
             if not bad:
@@ -229,16 +236,19 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
         fill_rays(tile, rays)
         size = sum_up(tile, rays, work, form, middle)
         quadratic_form(form, omega, T)
-        rotations[:] = _CUBE
+        for k in range(_ROTATIONS * POSE):
+            put(rotations, k, get(_CUBE, k))
         for v in range(_ROTATIONS):
             R = rotations[v * POSE : (v + 1) * POSE]
             value = descend(omega, R, work)
             store(values, v * L, translate(R, T, form, value))
         candidates = _choose(rotations, values, size, middle, pose)
         few = _lay_out(tile, n, count, few_points)
-        _push_ahead(few, 0.1 * size, pose)
-        cost = _refine_few(few, robust, pose, other, work)
-        store(costs, 0, cost * (count / few.rows))
+        candidates = add_triples(tile, rays, few, robust, candidates, pose, spare)
+        for v in range(_VECTORS):
+            some = pose[v * POSE : (v + 1) * POSE]
+            _push_ahead(few, 0.1 * size, some)
+            store(costs, v * L, _refine_few(few, robust, some, other, work) * (count / few.rows))
         best, next_best = _refine_best(tile, robust, size, candidates, pose, costs, work)
         _write(pose, best, centre, poses, b)
         _write(pose, next_best, centre, second, b)

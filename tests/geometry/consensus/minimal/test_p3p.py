@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from geometry import se3
-from geometry.compiled.consensus import p3p as kernel
+from geometry.compiled.pose import p3p as kernel
 from geometry.compiled.pose.equations import POSE, L
 from geometry.consensus.minimal import p3p
 

@@ -1,11 +1,15 @@
 """P3P of eight samples, one in each lane: the arithmetic of `geometry.consensus.minimal.p3p`."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from ..pose.equations import POSE, L
-from ..vectors import exp, fabs, jit, load, log, splat, sqrt, store, where_less
+from ..vectors import exp, fabs, get, jit, load, log, splat, sqrt, store, where_less
+from .equations import POSE, L
+from .tile import place
+
+__all__ = ["POSES", "ROOTS", "SAMPLE", "fill_sample", "p3p"]
 
 SAMPLE = 18 * L  # three rays, then three points
 ROOTS = 4
@@ -178,6 +182,18 @@ def _frame(points: Any, o: Any, out: Any) -> None:
     store(out, 6 * L, nx)
     store(out, 7 * L, ny)
     store(out, 8 * L, nz)
+
+
+@jit
+def fill_sample(tile: Any, rays: Any, i: Any, j: Any, lane: Any, sample: Any) -> None:
+    """Point i of a spread tile, and its ray as of `form.fill_rays`, as number j of the three in a lane of a sample."""
+    o, r = place(i, 0, True), 3 * (i // L) * L + i % L
+    x, y = get(rays, r), get(rays, r + L)
+    length = 1.0 / math.sqrt(1.0 + x * x + y * y)
+    sample[3 * j * L + lane], sample[(3 * j + 1) * L + lane] = x * length, y * length
+    sample[(3 * j + 2) * L + lane] = length
+    for k in range(3):
+        sample[(9 + 3 * j + k) * L + lane] = get(tile.points, o + k * L)
 
 
 @jit
