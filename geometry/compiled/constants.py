@@ -10,12 +10,14 @@ __all__ = [
     "HEAVIEST",
     "LEAST_DAMPING",
     "LEAST_SHRINK",
+    "MIX",
     "MOST_DAMPING",
     "ROBUST",
     "OF_TRIPLES",
     "SAME_COST",
     "SAME_STEP",
     "SHORT_STEP",
+    "STRIDE",
     "TRIPLES",
     "WIDER",
     "WORTH",
@@ -33,6 +35,8 @@ SAME_STEP = 0.7
 """Power of eps, in parts of x, below which a step does not matter: quadratic convergence does the rest."""
 SHORT_STEP = 0.5
 """The same of a step that leads to no other basin: it may raise the cost, as it does where that is but rounding."""
+STRIDE, MIX = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+"""Of the random numbers of samples: words of 64 bits, what SplitMix64 counts by and multiplies with."""
 WIDER = (5.0, 3.0, 2.0)
 """Times the threshold: those that RANSAC's models descend through before the threshold itself."""
 WORTH = 0.999

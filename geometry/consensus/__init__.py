@@ -1,5 +1,6 @@
 """Hypotheses from samples, choices among them, and gradients through both.
 
+samples    samples of observations, every problem's from a stream of its own
 search     ransac, for any Problem and minimal solver
 selection  draws and choices as losses (DSAC, NG-RANSAC, ESAC)
 minimal    P3P, homography, five points, line

@@ -10,9 +10,10 @@ from torch.func import vmap
 
 from geometry.checks import check_tensors, function, positive, values, whole
 from geometry.compiled.constants import WIDER, WORTH
+from geometry.consensus.samples import draw, seeds, uniform
 from geometry.optim import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
 
-__all__ = ["RansacSolution", "draw", "ransac", "search", "truncated"]
+__all__ = ["RansacSolution", "ransac", "search", "truncated"]
 
 _FIRST_ROUND, _LAST_ROUND = 64, 256  # samples a round; each is half as large again as what was drawn before
 _SHORT, _LONG = 4, 10  # steps of a descent on a score: of many models or on the way, and of the last one
@@ -29,48 +30,18 @@ class RansacSolution(Solution):
     inliers: Tensor
 
 
-def draw(candidates: Tensor, size: int, hypotheses: int, generator: torch.Generator | None = None) -> Tensor:
-    """Samples without replacement, index (B,H,size), with the odds `candidates` (B,N); odds of zero are never drawn.
-
-    One observation after the other, by the inverse of the cumulated odds, in which those before leave no gap. Where
-    fewer than `size` have odds, a sample repeats some.
-    """
-    odds = candidates.detach().to(torch.float64)
-    ends = odds.cumsum(1)
-    starts = ends - odds
-    last = torch.where(odds > 0, torch.arange(odds.shape[1], device=odds.device), 0).amax(1)[:, None]
-    uniform = torch.rand(len(odds), hypotheses, size, generator=generator, dtype=torch.float64, device=odds.device)
-    drawn: list[Tensor] = []
-    cuts: list[tuple[Tensor, Tensor]] = []  # begin and width of what is drawn, in the order of begin
-    left = ends[:, -1:]
-    for j in range(size):
-        # choose a place on what is left of the line, and put the cuts back in
-        at = uniform[..., j] * left.clamp_min(0)
-        for begin, width in cuts:
-            at = torch.where(at >= begin, at + width, at)
-        index = torch.minimum(torch.searchsorted(ends, at, right=True), last)
-        drawn.append(index)
-        begin, width = starts.gather(1, index), odds.gather(1, index)
-        left = left - width
-        for k, (other, its) in enumerate(cuts):
-            swap = begin < other
-            cuts[k] = torch.where(swap, begin, other), torch.where(swap, width, its)
-            begin, width = torch.where(swap, other, begin), torch.where(swap, its, width)
-        cuts.append((begin, width))
-    return torch.stack(drawn, -1)
-
-
 def search(
-    attempt: Callable[[int, Tensor], tuple[Tensor, Tensor]], B: int, size: int, hypotheses: int, confidence: float,
+    attempt: Callable[[int, int, Tensor], tuple[Tensor, Tensor]], B: int, size: int, hypotheses: int, confidence: float,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
     """The rounds of RANSAC: samples are drawn until the best model says that a better one would have been seen.
 
-    attempt(H, running (B,)) draws H samples for each problem and returns how many observations are present (B,), and
-    how many of them agree with the best model so far (B,), by their share of the odds. A problem that is not running
-    has to keep its model, so that none depends on the others of its batch. A problem ends when a sample of inliers
-    alone would have been drawn with probability `confidence` (Fischler and Bolles 1981), or at `hypotheses` samples.
-    Returns how many were drawn (B,), int32.
+    attempt(begin, H, running (B,)) draws the samples begin to begin + H - 1 of each problem and returns how many
+    observations are present (B,), and how many of them agree with the best model so far (B,), by their share of the
+    odds. A problem that is not running has to keep its model, and samples must be drawn for each problem by itself
+    (`geometry.consensus.samples`), so that none depends on the others of its batch. A problem ends when a sample of
+    inliers alone would have been drawn with probability `confidence` (Fischler and Bolles 1981), or at `hypotheses`
+    samples. Returns how many were drawn (B,), int32.
     """
     if not (isinstance(confidence, Real) and 0 < confidence <= 1):
         raise ValueError(f"confidence must be in (0, 1], got {confidence}")
@@ -79,7 +50,7 @@ def search(
     drawn, samples = 0, torch.zeros(B, dtype=torch.int32, device=device)
     while drawn < hypotheses and running.any():
         H = min(max(_FIRST_ROUND, drawn // 2), _LAST_ROUND, hypotheses - drawn)
-        count, good = attempt(H, running)
+        count, good = attempt(drawn, H, running)
         drawn += H
         samples = torch.where(running, drawn, samples)
         chance = torch.ones_like(good)
@@ -133,7 +104,9 @@ def ransac(
     the score of a threshold five times as wide, and narrows it (graduated non-convexity, Blake and Zisserman 1987;
     thresholds that shrink: Lebeda, Matas and Chum 2012). alternative(x, inliers (B,N)) -> x: another model for each
     problem that explains the inliers about as well, such as the mirrored pose of a flat object; the descent is made
-    from there too, and the better is kept. refine=0 leaves all models as they are.
+    from there too, and the better is kept. refine=0 leaves all models as they are. The generator (torch's own, if None)
+    gives one number for each problem, in their order, which its samples follow from: on the CPU a batch is drawn as a
+    loop over its problems, or over parts of it, draws with the same generator.
 
     Returns x, cost (B,) = 1/2 sum min(|r|^2, threshold^2), inliers (B,N), and status CONVERGED, or TOO_FEW where
     no more than the `size` observations of the sample itself lie within the threshold. x carries no gradient: start
@@ -158,6 +131,7 @@ def ransac(
     target = truncated(problem, threshold)
     wider = [truncated(problem, factor * threshold) for factor in WIDER]
     rows = torch.arange(B, device=candidates.device)
+    seed = seeds(B, generator, candidates.device)
     best: list = []  # x and cost, once there are any
 
     def costs(x: State) -> Tensor:
@@ -180,8 +154,8 @@ def ransac(
         x, cost = narrowed(x, cost, x)
         return (x, cost) if alternative is None else narrowed(x, cost, alternative(x, within(x)))
 
-    def attempt(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
-        x = minimal_solver(draw(candidates, size, H, generator))
+    def attempt(begin: int, H: int, running: Tensor) -> tuple[Tensor, Tensor]:
+        x = minimal_solver(draw(candidates, uniform(seed, begin, H, size)))
         cost = costs(x)
         kept = min(max(1, refine), cost.shape[1])
         order = cost.topk(kept, dim=1, largest=False).indices
@@ -208,7 +182,7 @@ def ransac(
     with torch.no_grad():
         samples = search(attempt, B, size, hypotheses, confidence, candidates.device)
         if not best:  # without problems there are no rounds, yet x must have a shape
-            attempt(1, present.any(1))
+            attempt(0, 1, present.any(1))
         x, cost = best
         inliers = within(x)
         enough = (inliers.sum(1) > size) & (present.sum(1) >= size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geometry.checks import check_tensors, positive, whole
-from geometry.consensus.search import draw
+from geometry.consensus.samples import draw
 
 __all__ = ["draw_sets", "expected_loss", "score_function_loss", "set_log_probability", "soft_inliers"]
 
@@ -35,8 +35,8 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     """`count` sets of `size` different observations for each problem, likelier ones first drawn. (B,count,size) int64.
 
     log_weights (B,N): of drawing an observation first, up to a constant; -inf for one that is absent. The others are
-    drawn from what is left, with the same odds (`search.draw`). Where fewer than `size` are present a set repeats some:
-    its probability is zero. Raises ValueError where N is smaller than `size`.
+    drawn from what is left, with the same odds (`samples.draw`). Where fewer than `size` are present a set repeats
+    some: its probability is zero. Raises ValueError where N is smaller than `size`.
     """
     _check_rows(log_weights=log_weights)
     whole("size", size, 1)
@@ -45,7 +45,9 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     if size > N:
         raise ValueError(f"size must be at most the number of observations {N}, got {size}")
     largest = log_weights.detach().amax(1, keepdim=True)
-    return draw((log_weights.detach() - largest).exp().nan_to_num(0.0), size, count, generator)
+    shape = (len(log_weights), count, size)
+    numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device=log_weights.device)
+    return draw((log_weights.detach() - largest).exp().nan_to_num(0.0), numbers)
 
 
 def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:

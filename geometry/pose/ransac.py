@@ -13,6 +13,7 @@ from geometry.checks import check_tensors_or_none, positive, values
 from geometry.compiled.launch import in_parallel
 from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
+from geometry.consensus.samples import seeds
 from geometry.consensus.search import search
 from geometry.optim import Gradient, Status, opaque
 from geometry.pose.data import PnPData, check_options, prepare
@@ -61,6 +62,11 @@ def pnp_ransac(
     random pixels would have as many (a contrario: Moisan and Stival, IJCV 2004, with the share that the threshold's
     disc has of the box around all pixels); then x is the best that was found, finite, without gradient, of no worth.
     Raises ValueError as `pnp` does; with throw=True, SolverError where a problem failed.
+
+    generator: torch's own if None. It gives one number for each problem, in their order, and all samples of a problem
+    follow from its own (`geometry.consensus.samples`). So on the CPU a batch draws the samples, chooses the inliers and
+    leaves the generator as a loop over its problems, or over parts of it, with the same generator; x and cost are equal
+    but for the rounding of `pnp`. A problem alone is the first of a batch.
 
     On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere, and for model="fisheye", the
     tensor operations of `geometry.consensus.search` do.
@@ -222,9 +228,10 @@ class _Compiled:
         pose, cost = torch.eye(4, dtype=torch.float64).repeat(B, 1, 1), torch.full((B,), torch.inf, dtype=torch.float64)
         inliers, facts = torch.zeros(B, N, dtype=torch.bool), torch.zeros(B, 3, dtype=torch.float64)
 
-        def one_round(H: int, running: Tensor) -> tuple[Tensor, Tensor]:
-            uniform = torch.rand(B, H, 3, generator=generator, dtype=torch.float64).numpy()
-            sampling = self.candidates, uniform, running.view(torch.uint8).numpy()
+        seed = seeds(B, generator, pose.device).numpy().view("uint64")
+
+        def one_round(begin: int, H: int, running: Tensor) -> tuple[Tensor, Tensor]:
+            sampling = self.candidates, seed, running.view(torch.uint8).numpy(), begin, H
             self._run(attempt, self.arrays, sampling, square, _REFINE, out=(pose, cost, inliers, facts))
             return facts[:, 0], facts[:, 1]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from geometry.compiled.constants import WIDER, WORTH
+from geometry.compiled.constants import MIX, STRIDE, WIDER, WORTH
 
 from ..pose.equations import POSE, SUMS, L, new_camera, new_pose
 from ..pose.form import fill_rays
@@ -73,13 +73,22 @@ def _survey(
 
 
 @jit
-def _draw(ends: Any, uniform: Any, chosen: Any) -> None:
-    """Three different indices by three numbers in [0, 1), as `geometry.consensus.search.draw` does it."""
+def _uniform(seed: Any, n: Any) -> Any:
+    """Number n of a stream, as `geometry.consensus.samples.uniform` makes it."""
+    z = seed + np.uint64(n + 1) * np.uint64(STRIDE)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX[0])
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX[1])
+    return np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+@jit
+def _draw(ends: Any, seed: Any, h: Any, chosen: Any) -> None:
+    """Sample h of a stream: three different indices, as `geometry.consensus.samples.draw` draws them."""
     n = len(ends)
     total_odds = ends[n - 1]
     first = second = width = other = 0.0
     for j in range(3):
-        at = uniform[j] * max(total_odds - width - other, 0.0)
+        at = _uniform(seed, 3 * h + j) * max(total_odds - width - other, 0.0)
         if j > 0 and at >= first:
             at += width
         if j > 1 and at >= second:
@@ -111,26 +120,26 @@ _INPUTS = DATA.format("float64")
 
 
 @entry(
-    f"int64({_INPUTS}, Tuple((float64[:,::1], float64[:,:,::1], uint8[::1])), float64, int64, int64, "
-     "int64, Tuple((float64[:,:,::1], float64[::1], uint8[:,::1], float64[:,::1])))"
+    f"int64({_INPUTS}, Tuple((float64[:,::1], uint64[::1], uint8[::1], int64, int64)), float64, "
+    "int64, int64, int64, Tuple((float64[:,:,::1], float64[::1], uint8[:,::1], float64[:,::1])))"
 )  # fmt: skip
 def attempt(
     data: Any, sampling: Any, threshold2: Any, refined: Any, begin: Any, end: Any, out: Any
 ) -> Any:  # fmt: skip
     """Better poses for the problems begin to end - 1 that are running, if samples of three of their points have any.
 
-    data: a tuple as `geometry.compiled.pose.tile.Data`; sampling: the odds of candidates (B|1,N|1), uniform (B,H,3)
-    numbers in [0, 1) that become samples, and whether problems are running (B,). The `refined` best hypotheses of each
-    problem are fitted to their inliers, and the best of these is optimised where it is worth it; with 0 all stay as
-    they are. out: poses (B,4,4), costs (B,) = half the score and inliers (B,N) change where the score becomes lower;
-    facts (B,3): the points that are present, the inliers among them by their share of the odds, the chance of a random
-    pixel to be one. Returns 0, or what is not finite as `tile.fill` says.
+    data: a tuple as `geometry.compiled.pose.tile.Data`; sampling: the odds of candidates (B|1,N|1), the seeds (B,) of
+    the problems' streams, whether they are running (B,), and which samples, from `first` on H of them. The `refined`
+    best hypotheses of each problem are fitted to their inliers, and the best of these is optimised where it is worth
+    it; with 0 all stay as they are. out: poses (B,4,4), costs (B,) = half the score and inliers (B,N) change where the
+    score becomes lower; facts (B,3): the points that are present, the inliers among them by their share of the odds,
+    the chance of a random pixel to be one. Returns 0, or what is not finite as `tile.fill` says.
     """
     data = Data(*data)
-    candidates, uniform, running = sampling
+    candidates, seeds, running, first, H = sampling
     best = max(refined, 1)
     poses, costs, inliers, facts = out
-    n, H, eps = data.points2d.shape[1], uniform.shape[1], 2.0**-52
+    n, eps = data.points2d.shape[1], 2.0**-52
     tile = new_tile(data, Part(begin, end, 0, True, None), new_camera(costs))
     visible = Visible(new_centre(costs), new_counts(costs))
     points, centre = tile.points, visible.centre
@@ -153,7 +162,7 @@ def attempt(
         scores[:] = np.inf
         for h in range(0, H, L):
             for lane in range(L):
-                _draw(ends, uniform[b, min(h + lane, H - 1)], chosen)
+                _draw(ends, seeds[b], first + min(h + lane, H - 1), chosen)
                 for j in range(3):
                     fill_sample(tile, rays, chosen[j], j, lane, sample)
             p3p(sample, eps, spare.work, roots)

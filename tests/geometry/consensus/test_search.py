@@ -1,7 +1,6 @@
 """RANSAC: the inliers are found, the weights decide who is drawn, and the score is what it says."""
 
 import importlib
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from geometry import Problem, Status, geman_mcclure, minimize, pnp, pnp_problem, project, ransac, se3
 from geometry.consensus.minimal import line, line_problem
-from geometry.consensus.search import draw, search, truncated
+from geometry.consensus.search import search, truncated
 from tests.numbers import generator
 
 module = importlib.import_module("geometry.consensus.search")
@@ -136,19 +135,6 @@ def test_what_has_weight_zero_is_never_drawn_and_never_counts() -> None:
     assert not (after.inliers & (weights == 0)).any()
 
 
-def test_the_weights_are_the_odds() -> None:
-    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0]], dtype=torch.float64)
-    index = draw(weights, 2, 20000, generator())
-    p = weights[0] / 10
-    for i in range(4):
-        for j in range(4):
-            if i != j:
-                # without replacement: first i, then j among the others
-                expected = (p[i] * p[j] / (1 - p[i])).item()
-                share = ((index[0, :, 0] == i) & (index[0, :, 1] == j)).double().mean().item()
-                assert share == pytest.approx(expected, abs=5 * math.sqrt(expected / 20000))
-
-
 def test_right_weights_find_what_uniform_ones_miss() -> None:
     lines = Lines(wrong=36)
     likely = torch.full_like(lines.t, 0.01)
@@ -230,28 +216,6 @@ def test_a_generator_makes_it_repeatable() -> None:
     assert torch.equal(lines.ransac(seed=None).x, first.x)
 
 
-# ---- drawing ----
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_a_sample_has_no_index_twice(size: int) -> None:
-    weights = torch.rand(7, 12, generator=generator(1), dtype=torch.float64) ** 4
-    index = draw(weights, size, 3000, generator())
-    assert index.shape == (7, 3000, size)
-    assert (index.sort(-1).values.diff(dim=-1) > 0).all()
-    everything = draw(torch.ones(1, 5), 5, 200, generator())
-    assert (everything.sort(-1).values == torch.arange(5)).all()
-
-
-def test_the_third_of_a_sample_has_the_odds_of_what_is_left() -> None:
-    p = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    index = draw(p[None], 3, 60000, generator())[0]
-    for i, j, k in itertools.permutations(range(4), 3):
-        expected = (p[i] * p[j] / (1 - p[i]) * p[k] / (1 - p[i] - p[j])).item()
-        share = (index == torch.tensor([i, j, k])).all(1).double().mean().item()
-        assert share == pytest.approx(expected, abs=5 * math.sqrt(expected / 60000))
-
-
 # ---- rounds, refinement, inliers ----
 
 
@@ -261,7 +225,8 @@ def test_enough_is_enough_when_the_confidence_says_so() -> None:
     for confidence in (0.9, 0.9999):
         rounds: list[int] = []
 
-        def attempt(H: int, running: Tensor, rounds: list[int] = rounds) -> tuple[Tensor, Tensor]:
+        def attempt(begin: int, H: int, running: Tensor, rounds: list[int] = rounds) -> tuple[Tensor, Tensor]:
+            assert begin == sum(rounds)
             rounds.append(H)
             return torch.full((4,), n), counts.double()
 
@@ -274,47 +239,32 @@ def test_enough_is_enough_when_the_confidence_says_so() -> None:
         assert samples[0] == 64
         assert samples[3] == 5000
         assert sum(rounds) == 5000
-    assert (search(attempt, 4, 2, 300, 1.0, counts.device) == 300).all()
-    few = lambda H, running: (torch.tensor([1, 9]), torch.tensor([1.0, 0.0]))
+    every = lambda begin, H, running: (torch.full((4,), n), counts.double())
+    assert (search(every, 4, 2, 300, 1.0, counts.device) == 300).all()
+    few = lambda begin, H, running: (torch.tensor([1, 9]), torch.tensor([1.0, 0.0]))
     assert search(few, 2, 2, 300, 0.99, counts.device).tolist() == [64, 300]
 
 
-def test_a_problem_does_not_depend_on_the_others_of_its_batch() -> None:
+def test_a_batch_is_a_loop_with_one_generator() -> None:
+    """Every problem takes one number of the generator, however many rounds the others need."""
     lines = Lines(wrong=16)
-    drawn = torch.randint(40, (5, 2, 64, 2), generator=generator(3))
-    rounds = iter(drawn)
-
-    def solve(index: Tensor, rows: Tensor) -> Tensor:
-        t, y = lines.t[rows[:, None, None], index], lines.y[rows[:, None, None], index]
-        slope = (y[..., 1] - y[..., 0]) / (t[..., 1] - t[..., 0])
-        return torch.stack([y[..., 0] - slope * t[..., 0], slope], -1)
-
-    # one needs more rounds than the other; unrefined, so that they would find better models for that one as well
-    options: dict[str, Any] = {"size": 2, "threshold": 0.05, "hypotheses": 300, "refine": 0}
     lines.y[1, :34] += 3 + 9 * torch.rand(34, generator=generator(7), dtype=torch.float64)
-    ones = torch.ones_like(lines.t)
-    both = ransac(
-        LINE,
-        lambda i: solve(next(rounds)[:, : i.shape[1]], torch.arange(2)),
-        lines.t,
-        lines.y,
-        candidates=ones,
-        **options,
-    )
+
+    def of(lines: Lines, g: torch.Generator) -> Any:
+        options: dict[str, Any] = {"size": 2, "threshold": 0.05, "hypotheses": 300, "refine": 0}
+        return ransac(LINE, lines.solver, lines.t, lines.y, candidates=torch.ones_like(lines.t), generator=g, **options)
+
+    g, h = generator(), generator()
+    both = of(lines, g)
     assert both.steps[0] < both.steps[1]
     for b in range(2):
-        rounds, row = iter(drawn), torch.tensor([b])
-        one = ransac(
-            LINE,
-            lambda i, rounds=rounds, row=row, b=b: solve(next(rounds)[b : b + 1, : i.shape[1]], row),
-            lines.t[row],
-            lines.y[row],
-            candidates=ones[row],
-            **options,
-        )
+        alone = Lines(wrong=16)
+        alone.t, alone.y = lines.t[b : b + 1], lines.y[b : b + 1]
+        one = of(alone, h)
         torch.testing.assert_close(one.x[0], both.x[b], rtol=1e-12, atol=1e-12)
         assert torch.equal(one.inliers[0], both.inliers[b])
         assert one.steps[0] == both.steps[b]
+    assert torch.equal(g.get_state(), h.get_state())
 
 
 def test_refinement_ends_at_the_least_squares_line_of_its_inliers() -> None:
