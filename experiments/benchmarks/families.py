@@ -369,9 +369,25 @@ def programs(B: int, g: torch.Generator, sought: bool) -> Verdict:
         point = linprog(np.zeros(n), G[i][some].numpy(), h[i][some].numpy(), bounds=free)
         rows_of, flat = (G[i] / rows[i][:, None])[some].numpy(), (Q[i] / Q[i].abs().max().clamp_min(1e-300)).numpy()
         cone = linprog(p[i].numpy(), rows_of, np.zeros(len(rows_of)), flat, np.zeros(n), bounds=[(-1, 1)] * n)
-        missed[i] = point.status == 0 and cone.status == 0 and cone.fun > -1e-7
+        missed[i] = point.status == 0 and cone.status == 0 and cone.fun > -1e-7 and _resolved(*(
+            a.numpy() for a in (Q[i], p[i], G[i][some] / rows[i, some, None], h[i][some] / rows[i][some], L[i])
+        ))  # fmt: skip
     wrong = {"moving": converged & (uphill | apart), "beaten": converged & violated, "missed": missed}
     return Verdict(found.status, wrong)
+
+
+def _resolved(Q: np.ndarray, p: np.ndarray, G: np.ndarray, h: np.ndarray, L: np.ndarray) -> bool:
+    """Whether p is seen beside Q x where the bounds end the way on which Q = L L^T is flat.
+
+    On it p alone makes the cost fall. Rows hold to eps^0.8 of the terms that meet in them, as `quadratic_program` says:
+    where that of Q x is more than p, every x near that end, and a p of zero, is as good.
+    """
+    way = np.linalg.svd(L)[0][:, L.shape[1] :] if Q.any() else np.eye(len(p))
+    if way.shape[1] == 0:
+        return True
+    end = linprog(way.T @ p, G @ way, h.clip(0), bounds=[(None, None)] * way.shape[1])
+    terms = np.abs(Q).max() * np.abs(way @ end.x).max() if end.status == 0 else np.inf
+    return bool(np.finfo(float).eps ** 0.8 * terms < np.abs(way.T @ p).max())
 
 
 POSES: dict[str, tuple[Family, float]] = {

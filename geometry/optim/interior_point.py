@@ -3,9 +3,9 @@
 For `geometry.optim.quadratic`, which says what is solved and by which method.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,12 @@ class Equations:
         C = Dc[..., :, None] * C * Dx[..., None, :]
         return Equations(Q, p / Z, C, d / X, m, X / Z, X * Dx, Z * Dc, X * Z, balance, X[:, 0])
 
+    def at(self, where: Tensor) -> "Equations":
+        """The equations of some problems of the batch."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        own: dict[str, Any] = {k: t[where] for k, t in every.items() if isinstance(t, Tensor) and len(t) == len(self.p)}
+        return replace(self, **own)
+
     @property
     def proximity(self) -> tuple[Tensor, Tensor]:
         """Weights (B,1) of the proximal terms of the multipliers, and of x where that may be left open.
@@ -99,6 +105,17 @@ class Equations:
         """
         eps = torch.finfo(self.p.dtype).eps
         return eps**0.5 / self.balance, eps**0.4 * self.balance
+
+    def push(self, x: Tensor, w: Tensor) -> Tensor:
+        """The multipliers (B,1) up to which they may be rounding, of either sign."""
+        eps, Qx = torch.finfo(x.dtype).eps, self.kappa * transposed(self.Q.abs(), x.abs())
+        least = eps**0.8 * _size(Qx) + 64 * eps * torch.maximum(_size(self.p), _size(w))
+        return least[:, None] + torch.finfo(x.dtype).tiny
+
+    @property
+    def aim(self) -> float:
+        """The `violation` of rounding alone."""
+        return min(0.125, 8 * torch.finfo(self.p.dtype).eps ** 0.2)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """kappa Q + C^T diag(weight) C (B,n,n)."""
@@ -159,8 +176,10 @@ def violation(equations: Equations, x: Tensor, w: Tensor) -> tuple[Tensor, Tenso
     Qx, Ctw = equations.kappa * transposed(Q, x.abs()), transposed(C, w.abs())
     size = torch.maximum(_size(x), equations.least)[:, None]
     row = tolerance * (times(C, x.abs()) + d) + rounding * size * pad(C, (0, 1)).amax(-1) + tiny
-    force = rounding * torch.maximum(_size(p), _size(Ctw))[:, None] + tiny
-    push = tolerance * _size(Qx)[:, None] + rounding * torch.maximum(_size(p), _size(w))[:, None] + tiny
+    # harder than that they push against each other, and slope and slack prove nothing
+    most = torch.maximum(_size(p), _size(Qx)) / eps**0.4
+    force = rounding * torch.maximum(_size(p), _size(Ctw).minimum(most))[:, None] + tiny
+    push = equations.push(x, w)
     slack, z = equations.d - times(equations.C, x), w[:, :m]
     held = torch.cat([torch.where(z > push, slack[:, :m].abs(), -slack[:, :m]), slack[:, m:].abs()], -1) / row
     parts = [equations.slope(x, w).abs() / (tolerance * Qx + force), held.clamp_min(0), (-z / push).clamp_min(0)]
@@ -170,7 +189,7 @@ def violation(equations: Equations, x: Tensor, w: Tensor) -> tuple[Tensor, Tenso
 
 
 def curvature(equations: Equations, x: Tensor, w: Tensor, active: Tensor) -> Tensor:
-    """kappa Q + C^T C (B,n,n) over the active rows, in units in which x and the largest force on it are one.
+    """kappa Q + C^T C (B,n,n) over the active rows that push, in units in which x and the largest force on it are one.
 
     What is left of a curvature of eps there lets rounding move x by all of its size.
     """
@@ -178,7 +197,8 @@ def curvature(equations: Equations, x: Tensor, w: Tensor, active: Tensor) -> Ten
     force = torch.maximum(_size(forces), _size(transposed(equations.C.abs(), w.abs())))
     size = torch.maximum(_size(x), equations.least)
     unit = torch.where((force > 0) & torch.isfinite(force), size / _one_where_zero(force), 1.0)
-    return replace(equations, kappa=equations.kappa * unit[:, None]).matrix(active)
+    pushing = torch.cat([w[:, : equations.m] > equations.push(x, w), torch.ones_like(w[:, equations.m :]) > 0], -1)
+    return replace(equations, kappa=equations.kappa * unit[:, None]).matrix(active * pushing)
 
 
 def _longest(v: Tensor, dv: Tensor, fraction: Tensor | float) -> Tensor:
@@ -292,40 +312,94 @@ def active_set(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x, w after primal-dual active-set steps, and the rows that hold as equations (B,m+q), 1 or 0.
 
-    A row is active where z > s. What a step makes worse is refused. One step does it as a rule; there are up to
-    6 `polish`, until all problems are optimal that have not failed (B,) before. Where z and s are both zero, as in
-    programs with more constraints through the minimum than it has unknowns, the interior point leaves both near
-    sqrt(mu), and which is larger is chance. The second `polish` steps therefore begin there anew, with only the rows
-    whose z is clearly above that: the others have no part in the minimum's multipliers.
+    A row is active where z > s. What a step makes worse is refused. One step does it as a rule; where `polish` do not,
+    of problems that have not failed (B,) before, `_exchanges` follow.
     """
-    m, eps = equations.m, torch.finfo(x.dtype).eps
-    inner, (delta, rho) = (x, w), equations.proximity
-    best_x, best_w, best = x, w, torch.where(failed, 0.0, violation(equations, x, w)[0])
+    m, (delta, rho) = equations.m, equations.proximity
 
-    def chosen(x: Tensor, w: Tensor, least: float = -torch.inf) -> Tensor:
+    def chosen(x: Tensor, w: Tensor) -> Tensor:
         slack, z = (equations.d - times(equations.C, x))[:, :m], w[:, :m]
-        return pad(((z > slack) & (z > least)).to(x.dtype), (0, w.shape[1] - m), value=1.0)
+        return pad((z > slack).to(x.dtype), (0, w.shape[1] - m), value=1.0)
 
-    best_active = chosen(x, w)
-    for i in range(6 * polish):
-        unsolved = (best > 1) if i > 0 else torch.ones_like(failed)
+    guess = chosen(x, w)
+    best = _Point(x, w, guess, violation(equations, x, w)[0])
+    for i in range(polish):
+        unsolved = ~failed & (best.error > equations.aim) if i > 0 else torch.ones_like(failed)
         if not unsolved.any():
             break
-        if i == polish:
-            x, w = inner
-            active = chosen(x, w, eps**0.3)
-        else:
-            active = chosen(x, w)
-        # dependent constraints have many multipliers: at first the nearest ones, then the smallest
-        w = active * w if i < 2 * polish else torch.zeros_like(w)
+        active = chosen(x, w)
         factor = equations.factor(active / delta, rho)
         residual = equations.d - times(equations.C, x)
+        w = active * w
         dx, dw = equations.refined(factor, active, -equations.slope(x, w), residual, rounds=3)
         x, w = x + dx, w + dw
-        error, _ = violation(equations, x, w)
-        better = unsolved & (error <= best)
-        best = torch.where(better, error, best)
-        best_x, best_w, best_active = (
-            torch.where(better[:, None], new, old) for new, old in ((x, best_x), (w, best_w), (active, best_active))
+        best = best.or_better(_Point(x, w, active, violation(equations, x, w)[0]), unsolved)
+    left = (~failed & (best.error > equations.aim)).nonzero()[:, 0]
+    if polish and len(left):
+        begun = _Point(*(v[left] for v in best))._replace(active=guess[left])
+        ended = _exchanges(equations.at(left), begun, 25 * polish)
+        best = _Point(*(v.index_copy(0, left, new) for v, new in zip(best, ended, strict=True)))
+    return best.x, best.w, best.active
+
+
+class _Point(NamedTuple):
+    """x, w, active rows (B,…), and the `violation` (B,) there."""
+
+    x: Tensor
+    w: Tensor
+    active: Tensor
+    error: Tensor
+
+    def or_better(self, other: "_Point", where: Tensor) -> "_Point":
+        """This, or the other where that violates no more."""
+        better = where & (other.error <= self.error)
+        return _Point(
+            *(torch.where(better.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(self, other, strict=True))
         )
-    return best_x, best_w, best_active
+
+
+def _exchanges(equations: Equations, begun: _Point, most: int) -> _Point:
+    """The best point while rows join and leave the active ones one by one, at most so many times.
+
+    With the proximal terms of x and w about a centre, the multipliers are the minimum of a strictly convex quadratic
+    function for z >= 0, which the method of Lawson and Hanson (1974, chapter 23) finds from any rows to begin with:
+    w goes towards the solution for these rows, the row whose z vanishes first leaves, and where none does the row that
+    x violates most joins. Where there is none, the centre moves there (Rockafellar 1976). Multipliers begin at zero: of
+    dependent rows few push, and no harder than they must. The equations are solved as they are, not squared as for a
+    Cholesky factor, so that the proximal terms can be as small as rounding allows.
+    """
+    m, n, eps = equations.m, equations.Q.shape[-1], torch.finfo(begun.x.dtype).eps
+    best, active = begun, begun.active
+    inequality = torch.arange(active.shape[1], device=active.device) < m
+    centre, at_centre, last = best.x.nan_to_num(), torch.zeros_like(best.w), torch.full_like(best.error, torch.inf)
+    w = torch.zeros_like(best.w)
+    rho, delta = eps**0.9 * equations.balance, eps**0.9 / equations.balance
+    H = (equations.kappa[..., None] * equations.Q).expand(len(w), n, n) + torch.diag_embed(rho.expand(-1, n))
+    running = torch.ones_like(best.error, dtype=torch.bool)
+    for _ in range(most):
+        C = active[..., None] * equations.C
+        below = torch.cat([C, torch.diag_embed(active * (1 - delta) - 1)], -1)
+        K = torch.cat([torch.cat([H, C.mT], -1), below], -2)
+        held = active * (equations.d - times(equations.C, centre))
+        step, _ = torch.linalg.solve_ex(K, torch.cat([-equations.slope(centre, active * at_centre), held], -1))
+        x, goal = centre + step[:, :n], active * (at_centre + step[:, n:])
+        here = _Point(x, goal, active, violation(equations, x, goal)[0])
+        best = best.or_better(here, running)
+        leaves = (active > 0) & inequality & (goal <= 0)
+        part = torch.where(leaves, w / _one_where_zero(w - goal), torch.inf)
+        first = pad(part, (0, 1), value=1.0).amin(-1, keepdim=True)
+        blocked = leaves.any(-1)
+        leaves = leaves & (part <= first)
+        w = torch.where(leaves, 0.0, w + first * (goal - w))
+        excess = times(equations.C, x) - equations.d + delta * at_centre
+        outside = (active == 0) & inequality & (excess > eps * (times(equations.C.abs(), x.abs()) + equations.d.abs()))
+        worst = pad(torch.where(outside, excess, 0.0), (0, 1)).argmax(-1, keepdim=True)
+        joins = outside & ~blocked[:, None] & (torch.arange(len(inequality), device=w.device) == worst)
+        active = torch.where(leaves, 0.0, torch.where(joins, 1.0, active))
+        settled = ~blocked & ~joins.any(-1)
+        centre, at_centre = (torch.where(settled[:, None], *pair) for pair in ((x, centre), (goal, at_centre)))
+        running = running & (best.error > equations.aim) & ~(settled & (best.error <= 1) & (here.error > 0.8 * last))
+        last = torch.where(settled, here.error, last)
+        if not running.any():
+            break
+    return best

@@ -15,6 +15,7 @@ Forward: Mehrotra's predictor-corrector interior-point method (Mehrotra 1992; No
 the proximal terms of Pougkakiotis and Gondzio (2021, IP-PMM), which are centred on the iterate and so change no
 solution: Q may be singular and rows of A redundant. It ends with a few primal-dual active-set steps (Hintermüller, Ito
 and Kunisch 2002), after which the active constraints hold, and the multipliers of the others are zero, to rounding.
+Where they do not get there, rows are exchanged one by one (Lawson and Hanson 1974), which does from wherever it begins.
 Backward: the adjoint of the same equations (Amos and Kolter 2017, OptNet, arXiv 1703.00443, eqs. 7 and 8).
 """
 
@@ -67,9 +68,10 @@ def quadratic_program(
     too. CONVERGED holds row by row, to about eps^0.8 of the terms that meet in that row, whatever the others are.
 
     Status: INFEASIBLE where the constraints contradict each other, or where a number is not finite and so x is NaN,
-    UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique,
-    STALLED where four attempts, of max_steps interior-point and 6 `polish` active-set steps, do not reach it. These
-    have gradient zero.
+    UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique, to
+    that accuracy: the cost may be flat, or p hidden by the rounding of a far larger Q x. STALLED where four attempts,
+    of max_steps interior-point steps, `polish` active-set steps and exchanges of 25 `polish` rows, do not reach it.
+    These have gradient zero.
     The gradient is that of the problem whose strictly active constraints (z > 0) are equations and whose others are
     absent; where a constraint is degenerate (z = s = 0) that is one of the one-sided derivatives. Where the active
     constraints depend on each other, x has its gradient in Q and p, and in the constraints as long as they stay
@@ -176,10 +178,13 @@ class _Found(NamedTuple):
     size: Tensor
 
     def improved(self, where: Tensor, other: "_Found") -> "_Found":
-        """This, with what another attempt found at some problems; only its optima replace what was unbounded."""
+        """This, with what another attempt found at some problems; only its optima replace what was unbounded, or one
+        of many optima."""
         steps = self.steps.index_add(0, where, other.steps)
         kept = self.unbounded[where] & ~other.optimal
         other = other._replace(infeasible=other.infeasible & ~kept, unbounded=kept)
+        many = self.optimal[where] & ~other.optimal
+        where, other = where[~many], _Found(*(v[~many] for v in other))
 
         def put(old: Tensor, new: Tensor) -> Tensor:
             return old.index_copy(0, where, new)
@@ -209,13 +214,13 @@ class _Optimum:
         found = self.attempt(program, None, 0.0)
         hopeless = ~finite
         for narrow in _NARROWER:
-            again = (~hopeless & ~found.optimal & ~found.infeasible).nonzero()[:, 0]
+            again = (~hopeless & ~found.infeasible & ~(found.optimal & found.unique)).nonzero()[:, 0]
             if len(again) == 0:
                 break
             Q, p, C, d = (t[again] if len(t) == len(found.x) else t for t in program[:4])
             part = Coefficients(Q, p, C, d, self.m)
             found = found.improved(again, self.attempt(part, found.size[again], narrow))
-            hopeless = hopeless | found.unbounded
+            hopeless = hopeless | found.unbounded | found.optimal
         infeasible = found.infeasible | ~finite
         status = torch.where(found.optimal, Status.CONVERGED, Status.STALLED)
         status = torch.where(found.unique, status, Status.SINGULAR)
@@ -232,13 +237,15 @@ class _Optimum:
         if deep:  # what is that far away holds, and would hide the others
             equations = Equations.of(_without_rows(program, whole.d[:, : self.m] > eps**-0.5), size)
         x, w, steps, infeasible, unbounded = interior_point(equations, self.max_steps, deep, eps**narrow)
-        x, w, active = active_set(equations, x, w, infeasible | unbounded, self.polish)
-        x, w = equations.unit_x * x, equations.unit_w * w
-        x_scaled, w_scaled = x / whole.unit_x, w / whole.unit_w
-        error, seen = violation(whole, x_scaled, w_scaled)
-        M = curvature(whole, x_scaled, w_scaled, active)
+        x, w = equations.unit_x * x / whole.unit_x, equations.unit_w * w / whole.unit_w
+        x, w, active = active_set(whole, x, w, infeasible | unbounded, self.polish)
+        error, seen = violation(whole, x, w)
+        M = curvature(whole, x, w, active)
         M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen
         _, unique = solve_spd(M, torch.zeros_like(x))
+        # an x that large may hide what p and the nearer rows say
+        seen = torch.where((error <= 1) & ~unique, whole.least, seen)
+        x, w = whole.unit_x * x, whole.unit_w * w
         return _Found(x, w, active, steps, error <= 1, unique, infeasible, unbounded, whole.size * seen)
 
     def step(self, state: State) -> Tensor:
