@@ -386,7 +386,7 @@ def _resolved(Q: np.ndarray, p: np.ndarray, G: np.ndarray, h: np.ndarray, L: np.
     if way.shape[1] == 0:
         return True
     end = linprog(way.T @ p, G @ way, h.clip(0), bounds=[(None, None)] * way.shape[1])
-    terms = np.abs(Q).max() * np.abs(way @ end.x).max() if end.status == 0 else np.inf
+    terms = (np.abs(Q) @ np.abs(way @ end.x)).max() if end.status == 0 else np.inf
     return bool(np.finfo(float).eps ** 0.8 * terms < np.abs(way.T @ p).max())
 
 

@@ -239,6 +239,7 @@ class _Optimum:
         x, w, steps, infeasible, unbounded = interior_point(equations, self.max_steps, deep, eps**narrow)
         x, w = equations.unit_x * x / whole.unit_x, equations.unit_w * w / whole.unit_w
         x, w, active = active_set(whole, x, w, infeasible | unbounded, self.polish)
+        w = torch.cat([w[:, : self.m].clamp_min(0), w[:, self.m :]], -1)  # below zero is rounding, or no optimum
         error, seen = violation(whole, x, w)
         M = curvature(whole, x, w, active)
         M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen

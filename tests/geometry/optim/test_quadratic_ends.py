@@ -45,6 +45,7 @@ def test_multipliers_are_no_larger_than_the_cost_asks_for(n: int, m: int) -> Non
     assert (slope.abs().amax(-1) < 1e-9 * force).all()
     gap = ((h - times(G, found.x)).abs() * z).sum(-1)
     assert (gap < 1e-9 * force).all()
+    assert (z >= 0).all()
 
 
 @pytest.mark.parametrize("bound", [1.0, 1e4, 1e8])
