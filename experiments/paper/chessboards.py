@@ -22,10 +22,9 @@ from datasets.images.chessboard import Views, detect, read_corners
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
-from geometry import project
+from geometry import calibrate, project
 from geometry.camera import Model, intrinsics_from_matrix
-from geometry.optim import NestedState, nested_start, nested_step
-from geometry.reconstruction import CalibrationProblem, free_intrinsics, likely_starts
+from geometry.reconstruction import CalibrationSolution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,50 +92,42 @@ def read_views(config: ChessboardConfig) -> list[tuple[Target, Views]]:
 @experiment("camera_calibration", read_views)
 def chessboards(run: Run, config: ChessboardConfig, found: Sequence[tuple[Target, Views]]) -> dict:
     """Calibrate the camera of each target in turn, and write what there is to say of them to calibrations.json."""
-    results: list[dict] = []
-    state: NestedState | None = None
-    if saved := run.restore():
-        results, state = saved["results"], saved["state"] and NestedState(*saved["state"])
-    steps = run.iterations(len(found) * config.iterations)
-    for target, views in found[len(results) :]:
-        points2d = views.points2d.to(run.device, run.dtype)
-        mask = torch.ones(points2d.shape[:2], dtype=torch.bool, device=run.device)
-        problem = CalibrationProblem(points2d, views.points3d.to(points2d), mask, free_intrinsics, target.model)
+    saved = run.restore()
+    results: list[dict] = saved["results"] if saved else []
+    for step in run.iterations(len(found)):
+        target, views = found[step]
+        solution = calibrate(
+            views.points2d.to(run.device, run.dtype),
+            views.points3d.to(run.device, run.dtype),
+            views.image_size,
+            distortion=target.distortion,
+            model=target.model,
+            max_steps=config.iterations,
+        )
+        results.append(describe(target, views, solution, config.opencv))
         run.stage(
-            len(results),
+            step,
             name=target_name(target),
             points3d=views.points3d,
             edges=grid_edges(*target.corners),
             points2d_gt=views.points2d[0],
             image_size=torch.tensor(views.image_size),
         )
-        for step in steps:
-            if state is None:
-                state = nested_start(problem, *likely_starts(problem, views.image_size, target.distortion))
-            else:
-                state = nested_step(problem, state)
-            intrinsics = dict(zip(NAMES, state.theta[0, :4].tolist(), strict=True))
-            run.log(step, loss=rms_px(state, mask), target=len(results), **intrinsics)
-            if run.records(step):
-                K, distortion = free_intrinsics(state.theta[0])
-                seen = project(problem.points3d, state.inner[0, 0], K, distortion, model=target.model)
-                run.frame(step, world_to_camera=state.inner[0], K=K, points2d=seen)
-            if state.done.all() or state.steps >= config.iterations - 1:
-                results.append(describe(target, views, problem, state, config.opencv))
-                save(run, step, target, views, state)
-                write_json(run.folder / "calibrations.json", results)
-                run.checkpoint(step, results=results, state=None)
-                state = None
-                break
-            if run.due(step):
-                run.checkpoint(step, results=results, state=tuple(state))
+        intrinsics = dict(zip(NAMES, results[-1]["intrinsics"], strict=True))
+        run.log(step, loss=results[-1]["rms_px"], target=step, **intrinsics)
+        K, distortion, poses = (part[0] for part in solution.x)
+        seen = project(views.points3d.to(poses), poses[0], K, distortion, model=target.model)
+        run.frame(step, world_to_camera=poses, K=K, points2d=seen)
+        save(run, step, target, views, solution)
+        write_json(run.folder / "calibrations.json", results)
+        run.checkpoint(step, results=results)
     return finish(run, results, complete=len(results) == len(found))
 
 
-def save(run: Run, step: int, target: Target, views: Views, state: NestedState) -> None:
+def save(run: Run, step: int, target: Target, views: Views, solution: CalibrationSolution) -> None:
     """A target's board and cameras, and of images one that is undistorted."""
-    name, (K, distortion) = target_name(target), free_intrinsics(state.theta[0])
-    run.save_points(name, views.points3d, cameras=state.inner[0], K=K[None])
+    name, (K, distortion, poses) = target_name(target), (part[0] for part in solution.x)
+    run.save_points(name, views.points3d, cameras=poses, K=K[None])
     folder = locate.locate(target.source)
     if folder.is_dir() and target.model == "radtan":
         run.figure(f"{name}-undistorted", step, undistorted(folder / views.names[0], K, distortion), final=True)
@@ -189,34 +180,29 @@ def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
     return figure
 
 
-def rms_px(state: NestedState, mask: Tensor) -> float:
-    """sqrt(mean(dx^2 + dy^2))."""
-    return (2 * state.cost / mask.sum()).sqrt().item()
-
-
-def describe(target: Target, views: Views, problem: CalibrationProblem, state: NestedState, opencv: bool) -> dict:
+def describe(target: Target, views: Views, solution: CalibrationSolution, opencv: bool) -> dict:
     """All there is to say about one calibration, for calibrations.json."""
-    deviation = problem.covariance(state.theta, state.inner, state.cost).diagonal().sqrt()
+    K, distortion, poses = (part[0] for part in solution.x)
+    found = [*intrinsics_from_matrix(K).tolist(), *distortion.tolist()]
     peer = opencv_calibration(target, views) if opencv else None
     if peer:
-        theta = torch.tensor(peer["intrinsics"] + peer["distortion"], dtype=torch.float64)
-        peer["largest_relative_difference"] = ((state.theta[0].cpu() - theta) / theta).abs().max().item()
-    K, distortion = free_intrinsics(state.theta[0])
+        theirs = np.array(peer["intrinsics"] + peer["distortion"])
+        peer["largest_relative_difference"] = float(np.abs((np.array(found) - theirs) / theirs).max())
     names = [*NAMES, *COEFFICIENTS[target.model]]
-    undetermined = problem.undetermined(state.theta, state.inner).tolist()
     return {
         "name": target_name(target),
         "target": asdict(target),
-        "converged": bool(state.done.all() and torch.isfinite(state.cost).all() and not any(undetermined)),
-        "undetermined": [name for name, is_open in zip(names, undetermined, strict=False) if is_open],
-        "iterations": state.steps,
+        "converged": bool(solution.converged.all()),
+        "undetermined": [name for name, is_open in zip(names, solution.undetermined, strict=False) if is_open],
+        "iterations": int(solution.steps),
         "views": len(views.names),
         "left_out": [list(pair) for pair in views.left_out],
-        "rms_px": rms_px(state, problem.mask),
-        "intrinsics": intrinsics_from_matrix(K).tolist(),
-        "distortion": distortion.tolist(),
-        "standard_deviations": deviation.tolist(),
-        "world_to_camera": state.inner[0].tolist(),
+        # sqrt(mean(dx^2 + dy^2))
+        "rms_px": (2 * solution.cost.item() / views.points2d[..., 0].numel()) ** 0.5,
+        "intrinsics": found[:4],
+        "distortion": found[4:],
+        "standard_deviations": solution.covariance().diagonal().sqrt().tolist(),
+        "world_to_camera": poses.tolist(),
         "opencv": peer,
     }
 
@@ -240,7 +226,7 @@ def opencv_calibration(target: Target, views: Views) -> dict | None:
         [board] * len(corners), corners, views.image_size, None, None, flags=flags, criteria=criteria
     )
     return {
-        "rms_px": rms,
-        "intrinsics": [K[0, 0], K[1, 1], K[0, 2], K[1, 2]],
+        "rms_px": float(rms),
+        "intrinsics": [*K.diagonal()[:2].tolist(), *K[:2, 2].tolist()],
         "distortion": distortion.ravel()[: target.distortion].tolist(),
     }
