@@ -6,7 +6,6 @@ structure    points, with no pose given
 
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics, start_intrinsics
-from geometry.reconstruction.calibration_search import likely_starts
 from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "calibrate",
     "find_structure",
     "free_intrinsics",
-    "likely_starts",
     "mirror",
     "start_intrinsics",
     "triangulate",

@@ -76,9 +76,10 @@ def calibrate(
     `undetermined` tells; TOO_FEW where no view has four corners. Views that determine no pose are `left_out`.
     Raises ValueError as `geometry.pnp` does, and where there is no view.
 
-    Starts from the focal lengths, each four times the one before, that suit the views best (`likely_starts`); after
-    some trials, and before the end, both minima of every view are looked at. A robust kernel comes by graduated
-    non-convexity, first so wide that it is none (Yang, Antonante, Tzoumas and Carlone 2020, RA-L 5(2)).
+    Starts from the focal lengths, each four times the one before, that suit the views best, with the principal point
+    held in the middle of the image until the rest is found; after some trials, and before the end, both minima of
+    every view are looked at. A robust kernel comes by graduated non-convexity, first so wide that it is none (Yang,
+    Antonante, Tzoumas and Carlone 2020, RA-L 5(2)).
     """
     check_tensors(points2d=points2d, points3d=points3d)
     one_of("model", model, ("radtan", "fisheye"))

@@ -4,6 +4,11 @@ A plane that is seen from afar has two poses of nearly the same image, the one t
 and Pinz 2006, TPAMI 28(12)). Which of them is the lower one changes with the intrinsics, so that a view that is left in
 the one at hand makes a minimum of its own. Descents begin from several focal lengths at once; after some of their
 trials both minima of every view are looked at, at what they cost and at what they would if the intrinsics followed.
+
+A long lens trades its principal point for the turns of the boards and its focal length for the bend of its lens, so
+that descents over all of these from afar end in minima of their own, or not at all. The principal point is therefore
+held in the middle of the image until the rest is found, and a lens is said to bend by so much at so many pixels from
+it, which its focal length does not change.
 """
 
 from dataclasses import replace
@@ -17,7 +22,7 @@ from geometry.optim import NestedState, Status, map_state, nested_start, nested_
 from geometry.reconstruction.calibration_problem import CalibrationProblem, Minima, start_intrinsics
 from geometry.robust import widened
 
-__all__ = ["likely_starts", "solve"]
+__all__ = ["solve"]
 
 _FOCAL = tuple(0.25 * 4.0**i for i in range(5))
 """Focal lengths to start from, in parts of the longer side: 136 degrees across down to one."""
@@ -33,29 +38,26 @@ _CAUTION = 1e-2
 """Damping of the step by which it is foreseen what other minima of the views would lead to."""
 _WORTH, _ATTEMPTS = 1.01, 3
 """A place of no more than so many times the cost is worth a descent; how many of them are."""
-_FAR = 0.2
-"""Where the principal point is suspect: so far from the middle, in parts of half the longer side."""
+_ORDERS = {"radtan": (2, 4, 1, 1, 6, 2, 4, 6, 1, 3, 1, 3), "fisheye": (2, 4, 6, 8)}
+"""By which power of the focal length a coefficient grows that bends the same pixels by as much."""
 _NEAR = 1e-7
 """Predicted relative decrease at which Newton takes over."""
 _ROUGH = 1e-3
-"""And that which will do under a kernel that is only on the way."""
+"""And that which will do on the way."""
 _LOOKS = (2, 6)
 """Trials after which the global minima of all views are looked at."""
 _POLISH = 4
 """Newton steps at the end, at the most."""
 
 
-def likely_starts(
-    problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, count: int = 1
-) -> tuple[Tensor, Tensor]:
-    """theta (S,4+distortion) and poses (S,V,4,4) of the S <= count focal lengths that suit the views best, best first.
+def _likely_starts(problem: CalibrationProblem, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """theta (S,P) and poses (S,V,4,4) of the few focal lengths that suit the views best, best first.
 
-    Five focal lengths are tried, each four times the one before, by the cost of PnP in a few views, without distortion
-    and with the principal point in the middle of the image. Fewer come back where others are hopeless beside the best.
+    Five focal lengths are tried, each four times the one before, by the cost of PnP in a few views, all else as in
+    `start` (P,). Fewer come back where others are hopeless beside the best. size: of the image in px.
     """
-    start = start_intrinsics(image_size, distortion, problem.model, problem.points2d)
     theta = start.repeat(len(_FOCAL), 1)
-    theta[:, :2] = max(image_size) * start.new_tensor(_FOCAL)[:, None]
+    theta[:, :2] = size * start.new_tensor(_FOCAL)[:, None]
     V = len(problem.mask)
     few = torch.linspace(0, V - 1, min(V, _TELLING), device=start.device).round().long()
     points3d = problem.points3d[few] if problem.points3d.ndim == 3 else problem.points3d
@@ -65,40 +67,54 @@ def likely_starts(
     seen = some.mask[..., None]
     middle = torch.where(seen, some.points2d, 0).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
     nothing = 0.5 * torch.where(seen, some.points2d - middle, 0).square().sum((1, 2))
-    cost, best = torch.minimum(found.cost, nothing).sum(1).topk(count, largest=False)
+    cost, best = torch.minimum(found.cost, nothing).sum(1).topk(_TOGETHER, largest=False)
     best = best[cost <= _HOPELESS * cost[0]]
     return theta[best], found.poses[best] if len(few) == V else problem.minima(theta[best], None).poses
 
 
-def _search(
-    problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, max_steps: int, floor: float
-) -> NestedState:
-    """The lowest minimum that descents from likely starts lead to, which are one descent after a while."""
-    middle = start_intrinsics(image_size, distortion, problem.model, problem.points2d)
+def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: int, floor: float) -> NestedState:
+    """The lowest minimum that descents from likely starts lead to, which are one descent after a while.
+
+    start (P,): the principal point is held where it is there until the rest is found. size: of the image in px.
+    """
+    orders, middle = start.new_tensor(_ORDERS[problem.model][: len(start) - 4]), start[2:4]
+
+    def plain(x: Tensor) -> Tensor:
+        """theta (…,P) of x, whose coefficients say what a lens of a focal length of `size` would need."""
+        return torch.cat([x[..., :4], x[..., 4:] * (x[..., :1] / size) ** orders], -1)
+
+    def freed(x: Tensor) -> Tensor:
+        """x (…,P) with the principal point in its place, of x (…,P-2) without."""
+        return torch.cat([x[..., :2], middle.expand(*x.shape[:-1], 2), x[..., 2:]], -1)
+
+    unbent = replace(problem, unpack=lambda x: problem.unpack(plain(x)))
+    held = replace(problem, unpack=lambda x: problem.unpack(plain(freed(x))))
     kernels = [problem.kernel]
     if problem.kernel is not None:
         kernels = [*(widened(problem.kernel, factor) for factor in _GRADUAL), problem.kernel]
-    (theta, inner), steps = likely_starts(problem, image_size, distortion, _TOGETHER), 0
+    (x, inner), steps = _likely_starts(problem, start, size), 0
+    # no start bends anything, which is the same in either unknowns
+    x = torch.cat([x[:, :2], x[:, 4:]], 1)
     for kernel in kernels:
-        wide, enough = replace(problem, kernel=kernel), _NEAR if kernel is problem.kernel else _ROUGH
-        state = nested_start(wide, theta, inner)
+        wide = replace(held, kernel=kernel)
+        state = nested_start(wide, x, inner)
         while not state.done[state.cost.argmin()] and steps + state.steps < max_steps and state.steps < _TRIALS:
-            state = nested_step(wide, state, tolerance=enough, floor=floor)
+            state = nested_step(wide, state, tolerance=_ROUGH, floor=floor)
             state = _chosen(state, state.cost <= _HOPELESS * state.cost.amin())
             if state.steps in _LOOKS:
                 state = _looked(wide, state)
         state = _chosen(state, state.cost.argmin()[None])
-        theta, inner, steps = state.theta, state.inner, steps + state.steps
-    best = _descended(problem, state._replace(steps=steps), max_steps, floor)
-    starts = _others(problem, best, middle)
+        x, inner, steps = state.theta, state.inner, steps + state.steps
+    best = _descended(unbent, nested_start(unbent, freed(x), inner)._replace(steps=steps), max_steps, floor)
+    starts = _others(unbent, best)
     while starts and best.steps < max_steps:
-        start = starts.pop(0)._replace(steps=best.steps)
-        found = _descended(problem, start, max_steps, floor)
+        another = starts.pop(0)._replace(steps=best.steps)
+        found = _descended(unbent, another, max_steps, floor)
         if (found.cost < (1 - 1e-9) * best.cost).item():
-            best, starts = found, _others(problem, found, middle)
+            best, starts = found, _others(unbent, found)
         else:
             best = best._replace(steps=found.steps)
-    return best
+    return best._replace(theta=plain(best.theta))
 
 
 def _descended(
@@ -178,11 +194,8 @@ class _Swaps(NamedTuple):
         return choice
 
 
-def _others(problem: CalibrationProblem, state: NestedState, middle: Tensor) -> list[NestedState]:
-    """Places that promise a lower cost: with the global minima of all views, or with the second one of a view; and,
-    where the principal point went far, the found focal length in the `middle` (P,), without distortion, with the poses
-    as they are and with the global ones there: a long lens may trade the one for the other.
-    """
+def _others(problem: CalibrationProblem, state: NestedState) -> list[NestedState]:
+    """Places that promise a lower cost: with the global minima of all views, or with the second one of a view."""
     theta, here = state.theta, problem.here(state.theta, state.inner)
     found = here.or_lower(problem.minima(theta, None))
     if found.cost.sum().item() < (1 - 1e-9) * state.cost.item():
@@ -191,12 +204,7 @@ def _others(problem: CalibrationProblem, state: NestedState, middle: Tensor) -> 
     cost, view = _Swaps.at(problem, theta, found).predicted(single[:, None])[:, 0].sort()
     views = view[cost < _WORTH * state.cost][:_ATTEMPTS]
     starts = torch.where(single[views, None, :, None, None], found.others, found.poses)
-    others = [nested_start(problem, theta, inner)._replace(steps=state.steps) for inner in starts]
-    far = (theta[0, 2:4] - middle[2:4]).abs().amax() > _FAR * middle[2:4].amax()
-    if far.item() and problem.determined(theta, problem.reduced(theta, state.inner)).all():
-        again = torch.cat([theta[:, :2].mean(1, keepdim=True).expand(1, 2), middle[None, 2:]], 1)
-        others += [nested_start(problem, again, poses)._replace(steps=state.steps) for poses in (found.poses, None)]
-    return others
+    return [nested_start(problem, theta, inner)._replace(steps=state.steps) for inner in starts]
 
 
 def _polished(problem: CalibrationProblem, state: NestedState, size: float) -> tuple[NestedState, Tensor, Tensor]:
@@ -241,23 +249,23 @@ def solve(
     problem: CalibrationProblem, image_size: tuple[int, int], distortion: int, max_steps: int
 ) -> tuple[NestedState, Tensor, Tensor]:
     """Where the search ends, its `Status` (1,), and which unknowns (P,) the data do not tell."""
+    start, size = start_intrinsics(image_size, distortion, problem.model, problem.points2d), max(image_size)
     if len(problem.mask) == 0:
-        theta = start_intrinsics(image_size, distortion, problem.model, problem.points2d)[None]
-        nothing = theta.new_full((1,), torch.inf)
-        state = NestedState(theta, theta.new_zeros(1, 0, 4, 4), nothing, nothing, nothing, nothing > 0, 0)
-        return state, torch.full_like(nothing, Status.TOO_FEW, dtype=torch.int8), torch.ones_like(theta[0]) > 0
+        nothing = start.new_full((1,), torch.inf)
+        state = NestedState(start[None], start.new_zeros(1, 0, 4, 4), nothing, nothing, nothing, nothing > 0, 0)
+        return state, torch.full_like(nothing, Status.TOO_FEW, dtype=torch.int8), torch.ones_like(start) > 0
     # perfect corners leave nothing but rounding: about 1e-14 of the image
-    floor = 0.5 * int(problem.mask.sum()) * (1e-14 * max(image_size)) ** 2
-    state = _search(problem, image_size, distortion, max_steps, floor)
+    floor = 0.5 * int(problem.mask.sum()) * (1e-14 * size) ** 2
+    state = _search(problem, start, size, max_steps, floor)
     none = torch.zeros_like(state.theta[0], dtype=torch.bool)
     if not (state.done & torch.isfinite(state.cost)).all():
         status = torch.where(torch.isfinite(state.cost), Status.STALLED, Status.INFEASIBLE)
         return state, status.to(torch.int8), none
-    state, stationary, strict = _polished(problem, state, max(image_size))
+    state, stationary, strict = _polished(problem, state, size)
     if (strict & ~stationary).all():  # Newton came too early
         begun = nested_start(problem, state.theta, state.inner)._replace(steps=state.steps)
         state = _descended(replace(problem, exact=True), begun, max_steps, floor, tolerance=1e-13)
-        state, stationary, strict = _polished(problem, state, max(image_size))
+        state, stationary, strict = _polished(problem, state, size)
     status = torch.where(stationary, Status.CONVERGED, torch.where(strict, Status.STALLED, Status.SINGULAR))
     status = status.to(torch.int8)
     singular = status == Status.SINGULAR
