@@ -286,10 +286,10 @@ def bundle(
 ) -> BundleSolution:
     """Find cameras, points and intrinsics that fit the tracks best, next to a start.
 
-    points2d (M,2) px: observations, in any order; camera_index (M,) and point_index (M,), int64: of which view and
-    which point. world_to_camera (V,4,4), points3d (N,3): the start, and the value of what is fixed. K (3,3) of all
-    views, (V,3,3) of each, or (C,3,3) with intrinsics_index (V,) saying which K took which image (shared intrinsics);
-    distortion (k,) or (C,k) of `model`. weights (M,) or (M,2), 1/sigma; a weight of zero means absent.
+    points2d (M,2) px: observations, in any order; camera_index (M,) and point_index (M,), int32 or int64: of which
+    view and which point. world_to_camera (V,4,4), points3d (N,3): the start, and the value of what is fixed. K (3,3) of
+    all views, (V,3,3) of each, or (C,3,3) with intrinsics_index (V,) saying which K took which image (shared
+    intrinsics); distortion (k,) or (C,k) of `model`. weights (M,) or (M,2), 1/sigma; a weight of zero means absent.
 
     free: what is sought: "poses", "points", and intrinsics by name: "f" (fx and fy in their given ratio) or "fx", "fy";
     "cx", "cy"; distortion coefficients as "k1". All else is fixed, as are the views where fixed_poses (V,) and the

@@ -64,6 +64,10 @@ def stereo_rig(
     the unit of points3d; differentiable in all. What fails says so in `status`: a view needs 4 points in one camera,
     one view 4 in both. Raises ValueError for other shapes.
 
+    A target that looks the same after half a turn must be numbered the same way by both cameras in each view: points
+    that are not are another problem, whose minimum is no rig. Only the cost tells, which is then that of the target's
+    size instead of the noise; a single view does not tell at all.
+
     The cost is that of a calibration with fixed intrinsics (Hartley and Zisserman, "Multiple View Geometry", eq.
     18.1). Starts with PnP of each camera in each view; of the relative poses that these give, that with the least sum
     of distances over all views is taken, and in each view the target's pose as the one camera or the other has it.

@@ -122,6 +122,18 @@ def test_the_start_is_not_that_of_a_spoiled_view() -> None:
     assert (rig[0, :3, 3] - RIG[:3, 3]).norm() < 30
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [[1], [0, 1, 2, 3]])
+def test_the_cost_tells_where_a_camera_numbered_a_symmetric_board_the_other_way(turned: list[int]) -> None:
+    """In one view or in all: no rig suits points that are so numbered, by far."""
+    data, _ = views(V=4)
+    right = stereo_rig(**data)
+    points2d = data["points2d"].clone()
+    points2d[:, 1, turned] = points2d[:, 1, turned].flip(2)
+    wrong = stereo_rig(**data | {"points2d": points2d})
+    assert wrong.cost > 100 * right.cost
+
+
 def test_a_view_that_no_camera_sees_is_flagged_and_alone() -> None:
     data, _ = views(B=3)
     points2d = data["points2d"].requires_grad_()
