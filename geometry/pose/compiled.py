@@ -13,7 +13,6 @@ ValueError naming an argument that is not finite where the mask is True, a K tha
 kernels do not see the last two within a graph of torch.compile.
 """
 
-import torch
 from torch import Tensor
 
 from geometry.pose import operator
@@ -30,8 +29,8 @@ def prepared(data: PnPData, init: Tensor | None) -> PnPData:
 
 def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """See the module."""
-    with torch.no_grad():
-        return operator.search(*data, *_kernel(options), options.max_steps)
+    best, second, ratio = operator.search(*data, *_kernel(options), options.max_steps)
+    return best, second, ratio
 
 
 def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

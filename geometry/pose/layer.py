@@ -89,7 +89,7 @@ def pnp(
     second = ratio = None
     fewest = 3
     if init is None:
-        init, second, ratio = back_end.search(data.detached(), options)
+        init, second, ratio = back_end.search(data, options)
         fewest = 4
     pose, cost, status, steps = back_end.solve(data, init, options, fewest)
     if second is not None and ratio is not None:

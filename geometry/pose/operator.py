@@ -92,9 +92,12 @@ def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(*data, output[0], output[2])
     ctx.save_for_forward(*data, output[0], output[2])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _solve_backward(ctx: Any, covectors: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _solve_backward(ctx: Any, covectors: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if covectors is None:
+        return (None,) * 13
     *data, poses, statuses = ctx.saved_tensors
     wanted = [bool(n) for n in ctx.needs_input_grad[:5]]
     gradients = adjoint(*data, poses, covectors, statuses, ctx.robust, ctx.scale, ctx.alpha, ctx.exact, wanted)
@@ -220,15 +223,6 @@ def _batch_size(dim: int | None, points2d: Tensor) -> int:
 torch.library.register_vmap(_search.name(), _vmap_rule(_search, 6))
 
 
-def _directly(operator: Any, on_cpu: Callable, tensors: int) -> Callable[..., Any]:
-    """An operator of so many tensors, without torch's way to it wherever that makes no difference."""
-
-    def call(*inputs: Any) -> tuple[Tensor, ...]:
-        return (operator if intercepted(inputs[:tensors]) else on_cpu)(*inputs)
-
-    return call
-
-
 def _differentiable(operator: Any, on_cpu: Callable, tensors: int, **rules: Callable) -> Callable:
     """Give an operator of so many tensors its gradient and its rule for vmap, and call it in the shortest way.
 
@@ -237,10 +231,9 @@ def _differentiable(operator: Any, on_cpu: Callable, tensors: int, **rules: Call
     """
     torch.library.register_autograd(operator.name(), rules["backward"], setup_context=rules["setup_context"])
     torch.library.register_vmap(operator.name(), rules["vmap"])
-    direct = _directly(operator, on_cpu, tensors)
 
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return direct(*inputs)
+        return (operator if intercepted(inputs[:tensors]) else on_cpu)(*inputs)
 
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # torch asks for it at every call
     members = {name: staticmethod(f) for name, f in {"forward": forward, **rules}.items()}
@@ -257,7 +250,7 @@ def _differentiable(operator: Any, on_cpu: Callable, tensors: int, **rules: Call
             for x in inputs[:tensors]:
                 if x.requires_grad:
                     return record(*inputs)
-        return direct(*inputs)
+        return forward(*inputs)
 
     return call
 
@@ -266,7 +259,14 @@ def _solve_vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple
     return _vmap_rule(solve, 7)(info, in_dims, *inputs)
 
 
-search = _directly(_search, cpu.search, 6)
+def search(*inputs: Any) -> tuple[Tensor, ...]:
+    """What is best of all, which is a constant to every derivative: `solve` next to it has them."""
+    if not intercepted(inputs[:6]):
+        return cpu.search(*inputs)
+    with torch.no_grad():
+        return _search(*(x.detach() for x in inputs[:6]), *inputs[6:])
+
+
 solve = _differentiable(
     _solve, cpu.solve, 7, setup_context=_save_solve, backward=_solve_backward, jvp=_solve_jvp, vmap=_solve_vmap
 )
