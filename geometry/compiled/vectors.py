@@ -211,7 +211,7 @@ def where_less(typing_context: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     return vector(a, b, x, y), lower
 
 
-def _function(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -> Any:
+def _made(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -> Any:
     """`lower` of a vector as a function that kernels call."""
 
     @intrinsic
@@ -224,8 +224,8 @@ def _function(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -
     return call
 
 
-sqrt, fabs, log, exp = (_function(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp"))
-total, lowest, highest = (_function(reduction, name, True) for name in ("fadd", "fmin", "fmax"))
+sqrt, fabs, log, exp = (_made(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp"))
+total, lowest, highest = (_made(reduction, name, True) for name in ("fadd", "fmin", "fmax"))
 
 
 def scratch(length: int, integer: bool = False) -> Any:
