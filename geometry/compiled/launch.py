@@ -1,14 +1,17 @@
-"""Threads of Python over compiled kernels, which release its lock; as many as torch has."""
+"""How compiled kernels are started: in threads of Python, whose lock they release, or on a grid of a device's."""
 
+import importlib
+import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["in_parallel"]
+__all__ = ["compiles_for", "grid", "in_parallel"]
 
 T = TypeVar("T")
 
@@ -26,3 +29,25 @@ def in_parallel(bounds: Sequence[int], work: Callable[[int, int, int], T]) -> li
     pool = _pool(os.getpid(), torch.get_num_threads() - 1)
     others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, len(bounds) - 1)]
     return [work(bounds[0], bounds[1], 0), *(future.result() for future in others)]
+
+
+def compiles_for(tensor: torch.Tensor) -> bool:
+    """Whether kernels can be had where a tensor lies: on the CPU, and on CUDA devices if numba-cuda is installed."""
+    return tensor.is_cpu or (tensor.is_cuda and _numba_cuda())
+
+
+@lru_cache(maxsize=1)
+def _numba_cuda() -> bool:
+    if importlib.util.find_spec("numba_cuda") is None:
+        warnings.warn(
+            "numba-cuda is not installed: on this device tensor operations solve, in hundreds of launches a call where "
+            "a kernel needs one. pip install 'learnable-geometry[cuda]'",
+            stacklevel=5,
+        )
+        return False
+    return True
+
+
+def grid() -> Any:
+    """What starts kernels on a device, imported when it is first asked for: numba takes a second."""
+    return importlib.import_module("geometry.compiled.cuda.grid")

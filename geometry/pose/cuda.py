@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from geometry.compiled.constants import ROBUST
+from geometry.compiled.launch import grid
 from geometry.optim import ADJOINT, FEIGNED, margin
 
 __all__ = ["adjoint", "search", "solve"]
-
-
-def _grid() -> Any:
-    """What starts kernels, imported with the first call: numba takes a second."""
-    from geometry.compiled.cuda import grid
-
-    return grid
 
 
 def solve(*inputs: Any) -> tuple[Tensor, ...]:
@@ -65,7 +59,7 @@ def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
 def _run(name: str, arguments: tuple[Any, ...]) -> None:
     points2d = arguments[0][0]
     if len(points2d):
-        _grid().run(name, len(points2d), arguments)
+        grid().run(name, len(points2d), arguments, points2d.device)
 
 
 def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple[Any, Any]:

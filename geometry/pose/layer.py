@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from geometry import se3
 from geometry.camera import Model
 from geometry.checks import check_tensors_or_none, one_of
+from geometry.compiled.launch import compiles_for
 from geometry.optim import Gradient, Solution
 from geometry.pose import compiled, tensors
 from geometry.pose.data import Options, PnPData, check_options, precision, prepare
@@ -107,11 +108,8 @@ def pnp(
 def _back_end(data: PnPData, options: Options) -> ModuleType:
     """The module that does the work: `geometry.pose.compiled` where it can, `geometry.pose.tensors` elsewhere."""
     known = options.kernel is None or isinstance(options.kernel, RobustKernel)
-    return (
-        compiled
-        if data.points2d.is_cpu and known and options.model == "radtan" and options.gradient != "unrolled"
-        else tensors
-    )
+    known = known and options.model == "radtan" and options.gradient != "unrolled"
+    return compiled if known and compiles_for(data.points2d) else tensors
 
 
 class BPnP(nn.Module):

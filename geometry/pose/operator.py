@@ -17,7 +17,7 @@ from torch import Tensor
 
 from geometry.checks import intercepted, untransformed
 from geometry.optim import Status, along, attach_gradient, forward_mode, primals, transpose
-from geometry.pose import cpu
+from geometry.pose import cpu, cuda
 from geometry.pose.data import PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.robust import RobustKernel
@@ -33,13 +33,14 @@ _DATA = "Tensor points2d, Tensor points3d, Tensor K, Tensor distortion, Tensor w
 _ROBUST = "str robust, float scale, float alpha"
 
 
-def _operator(name: str, arguments: str, results: str, on_cpu: Callable) -> Any:
-    """A torch operator and what it is on the CPU, as torch.library.custom_op makes it.
+def _operator(name: str, arguments: str, results: str, on_cpu: Callable, on_cuda: Callable) -> Any:
+    """A torch operator and what it is on each device, as torch.library.custom_op makes it.
 
     That one adds ten microseconds to every call, and a second to the first, in which it imports the compiler.
     """
     _LIBRARY.define(f"{name}({arguments}) -> ({results})")
     _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, on_cuda, "CUDA")
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
@@ -50,6 +51,7 @@ _solve = _operator(
     f"{_DATA}, Tensor init, {_ROBUST}, int max_steps, int fewest, bool exact",
     "Tensor poses, Tensor costs, Tensor statuses, Tensor steps",
     cpu.solve,
+    cuda.solve,
 )
 
 
@@ -62,7 +64,11 @@ def _(points2d: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 # The best minimum (B,4,4), the second best (B,4,4), and the ratio (B,) of their costs, of `PoseSolution`.
 _search = _operator(
-    "pnp_search", f"{_DATA}, {_ROBUST}, int max_steps", "Tensor best, Tensor second, Tensor ratio", cpu.search
+    "pnp_search",
+    f"{_DATA}, {_ROBUST}, int max_steps",
+    "Tensor best, Tensor second, Tensor ratio",
+    cpu.search,
+    cuda.search,
 )
 
 
@@ -78,6 +84,7 @@ _adjoint = _operator(
     f"{_DATA}, Tensor poses, Tensor covectors, Tensor statuses, {_ROBUST}, bool exact, bool[] wanted",
     "Tensor points2d, Tensor points3d, Tensor K, Tensor distortion, Tensor weights",
     cpu.adjoint,
+    cuda.adjoint,
 )
 
 

@@ -28,9 +28,9 @@ def kernel(name: str) -> Any:
     return launched
 
 
-def run(name: str, problems: int, arguments: Any) -> None:
-    """Start a kernel on the device and the stream that torch uses for the tensors in arguments; waits for nothing."""
-    device = torch.cuda.current_device()
-    stream = cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
-    with cuda.gpus[device]:
+def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
+    """Start a kernel on a device, in the stream that torch uses there; waits for nothing."""
+    index = device.index
+    with cuda.gpus[index]:
+        stream = cuda.external_stream(torch.cuda.current_stream(index).cuda_stream)
         kernel(name)[(problems + _BLOCK - 1) // _BLOCK, _BLOCK, stream](problems, arguments)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .threads import THREADS
@@ -16,7 +17,7 @@ def _array(argument: Any) -> Any:
     return argument.numpy() if isinstance(argument, Tensor) else argument
 
 
-def run(name: str, problems: int, arguments: Any) -> None:
+def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
     arrays = _array(arguments)
     with np.errstate(all="ignore"):
         for b in range(problems):
