@@ -3,39 +3,17 @@
 On an accelerator these are what a call costs, whatever the size of the batch.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from geometry import pnp, se3
 from geometry.camera import Model
 from geometry.pose import tensors
+from tests.geometry.devices import Launches
 from tests.numbers import DOUBLE, generator
-
-_WAITS = ("_local_scalar_dense", "nonzero", "masked_select")
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations but views, and those among them that the host waits for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = f.overloadpacket.__name__
-        # a scalar argument of `where` becomes a tensor on the host
-        if not f.is_view and name not in ("scalar_tensor", "_unsafe_view", "_reshape_alias", "detach"):
-            self.names[name] += 1
-        return f(*args, **(kwargs or {}))
-
-    @property
-    def waits(self) -> int:
-        return sum(self.names[name] for name in _WAITS)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What a thread of a CUDA device would do, as plain Python: equal to the kernels of the CPU in every option."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import project, se3
+from geometry import pnp, project, se3
 from geometry.optim import Status
 from geometry.pose import cpu, cuda
+from geometry.robust import RobustKernel
+from tests.geometry.devices import StandIn, simulated_grid
 from tests.numbers import DOUBLE, close, generator, normal
 
 ROBUST = {
@@ -21,7 +22,8 @@ PRECISION = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_grid", lambda: importlib.import_module("geometry.compiled.simulated.grid"))
+    simulated_grid()  # importing it makes constants
+    monkeypatch.setattr(cuda, "grid", simulated_grid)
 
 
 def problems(make_scene: Callable[..., Any], lens: str, dtype: torch.dtype, B: int = 5) -> tuple[list[Tensor], Tensor]:
@@ -105,3 +107,27 @@ def test_what_is_not_finite_makes_its_own_problem_infeasible(make_scene: Callabl
     others = [0, 2, 3]
     for f, e in zip(found, expected, strict=True):
         assert torch.equal(f[others], e[others])
+
+
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("robust", [None, RobustKernel("huber", 2.0)])
+def test_a_call_is_a_few_launches_that_nothing_waits_for(
+    make_scene: Callable[..., Any], start: bool, robust: RobustKernel | None
+) -> None:
+    scene = make_scene(3, 8, 0.5, distorted=True)
+    near = se3.retract(scene.world_to_camera_gt, 0.02 * normal(3, 6))
+    options: dict[str, Any] = {"distortion": scene.distortion, "kernel": robust} | ({"init": near} if start else {})
+    expected = [d.clone().requires_grad_() for d in scene[:3]]
+    found = [d.clone().requires_grad_() for d in scene[:3]]
+    on_cpu = pnp(*expected, **options)
+    (on_cpu.x * near).sum().backward()
+    with StandIn() as device:
+        on_device = pnp(*found, **options)
+        (on_device.x * near).sum().backward()
+    assert device.kernels == {"solve": 1, "adjoint": 1} | ({} if start else {"search": 1})
+    assert device.waits == 0
+    assert device.launches <= 10 + 3  # the product, its sum, and their gradient
+    assert torch.equal(on_device.status, on_cpu.status)
+    close(on_device.x, on_cpu.x.detach(), 1e-10)
+    for f, e in zip(found, expected, strict=True):
+        close(f.grad, e.grad, 1e-9 * (1 + largest(e.grad)))
