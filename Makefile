@@ -1,6 +1,7 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
 # make test   lint, types and all tests (`.venv/bin/pytest -m "not slow"` takes a minute or so)
 # make test-machines   all tests as on other processors: instruction sets and threads (.ci/machines says which), half an hour
+# make test-ptx   the kernels built for three generations of CUDA devices, without one; installs compilers of 450 MB
 # make docs   the pages of docs/, to build/docs/index.html
 # make clean  remove the environment and every cache; results/ stays
 #
@@ -15,7 +16,7 @@ CUDA        ?=
 VENV        := $(if $(CUDA),.venv-cuda,.venv)
 export PYTHON TORCH_INDEX CUDA
 
-.PHONY: run test kernels lint types test-machines docs clean
+.PHONY: run test kernels lint types test-machines test-ptx docs clean
 
 run: $(VENV)/ready-experiments
 	$(VENV)/bin/python -m geometry.compiled
@@ -39,6 +40,9 @@ types: $(VENV)/ready-dev
 
 test-machines: $(VENV)/ready-dev
 	sh .ci/machines $(VENV)/bin/python $(PROFILES)
+
+test-ptx: $(VENV)/ready-dev $(VENV)/ready-ptx
+	$(VENV)/bin/pytest -s tests/geometry/test_ptx.py
 
 docs: $(VENV)/ready-docs
 	rm -rf docs/api

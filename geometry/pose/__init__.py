@@ -2,13 +2,13 @@
 
 layer     pnp, BPnP                                     data      PnPData: what they are given, checked, masked, centred
 compiled  the back end of kernels                       tensors   the back end of tensor operations: one contract
-operator  torch operators: gradients, vmap, compile     cpu       how the CPU runs them: threads and kernels
+operator  torch operators: gradients, vmap, compile     cpu, cuda how a device runs them: threads and kernels
 problem   PnP as a Problem, in tensor operations        start     the global start in tensors
 losses    losses of poses as distributions              sampling  draws from such distributions
 ransac    pnp_ransac: a pose among wrong matches
 """
 
-from geometry.pose.layer import BPnP, PoseSolution, pnp
+from geometry.pose.layer import BPnP, PoseSolution, back_end, pnp
 from geometry.pose.losses import (
     MonteCarloLoss,
     PoseLoss,
@@ -28,6 +28,7 @@ __all__ = [
     "PoseProposal",
     "PoseSamples",
     "PoseSolution",
+    "back_end",
     "linear_covariance",
     "linear_covariance_loss",
     "log_normaliser",

@@ -7,20 +7,21 @@ After "End-to-End Learnable Geometric Vision by Backpropagating PnP Optimization
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none, one_of
+from geometry.checks import check_tensors, check_tensors_or_none, one_of
 from geometry.compiled.launch import compiles_for
 from geometry.optim import Gradient, Solution
 from geometry.pose import compiled, tensors
-from geometry.pose.data import Options, PnPData, check_options, precision, prepare
+from geometry.pose.data import Options, check_options, precision, prepare
 from geometry.robust import Kernel, RobustKernel
 
-__all__ = ["BPnP", "PoseSolution", "pnp"]
+__all__ = ["BPnP", "PoseSolution", "back_end", "pnp"]
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,27 @@ def pnp(
     finite, a K with another third row than (0, 0, 1), an init that is no rotation (to 1e-3) and translation; with
     throw=True, SolverError where a sample failed.
 
-    On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; it can be
-    vmapped, differentiated twice, and stands in torch.compile'd code. Elsewhere, and for what the kernel does not know
-    (model="fisheye", kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do:
-    the same algorithm, the same poses and derivatives, and slower on a CPU.
+    On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; on a CUDA device
+    too, where numba-cuda is installed, a problem a thread. It can be vmapped, differentiated twice, and stands in
+    torch.compile'd code. Elsewhere, and for what the kernel does not know (model="fisheye", kernels of your own,
+    gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do: the same algorithm, the same poses and
+    derivatives, and slower. `geometry.pose.back_end` says which. On a device the kernel waits for nothing, so it cannot
+    raise for values: a problem that is not finite, or whose K or init is none, ends INFEASIBLE with the identity.
     """
     check_options(model, kernel, gradient, max_steps)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
     data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model).to(solve_dtype)
     options = Options(model, kernel, gradient, max_steps)
-    back_end = _back_end(data, options)
-    data = back_end.prepared(data, init)
+    module = _back_end(data.points2d, options)
+    data = module.prepared(data, init)
     if init is not None:
         init = init.detach().to(solve_dtype)
     second = ratio = None
     fewest = 3
     if init is None:
-        init, second, ratio = back_end.search(data, options)
+        init, second, ratio = module.search(data, options)
         fewest = 4
-    pose, cost, status, steps = back_end.solve(data, init, options, fewest)
+    pose, cost, status, steps = module.solve(data, init, options, fewest)
     if second is not None and ratio is not None:
         second = torch.where((ratio > 0)[:, None, None], second, pose.detach())
     dtype = precision(points2d)
@@ -105,11 +108,23 @@ def pnp(
     return solution
 
 
-def _back_end(data: PnPData, options: Options) -> ModuleType:
+def back_end(
+    points2d: Tensor, *, model: Model = "radtan", kernel: Kernel | None = None, gradient: Gradient = "exact"
+) -> Literal["compiled", "tensors"]:
+    """What solves when `pnp` is called with such points and options: a compiled kernel, or tensor operations.
+
+    Raises ValueError for options that there are not.
+    """
+    check_tensors(points2d=points2d)
+    check_options(model, kernel, gradient)
+    return "compiled" if _back_end(points2d, Options(model, kernel, gradient)) is compiled else "tensors"
+
+
+def _back_end(points2d: Tensor, options: Options) -> ModuleType:
     """The module that does the work: `geometry.pose.compiled` where it can, `geometry.pose.tensors` elsewhere."""
     known = options.kernel is None or isinstance(options.kernel, RobustKernel)
     known = known and options.model == "radtan" and options.gradient != "unrolled"
-    return compiled if known and compiles_for(data.points2d) else tensors
+    return compiled if known and compiles_for(points2d) else tensors
 
 
 class BPnP(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geometry import pnp, project, se3
 from geometry.optim import Status
-from geometry.pose import cpu, cuda
+from geometry.pose import back_end, cpu, cuda
 from geometry.robust import RobustKernel
 from tests.geometry.devices import StandIn, simulated_grid
 from tests.numbers import DOUBLE, close, generator, normal
@@ -131,3 +131,13 @@ def test_a_call_is_a_few_launches_that_nothing_waits_for(
     close(on_device.x, on_cpu.x.detach(), 1e-10)
     for f, e in zip(found, expected, strict=True):
         close(f.grad, e.grad, 1e-9 * (1 + largest(e.grad)))
+
+
+def test_which_back_end_solves() -> None:
+    pixels = torch.zeros(2, 8, 2)
+    assert back_end(pixels) == back_end(pixels, kernel=RobustKernel("huber", 1.0)) == "compiled"
+    assert back_end(pixels, kernel=lambda s: s) == back_end(pixels.to("meta")) == "tensors"
+    with pytest.raises(ValueError, match="model"):
+        back_end(pixels, model="pinhole")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="points2d"):
+        back_end([1.0])  # type: ignore[arg-type]

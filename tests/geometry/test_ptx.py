@@ -1,0 +1,25 @@
+"""The kernels are built for CUDA devices that are not there (`make test-ptx`); what their compiler says is printed."""
+
+import importlib.util
+
+import pytest
+
+_WHY = "`make test-ptx` installs the compilers that this needs"
+if importlib.util.find_spec("numba_cuda") is None:
+    pytest.skip(_WHY, allow_module_level=True)
+if not pytest.importorskip("numba.cuda.cudadrv.nvvm", reason=_WHY).is_available():
+    pytest.skip(_WHY, allow_module_level=True)
+
+ptx = pytest.importorskip("geometry.compiled.cuda.ptx")
+
+CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+@pytest.mark.parametrize(("name", "precision", "arguments"), ptx.signatures(), ids=str)
+def test_every_kernel_is_built(name: str, precision: object, arguments: object, capability: tuple[int, int]) -> None:
+    text = ptx.compiled(name, arguments, capability)
+    assert f".target sm_{capability[0]}{capability[1]}" in text
+    said = ptx.assembled(text, capability)
+    print(f"sm_{capability[0]}{capability[1]} {name} {precision}: {said}")
+    assert not said.startswith("?")
