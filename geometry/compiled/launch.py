@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -48,6 +48,6 @@ def _numba_cuda() -> bool:
     return True
 
 
-def grid() -> Any:
-    """What starts kernels on a device, imported when it is first asked for: numba takes a second."""
-    return importlib.import_module("geometry.compiled.cuda.grid")
+def grid(team: Literal["cuda", "warp"]) -> Any:
+    """What starts kernels on a device, of one thread or one warp a problem; numba takes a second when first asked."""
+    return importlib.import_module(f"geometry.compiled.{team}.grid")

@@ -23,12 +23,14 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 __all__ = [
     "FASTMATH",
     "LANES",
+    "TEAM",
     "cgutils",
     "elementwise",
     "entry",
     "intrinsic",
     "jit",
     "lower_builtin",
+    "member",
     "models",
     "reduction",
     "register_model",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 LANES = 8
+TEAM = 1
+"""Threads that share a problem where it is `spread`: every TEAM-th point is one's own, sums are over all of them."""
 # Sums may be regrouped and fused; NaN and infinity keep their meaning, because they mark infeasible problems.
 FASTMATH = ("contract", "arcp", "nsz", "reassoc")
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH)}
@@ -49,6 +53,12 @@ jit: Any = numba.njit(**_OPTIONS)
 def entry(*signatures: str) -> Any:
     """A function that Python calls, compiled for these signatures when its module is imported."""
     return numba.njit(list(signatures), cache=True, **_OPTIONS)
+
+
+@jit
+def member() -> Any:
+    """Which of the team this thread is."""
+    return 0
 
 
 @jit

@@ -1,4 +1,4 @@
-"""What a thread of a device does: the kernels of `geometry.compiled` for one problem, by its number.
+"""What a thread of a device, or a team of them, does: the kernels of `geometry.compiled` for one problem.
 
 `geometry.compiled.cuda.grid` makes kernels of a grid of them, `geometry.compiled.simulated.grid` calls them in a loop.
 A device cannot raise: what is not as it should be makes the problem INFEASIBLE, its pose the identity.
@@ -11,7 +11,7 @@ import numpy as np
 from .pose.adjoint import adjoint as _adjoint
 from .pose.solve import solve as _solve
 from .pose.start import start as _start
-from .vectors import jit
+from .vectors import TEAM, jit
 
 __all__ = ["THREADS"]
 
@@ -32,7 +32,7 @@ def _refuse(b: Any, out: Any) -> None:
 def solve(b: Any, arguments: Any) -> None:
     """The minimum next to init. arguments: those of `pose.solve`, its `part` replaced by the workspace."""
     data, robust, rule, limits, init, workspace, out = arguments
-    if _solve(data, robust, rule, limits, init, (b, b + 1, b, False, workspace), out):
+    if _solve(data, robust, rule, limits, init, (b, b + 1, b, TEAM > 1, workspace), out):
         _refuse(b, out)
 
 
@@ -40,7 +40,7 @@ def solve(b: Any, arguments: Any) -> None:
 def adjoint(b: Any, arguments: Any) -> None:
     """The gradient. arguments: those of `pose.adjoint`, its `part` replaced by the workspace."""
     data, robust, least, exact, at, workspace, gradients = arguments
-    _adjoint(data, robust, least, exact, at, (b, b + 1, b, False, workspace), gradients)
+    _adjoint(data, robust, least, exact, at, (b, b + 1, b, TEAM > 1, workspace), gradients)
 
 
 @jit

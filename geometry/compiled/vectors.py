@@ -17,12 +17,14 @@ from llvmlite import ir
 from .target import (
     FASTMATH,
     LANES,
+    TEAM,
     cgutils,
     elementwise,
     entry,
     intrinsic,
     jit,
     lower_builtin,
+    member,
     models,
     reduction,
     register_model,
@@ -33,6 +35,7 @@ from .target import (
 
 __all__ = [
     "LANES",
+    "TEAM",
     "Vector",
     "clear",
     "entry",
@@ -44,6 +47,7 @@ __all__ = [
     "load",
     "log",
     "lowest",
+    "member",
     "put",
     "resolution",
     "room",

@@ -15,14 +15,20 @@ from geometry.optim import ADJOINT, FEIGNED, margin
 
 __all__ = ["adjoint", "search", "solve"]
 
+_WARP = 32  # threads
+# Problems that fill a device with a thread each: 132 multiprocessors of an H100, 256 threads of 255 registers each.
+# By arithmetic, not measured: no device was at hand.
+_MANY = 132 * 256
+
 
 def solve(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator `pnp`."""
     *data, init, robust, scale, alpha, max_steps, fewest, _exact = inputs
     given = _given(data, robust, scale, alpha)
     out = _empty(data[0])
-    arguments = (*given, _rule(data[0]), (max_steps, fewest), init.detach().contiguous(), _workspace(data[0], 7), out)
-    _run("solve", arguments)
+    shared = _shared(data[0])
+    rule, workspace = _rule(data[0], shared), _workspace(data[0], 7, shared)
+    _run("solve", (*given, rule, (max_steps, fewest), init.detach().contiguous(), workspace, out), shared)
     return out
 
 
@@ -32,7 +38,7 @@ def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     first, second, ratios = _empty(data[0]), _empty(data[0]), data[0].new_empty(len(data[0]))
     arguments = _given(data, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 11)
     given, rule, limits, workspace = arguments
-    _run("search", (*given, rule, limits, workspace, first, second, ratios))
+    _run("search", (*given, rule, limits, workspace, first, second, ratios), False)
     return first[0], second[0], ratios
 
 
@@ -48,18 +54,25 @@ def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
         for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
     )  # fmt: skip
     at = tuple(t.detach().contiguous() for t in (poses, statuses, covectors))
-    least = ADJOINT * _rule(data[0])[0]
+    shared = _shared(data[0])
+    least = ADJOINT * _rule(data[0], shared)[0]
     given = _given(data, robust, scale, alpha)
-    _run("adjoint", (*given, least, exact, at, _workspace(data[0], 7), out))
+    _run("adjoint", (*given, least, exact, at, _workspace(data[0], 7, shared), out), shared)
     return tuple(
         g.sum(0, keepdim=True) if want and len(d) < len(g) else g for g, d, want in zip(out, data, wanted, strict=False)
     )
 
 
-def _run(name: str, arguments: tuple[Any, ...]) -> None:
+def _run(name: str, arguments: tuple[Any, ...], shared: bool) -> None:
     points2d = arguments[0][0]
     if len(points2d):
-        grid().run(name, len(points2d), arguments, points2d.device)
+        grid("warp" if shared else "cuda").run(name, len(points2d), arguments, points2d.device)
+
+
+def _shared(points2d: Tensor) -> bool:
+    """Whether a warp shares every problem: where there are too few to fill a device, and points for all threads."""
+    B, N, _ = points2d.shape
+    return B < _MANY and N >= _WARP
 
 
 def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
@@ -77,12 +90,13 @@ def _empty(points2d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )  # fmt: skip
 
 
-def _workspace(points2d: Tensor, numbers: int) -> Tensor:
-    """So many numbers of every point, in a column for every problem: neighbouring threads read what lies together."""
+def _workspace(points2d: Tensor, numbers: int, shared: bool = False) -> Tensor:
+    """So many numbers of every point, in a column for every thread: neighbours read what lies together."""
     B, N, _ = points2d.shape
-    return points2d.new_empty(N * numbers, B)
+    return points2d.new_empty(-(-N // _WARP) * numbers, B * _WARP) if shared else points2d.new_empty(N * numbers, B)
 
 
-def _rule(points2d: Tensor) -> tuple[float, float]:
-    """What is singular (`geometry.compiled.pose.descent.Rule`): sums run from point to point."""
-    return margin(points2d.dtype, 6, points2d.shape[1]), FEIGNED
+def _rule(points2d: Tensor, shared: bool = False) -> tuple[float, float]:
+    """What is singular (`geometry.compiled.pose.descent.Rule`): sums run from point to point, or to the 32nd next."""
+    points = points2d.shape[1]
+    return margin(points2d.dtype, 6, points / _WARP if shared else points), FEIGNED

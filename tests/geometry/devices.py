@@ -33,9 +33,10 @@ class Launches(TorchDispatchMode):
         return sum(self.names[name] for name in _WAITS)
 
 
-def simulated_grid() -> Any:
+def simulated_grid(team: str) -> Any:
     """What starts kernels as plain Python, for `geometry.compiled.launch.grid`."""
-    return importlib.import_module("geometry.compiled.simulated.grid")
+    name = {"cuda": "simulated", "warp": "simulated_warp"}[team]
+    return importlib.import_module(f"geometry.compiled.{name}.grid")
 
 
 class StandIn(Launches):

@@ -1,6 +1,7 @@
 """The kernels are built for CUDA devices that are not there (`make test-ptx`); what their compiler says is printed."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 
@@ -10,16 +11,23 @@ if importlib.util.find_spec("numba_cuda") is None:
 if not pytest.importorskip("numba.cuda.cudadrv.nvvm", reason=_WHY).is_available():
     pytest.skip(_WHY, allow_module_level=True)
 
-ptx = pytest.importorskip("geometry.compiled.cuda.ptx")
+thread = pytest.importorskip("geometry.compiled.cuda.ptx")
+warp = pytest.importorskip("geometry.compiled.warp.ptx")
 
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
-@pytest.mark.parametrize(("name", "precision", "arguments"), ptx.signatures(), ids=str)
-def test_every_kernel_is_built(name: str, precision: object, arguments: object, capability: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("name", "precision", "arguments"), thread.signatures(), ids=str)
+@pytest.mark.parametrize("ptx", [thread, warp], ids=["thread", "warp"])
+def test_every_kernel_is_built(
+    ptx: Any, name: str, precision: object, arguments: object, capability: tuple[int, int]
+) -> None:
+    if ptx is warp and name not in ("solve", "adjoint"):
+        pytest.skip("a warp shares what is solved and differentiated alone")
     text = ptx.compiled(name, arguments, capability)
     assert f".target sm_{capability[0]}{capability[1]}" in text
     said = ptx.assembled(text, capability)
-    print(f"sm_{capability[0]}{capability[1]} {name} {precision}: {said}")
+    print(f"sm_{capability[0]}{capability[1]} {ptx.__name__.split('.')[2]} {name} {precision}: {said}")
+    assert ("shfl" in text) == (ptx is warp)
     assert not said.startswith("?")

@@ -1,4 +1,4 @@
-"""Kernels of a CUDA grid: thread b does the work of `geometry.compiled.threads` for problem b."""
+"""Kernels of a CUDA grid: thread b, or team b, does the work of `geometry.compiled.threads` for problem b."""
 
 from functools import cache
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from numba import cuda
 
+from .target import TEAM
 from .threads import THREADS
 
 __all__ = ["kernel", "run"]
@@ -21,7 +22,7 @@ def kernel(name: str) -> Any:
 
     @cuda.jit
     def launched(problems: Any, arguments: Any) -> None:
-        b = cuda.grid(1)
+        b = cuda.grid(1) // TEAM
         if b < problems:
             work(b, arguments)
 
@@ -33,4 +34,4 @@ def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
     index = device.index
     with cuda.gpus[index]:
         stream = cuda.external_stream(torch.cuda.current_stream(index).cuda_stream)
-        kernel(name)[(problems + _BLOCK - 1) // _BLOCK, _BLOCK, stream](problems, arguments)
+        kernel(name)[(TEAM * problems + _BLOCK - 1) // _BLOCK, _BLOCK, stream](problems, arguments)

@@ -14,21 +14,24 @@ from numba.cuda.extending import intrinsic, lower_builtin, models, register_mode
 __all__ = [
     "FASTMATH",
     "LANES",
+    "TEAM",
     "cgutils",
     "elementwise",
     "entry",
     "intrinsic",
     "jit",
     "lower_builtin",
+    "member",
     "models",
     "reduction",
     "register_model",
     "room",
+    "rooms",
     "type_callable",
     "types",
 ]
 
-LANES = 1
+LANES, TEAM = 1, 1
 FASTMATH = ("contract", "arcp", "nsz", "reassoc")  # as on the CPU
 
 jit: Any = cuda.jit(device=True)
@@ -40,24 +43,41 @@ def entry(*signatures: str) -> Callable[[Any], Any]:
     return jit
 
 
-@intrinsic
-def room(typing_context: Any, part: Any, begin: Any, length: Any, like: Any) -> Any:
-    """A column of the workspace (length, slots), from place `begin` on: what neighbours read lies side by side."""
-    workspace, column = part.types[4], types.Array(like.dtype, 1, "A")
+@jit
+def member() -> Any:
+    """Which of the team this thread is."""
+    return 0
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        whole = context.make_array(workspace)(context, builder, builder.extract_value(args[0], 4))
-        slot = context.cast(builder, builder.extract_value(args[0], 2), part.types[2], types.intp)
-        begin, length = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
-        slots = builder.extract_value(whole.shape, 1)
-        made = context.make_array(column)(context, builder)
-        context.populate_array(
-            made, data=builder.gep(whole.data, [builder.add(builder.mul(begin, slots), slot)]), shape=[length],
-            strides=[builder.mul(slots, whole.itemsize)], itemsize=whole.itemsize, meminfo=None,
-        )  # fmt: skip
-        return made._getvalue()
 
-    return column(part, begin, length, like), lower
+def rooms(column_of: Callable[[Any, Any], Any]) -> Any:
+    """room(part, begin, length, like): what lies in a thread's column of the workspace (length, columns).
+
+    From place `begin` on; column_of(builder, slot) is the number of the column. What neighbours read lies side by side.
+    """
+
+    @intrinsic
+    def room(typing_context: Any, part: Any, begin: Any, length: Any, like: Any) -> Any:
+        workspace, column = part.types[4], types.Array(like.dtype, 1, "A")
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            whole = context.make_array(workspace)(context, builder, builder.extract_value(args[0], 4))
+            slot = context.cast(builder, builder.extract_value(args[0], 2), part.types[2], types.intp)
+            begin, length = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
+            columns = builder.extract_value(whole.shape, 1)
+            place = builder.add(builder.mul(begin, columns), column_of(builder, slot))
+            made = context.make_array(column)(context, builder)
+            context.populate_array(
+                made, data=builder.gep(whole.data, [place]), shape=[length],
+                strides=[builder.mul(columns, whole.itemsize)], itemsize=whole.itemsize, meminfo=None,
+            )  # fmt: skip
+            return made._getvalue()
+
+        return column(part, begin, length, like), lower
+
+    return room
+
+
+room = rooms(lambda builder, slot: slot)
 
 
 def elementwise(builder: Any, name: str, x: Any) -> Any:

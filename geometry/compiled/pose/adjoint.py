@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..vectors import clear, entry, jit, load, scratch, splat, store, total, where_less
+from ..vectors import clear, entry, jit, load, member, scratch, splat, store, total, where_less
 from .descent import Linear, diagonal, new_factor, new_step, shares, solve6
 from .equations import (
     CAMERA,
@@ -159,10 +159,9 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
     `least` (`geometry.optim.linear`).
     """
     data, robust, part = Data(*data), Robust(*robust), Part(*part)
-    points2d, points3d, K, distortion, weights, _ = data
+    _, points3d, K, distortion, weights, _ = data
     poses, statuses, covectors = at
     grad2d, grad3d, grad_K, grad_distortion, grad_weights = gradients
-    n = points2d.shape[1]
     tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))
     pose, sums, ok = new_pose(poses), new_sums(poses), _new_ok(poses)
     rhs, step, work, size = new_step(poses), new_step(poses), new_factor(poses), new_step(poses)
@@ -185,7 +184,7 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
         for row in range(0, tile.rows, BLOCK):
             until = min(row + BLOCK, tile.rows)
             _vector_jacobian_product(tile, robust, row, until, pose, step, sums)
-            i, j = row * per_row, min(until * per_row, n)
+            i, j = row * per_row, until * per_row
             for lane in range(last):
                 b, good = first + lane, ok[lane] != 0.0
                 if grad2d.size:
@@ -199,7 +198,7 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
         if part.spread:
             for k in range(0, CAMERA, L):
                 store(sums, k, splat(total(load(sums, k)), sums))
-        for lane in range(last):
+        for lane in range(last if member() == 0 else 0):
             b = first + lane
             if ok[lane] != 0.0 and grad_K.size:
                 row = part.slot if K.shape[0] == 1 else b

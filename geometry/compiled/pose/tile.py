@@ -11,7 +11,7 @@ import numpy as np
 
 from geometry.checks import ROUNDED
 
-from ..vectors import clear, get, jit, put, room, scratch
+from ..vectors import TEAM, clear, get, jit, member, put, room, scratch
 from .equations import CAMERA, ROW, L, Tile
 
 
@@ -65,15 +65,21 @@ BLOCK = 32
 def new_tile(data: Any, part: Any, camera: Any) -> Any:
     """A tile for `fill`, whose camera is an array of CAMERA numbers."""
     n = data.points2d.shape[1]
-    rows = (n + L - 1) // L if part.spread else n
+    rows = (n + L * TEAM - 1) // (L * TEAM) if part.spread else n
     clear(camera, CAMERA)
     return Tile(room(part, 0, rows * ROW, camera), rows, camera, data.distortion.shape[1], part.spread)
 
 
 @jit
 def place(i: Any, lane: Any, spread: Any) -> Any:
-    """Where point i of the problem in a lane begins in the tile."""
+    """Where point i of those in the tile, of the problem in a lane, begins in it."""
     return (i // L) * ROW + i % L if spread else i * ROW + lane
+
+
+@jit
+def number(i: Any, spread: Any) -> Any:
+    """Which point of the problem is point i of those in the tile: the others are those of the rest of the team."""
+    return i * TEAM + member() if spread else i
 
 
 @jit
@@ -146,7 +152,7 @@ def _survey(data: Any, b: Any) -> Any:
 
 @jit
 def _lay(data: Any, b: Any, begin: Any, end: Any, tile: Any, visible: Any, lane: Any) -> None:
-    """Lay points begin to end - 1 of problem b into a lane, relative to their centre and to the principal point.
+    """Lay points begin to end - 1 of the tile, of problem b, into a lane, about their centre and the principal point.
 
     Absent points (masked, of weight zero, or beyond the last) become copies of the first visible one with weight zero.
     """
@@ -159,8 +165,8 @@ def _lay(data: Any, b: Any, begin: Any, end: Any, tile: Any, visible: Any, lane:
     weighted, masked = weights.shape[1] > 1, mask.shape[1] > 1
     k = min(b, K.shape[0] - 1) * 9
     u0, v0 = get(K, k + 2), get(K, k + 5)
-    for i in range(begin, end):
-        o = place(i, lane, spread)
+    for at in range(begin, end):
+        o, i = place(at, lane, spread), number(at, spread)
         wu, wv, source = 1.0, 1.0, i
         if i >= n or (masked and not get(mask, pm + i)):
             wu, wv, source = 0.0, 0.0, absent
@@ -289,14 +295,15 @@ class Rows(NamedTuple):
 
 @jit
 def drain(tile: Any, column: Any, lane: Any, begin: Any, end: Any, good: Any, to: Any) -> None:
-    """The k columns from `column` on of points begin to end - 1 into their `Rows`; zeros where not good.
+    """The k columns from `column` on of points begin to end - 1 of the tile into their `Rows`; zeros where not good.
 
     Absent points hold zeros by now: their weight is zero.
     """
     points, out, k = tile.points, to.out, to.out.shape[2]
-    base = to.row * out.shape[1] * k
-    for i in range(begin, end):
-        o, at = place(i, lane, tile.spread) + column * L, base + i * k
+    base, n = to.row * out.shape[1] * k, out.shape[1]
+    own = (n - member() + TEAM - 1) // TEAM if tile.spread else n
+    for i in range(begin, min(end, own)):
+        o, at = place(i, lane, tile.spread) + column * L, base + number(i, tile.spread) * k
         if to.shared:
             if good:
                 for j in range(k):

@@ -8,17 +8,18 @@ from torch import Tensor
 
 from .threads import THREADS
 
-__all__ = ["run"]
+__all__ = ["arrays", "run"]
 
 
-def _array(argument: Any) -> Any:
+def arrays(argument: Any) -> Any:
+    """The tensors in an argument as arrays of the same memory."""
     if isinstance(argument, tuple):
-        return tuple(_array(a) for a in argument)
+        return tuple(arrays(a) for a in argument)
     return argument.numpy() if isinstance(argument, Tensor) else argument
 
 
 def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
-    arrays = _array(arguments)
+    given = arrays(arguments)
     with np.errstate(all="ignore"):
         for b in range(problems):
-            THREADS[name](b, arrays)
+            THREADS[name](b, given)

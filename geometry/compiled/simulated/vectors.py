@@ -7,6 +7,7 @@ import numpy as np
 
 __all__ = [
     "LANES",
+    "TEAM",
     "clear",
     "entry",
     "exp",
@@ -17,6 +18,7 @@ __all__ = [
     "load",
     "log",
     "lowest",
+    "member",
     "put",
     "resolution",
     "room",
@@ -28,7 +30,7 @@ __all__ = [
     "where_less",
 ]
 
-LANES = 1
+LANES, TEAM = 1, 1
 
 
 def jit(function: Any) -> Any:
@@ -73,6 +75,10 @@ def unwritten(length: int, dtype: Any) -> Any:
 
 def scratch(length: int, integer: bool = False) -> Callable[[Any], Any]:
     return lambda like: unwritten(length, np.int64 if integer else like.dtype)
+
+
+def member() -> int:
+    return 0
 
 
 def room(part: Any, begin: Any, length: Any, like: Any) -> Any:

@@ -1,5 +1,6 @@
 """What a thread of a CUDA device would do, as plain Python: equal to the kernels of the CPU in every option."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,13 @@ ROBUST = {
 PRECISION = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
-@pytest.fixture(autouse=True)
-def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulated_grid()  # importing it makes constants
+@pytest.fixture(autouse=True, params=["cuda", "warp"])
+def _simulated(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A problem a thread, or a team of four, which stands for the 32 of a warp."""
+    simulated_grid(request.param)  # importing it makes constants
     monkeypatch.setattr(cuda, "grid", simulated_grid)
+    monkeypatch.setattr(cuda, "_MANY", 0 if request.param == "cuda" else math.inf)
+    monkeypatch.setattr(cuda, "_WARP", 4)
 
 
 def problems(make_scene: Callable[..., Any], lens: str, dtype: torch.dtype, B: int = 5) -> tuple[list[Tensor], Tensor]:

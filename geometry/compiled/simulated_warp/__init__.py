@@ -1,0 +1,8 @@
+"""The kernels of `geometry.compiled.warp` as plain Python: a team of threads of Python for each problem.
+
+The same sources once more; what is missing here is looked for in the folders of `simulated` and above.
+"""
+
+from pathlib import Path
+
+__path__.extend([str(Path(__file__).parents[1] / "simulated"), str(Path(__file__).parents[1])])
