@@ -176,7 +176,7 @@ def indices(name: str, value: Any) -> None:
     """Raise ValueError unless value is a tensor of whole numbers."""
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         found = value.dtype if isinstance(value, Tensor) else _described(value)
-        raise ValueError(f"{name} must be a tensor of dtype torch.int64, got {found}")
+        raise ValueError(f"{name} must be a tensor of dtype torch.int64 or torch.int32, got {found}")
 
 
 def alike(**named: Tensor | None) -> None:

@@ -268,3 +268,10 @@ def test_both_back_ends_of_pnp_ask_the_same_of_a_pose() -> None:
         assert found[0] == found[1]
         refused.append(found[0])
     assert 10 < sum(refused) < 50
+
+
+def test_indices_are_whole_numbers_of_either_length() -> None:
+    for dtype in (torch.int64, torch.int32):
+        checks.indices("index", torch.zeros(2, dtype=dtype))
+    with pytest.raises(ValueError, match=r"index must be .* torch\.int64 or torch\.int32, got torch\.float32"):
+        checks.indices("index", torch.zeros(2))
