@@ -71,15 +71,16 @@ def calibrate(
     Returns a `CalibrationSolution` of batch 1 with x = (K (1,3,3), distortion (1,k), world_to_camera (1,V,4,4)), solved
     in float64; standard deviations come from its `covariance`.
 
-    status: CONVERGED at a minimum where the gradient vanishes; STALLED after max_steps; SINGULAR where the data do not
-    determine the intrinsics (one plane, boards that are parallel to the image, copies of a view), which
+    status: CONVERGED at a minimum where the gradient vanishes; STALLED after max_steps of a search; SINGULAR where the
+    data do not determine the intrinsics (one plane, boards that are parallel to the image, copies of a view), which
     `undetermined` tells; TOO_FEW where no view has four corners. Views that determine no pose are `left_out`.
     Raises ValueError as `geometry.pnp` does, and where there is no view.
 
     Starts from the focal lengths, each four times the one before, that suit the views best, with the principal point
-    held in the middle of the image until the rest is found; after some trials, and before the end, both minima of
-    every view are looked at. A robust kernel comes by graduated non-convexity, first so wide that it is none (Yang,
-    Antonante, Tzoumas and Carlone 2020, RA-L 5(2)).
+    held in the middle of the image until the rest is found, where there are coefficients, and, where it is then found
+    elsewhere, from several principal points; after some trials, and before the end, both minima of every view are
+    looked at. A robust kernel comes by graduated non-convexity, first so wide that it is none (Yang, Antonante,
+    Tzoumas and Carlone 2020, RA-L 5(2)).
     """
     check_tensors(points2d=points2d, points3d=points3d)
     one_of("model", model, ("radtan", "fisheye"))

@@ -8,7 +8,8 @@ trials both minima of every view are looked at, at what they cost and at what th
 A long lens trades its principal point for the turns of the boards and its focal length for the bend of its lens, so
 that descents over all of these from afar end in minima of their own, or not at all. The principal point is therefore
 held in the middle of the image until the rest is found, and a lens is said to bend by so much at so many pixels from
-it, which its focal length does not change.
+it, which its focal length does not change. Where it lies far from the middle, the turns and the bend that were found
+are those of the wrong one, often mirrored: descents then begin anew from several principal points.
 """
 
 from dataclasses import replace
@@ -40,6 +41,9 @@ _WORTH, _ATTEMPTS = 1.01, 3
 """A place of no more than so many times the cost is worth a descent; how many of them are."""
 _ORDERS = {"radtan": (2, 4, 1, 1, 6, 2, 4, 6, 1, 3, 1, 3), "fisheye": (2, 4, 6, 8)}
 """By which power of the focal length a coefficient grows that bends the same pixels by as much."""
+_FAR, _PLACES = 0.03, ((0.0, 0.0), (-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))
+"""Where the principal point is far from the middle, in parts of the longer side; and places of it to begin from then,
+in parts of the image."""
 _NEAR = 1e-7
 """Predicted relative decrease at which Newton takes over."""
 _ROUGH = 1e-3
@@ -75,7 +79,9 @@ def _likely_starts(problem: CalibrationProblem, start: Tensor, size: int) -> tup
 def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: int, floor: float) -> NestedState:
     """The lowest minimum that descents from likely starts lead to, which are one descent after a while.
 
-    start (P,): the principal point is held where it is there until the rest is found. size: of the image in px.
+    start (P,): the principal point is held where it is there until the rest is found; where it then goes far, so that
+    the rest was found for a wrong one, descents begin from several, with as many steps of their own: the first may have
+    spent theirs on a focal length that runs away. size: of the image in px.
     """
     orders, middle = start.new_tensor(_ORDERS[problem.model][: len(start) - 4]), start[2:4]
 
@@ -87,16 +93,38 @@ def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: in
         """x (…,P) with the principal point in its place, of x (…,P-2) without."""
         return torch.cat([x[..., :2], middle.expand(*x.shape[:-1], 2), x[..., 2:]], -1)
 
-    unbent = replace(problem, unpack=lambda x: problem.unpack(plain(x)))
-    held = replace(problem, unpack=lambda x: problem.unpack(plain(freed(x))))
+    x, inner = _likely_starts(problem, start, size)
+    likely = x[0, 0]
+    if len(orders) == 0:  # nothing bends that could make up for a principal point
+        unbent, (x, inner, steps) = problem, _together(problem, x, inner, max_steps, floor)
+    else:
+        unbent = replace(problem, unpack=lambda x: problem.unpack(plain(x)))
+        held = replace(problem, unpack=lambda x: problem.unpack(plain(freed(x))))
+        # no start bends anything, which is the same in either unknowns
+        x, inner, steps = _together(held, torch.cat([x[:, :2], x[:, 4:]], 1), inner, max_steps, floor)
+        x = freed(x)
+    best = _settled(unbent, x, inner, steps, max_steps, floor)
+    if ((best.theta[:, 2:4] - middle).abs() > _FAR * size).any():
+        several = start.repeat(len(_PLACES), 1)
+        f = best.theta[:, :2].mean()
+        several[:, :2] = torch.where(f < 4 * likely, f, likely)  # it may have run away
+        several[:, 2:4] += 2 * middle * start.new_tensor(_PLACES)
+        x, inner, steps = _together(unbent, several, None, max_steps, floor)
+        another = _settled(unbent, x, inner, steps, max_steps, floor)
+        best = another if (another.cost < best.cost).all() else best
+    return best._replace(theta=plain(best.theta))
+
+
+def _together(
+    problem: CalibrationProblem, x: Tensor, inner: Tensor | None, max_steps: int, floor: float
+) -> tuple[Tensor, Tensor, int]:
+    """The best of the descents from x (S,P) after some trials: x (1,P) and poses, and how many trials were made."""
+    steps = 0
     kernels = [problem.kernel]
     if problem.kernel is not None:
         kernels = [*(widened(problem.kernel, factor) for factor in _GRADUAL), problem.kernel]
-    (x, inner), steps = _likely_starts(problem, start, size), 0
-    # no start bends anything, which is the same in either unknowns
-    x = torch.cat([x[:, :2], x[:, 4:]], 1)
     for kernel in kernels:
-        wide = replace(held, kernel=kernel)
+        wide = replace(problem, kernel=kernel)
         state = nested_start(wide, x, inner)
         while not state.done[state.cost.argmin()] and steps + state.steps < max_steps and state.steps < _TRIALS:
             state = nested_step(wide, state, tolerance=_ROUGH, floor=floor)
@@ -105,16 +133,22 @@ def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: in
                 state = _looked(wide, state)
         state = _chosen(state, state.cost.argmin()[None])
         x, inner, steps = state.theta, state.inner, steps + state.steps
-    best = _descended(unbent, nested_start(unbent, freed(x), inner)._replace(steps=steps), max_steps, floor)
-    starts = _others(unbent, best)
+    return state.theta, state.inner, steps
+
+
+def _settled(
+    problem: CalibrationProblem, x: Tensor, inner: Tensor, steps: int, max_steps: int, floor: float
+) -> NestedState:
+    """The minimum that a descent from x (1,P) ends in, or a lower one with other minima of the views."""
+    best = _descended(problem, nested_start(problem, x, inner)._replace(steps=steps), max_steps, floor)
+    starts = _others(problem, best)
     while starts and best.steps < max_steps:
-        another = starts.pop(0)._replace(steps=best.steps)
-        found = _descended(unbent, another, max_steps, floor)
+        found = _descended(problem, starts.pop(0)._replace(steps=best.steps), max_steps, floor)
         if (found.cost < (1 - 1e-9) * best.cost).item():
-            best, starts = found, _others(unbent, found)
+            best, starts = found, _others(problem, found)
         else:
             best = best._replace(steps=found.steps)
-    return best._replace(theta=plain(best.theta))
+    return best
 
 
 def _descended(
