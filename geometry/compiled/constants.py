@@ -12,8 +12,9 @@ __all__ = [
     "LEAST_SHRINK",
     "MIX",
     "MOST_DAMPING",
-    "ROBUST",
     "OF_TRIPLES",
+    "RANKED",
+    "ROBUST",
     "SAME_COST",
     "SAME_STEP",
     "SHORT_STEP",
@@ -56,3 +57,6 @@ TRIPLES = 24
 OF_TRIPLES = 4
 """Starts that may come from triples, in place of the highest of the eight minima of the algebraic error: of a form that
 few points decide there are more than eight, and other ones."""
+RANKED = 20
+"""Points, spread over those of the first refinement, that tell which of their poses are the best: with all of them,
+ranking takes longer than what it leads to saves."""

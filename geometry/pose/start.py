@@ -19,7 +19,7 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import rays_of
-from geometry.compiled.constants import CANDIDATES, DISTINCT
+from geometry.compiled.constants import CANDIDATES, DISTINCT, RANKED
 from geometry.optim import levenberg_marquardt, linearize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.problem import pnp_problem, turned
@@ -67,8 +67,8 @@ def find_poses(data: PnPData, options: Options) -> Starts:
     R, t, found = _algebraic_minima(rays, X / size, w2)
     t = torch.where(one, t.new_tensor([0.0, 0.0, 1.0]), t)
     poses = se3.make(R, size * t - (R @ middle[:, None]).squeeze(-1))
-    some = _some_points(data)
-    poses, found = add_triples(data.points3d, rays, w2, some, options, poses, found)
+    some = _some_points(data, _FEW)
+    poses, found = add_triples(data.points3d, rays, w2, _some_points(some, RANKED), options, poses, found)
     owner, rank = found.nonzero().unbind(1)
     cost, pose = _refined(PnPData(*(d[owner] for d in some)), poses[owner, rank], options)
     place = owner * CANDIDATES + rank
@@ -158,15 +158,14 @@ def _solve3(A: Tensor, b: Tensor) -> Tensor:
     return (rows @ b[..., None]).squeeze(-1) / det
 
 
-def _some_points(data: PnPData) -> PnPData:
-    """At most `_FEW` of the visible points, spread over all of them, but for a jitter, lest they run along a grid."""
-    N = data.points2d.shape[1]
-    if N <= _FEW:
+def _some_points(data: PnPData, most: int) -> PnPData:
+    """At most so many of the visible points, spread over all of them, but for a jitter, lest they run along a grid."""
+    if data.points2d.shape[1] <= most:
         return data
     visible_first = data.mask.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
     count = data.mask.sum(-1, keepdim=True)
-    steps = torch.arange(_FEW, dtype=torch.float64, device=count.device)
-    places = torch.where(count > _FEW, ((steps + 0.618034 * steps % 1) * count / _FEW).long(), steps.long())
+    steps = torch.arange(most, dtype=torch.float64, device=count.device)
+    places = torch.where(count > most, ((steps + 0.618034 * steps % 1) * count / most).long(), steps.long())
     index = visible_first.gather(1, places)[..., None]
     points2d, weights = (d.gather(1, index.expand(-1, -1, 2)) for d in (data.points2d, data.weights))
     points3d = data.points3d.gather(1, index.expand(-1, -1, 3))

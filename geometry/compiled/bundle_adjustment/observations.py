@@ -7,9 +7,9 @@ distortion coefficients; lens = False where no camera has any. seen is the tuple
 
 from typing import Any
 
-from ..pose.equations import CAMERA, ROW, L, Robust, new_camera, new_pose, rho
+from ..pose.equations import CAMERA, ROW, L, Robust, new_camera, new_pose, residuals, rho
 from ..vectors import clear, entry, jit, scratch, store
-from .reprojection import DERIVATIVES, GRADIENT, H, Model, derive, residuals
+from .reprojection import DERIVATIVES, GRADIENT, H, Model, derive
 
 __all__ = ["linearize", "observe"]
 
@@ -34,8 +34,9 @@ def _fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, r
             camera[k * L + lane] = c[12 + k]
         for k in range(3):
             row[k * L + lane] = X[k]
-        for k in range(4):
-            row[(3 + k) * L + lane] = observed[i, k]
+        for k in range(2):
+            row[(3 + k) * L + lane] = observed[i, k] - c[16 + k]
+            row[(5 + k) * L + lane] = observed[i, 2 + k]
 
 
 @entry(f"void({_INPUTS}, int64, int64, float64[::1])")
@@ -46,7 +47,7 @@ def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any
     clear(camera, CAMERA)
     for first in range(begin, end, L):
         _fill(scene, seen, first, end, pose, camera, row)
-        ru, rv = residuals(pose, camera, lens, row)
+        ru, rv, _ = residuals(pose, camera, lens, row, 0)
         s = ru * ru + rv * rv
         if robust.code:
             s, _, _ = rho(robust, s)

@@ -1,11 +1,11 @@
 """Derivatives of reprojection errors for the bundle, eight observations at a time.
 
 The closed forms of `geometry.bundle_adjustment.problem`. In vectors of L lanes: the pose of each observation's view (as
-`equations` lays it out), its camera likewise, and a row: the point, the pixel, its weights. The unknowns of an
-observation are the columns (omega, v, kappa, X): its pose, the free intrinsics in the order of `codes`, its point.
-codes: 0 to 4 for f, fx, fy, cx, cy, 5 + i for coefficient i of k1, k2, p1, p2, k3. Derivatives are one array, because
-every one that a tuple brings into a kernel of this size is counted up and down: two rows J, then gradient, then the
-lower triangle H, each from its place on.
+`equations` lays it out), its camera likewise, and a row: the point, the pixel from the principal point, its weights.
+The unknowns of an observation are the columns (omega, v, kappa, X): its pose, the free intrinsics in the order of
+`codes`, its point. codes: 0 to 4 for f, fx, fy, cx, cy, 5 + i for coefficient i of k1, k2, p1, p2, k3. Derivatives are
+one array, because every one that a tuple brings into a kernel of this size is counted up and down: two rows J, then
+gradient, then the lower triangle H, each from its place on.
 """
 
 from typing import Any, NamedTuple
@@ -61,25 +61,6 @@ def _basis(code: Any, camera: Any, x: Any, y: Any) -> Any:
 
 
 @jit
-def residuals(pose: Any, camera: Any, lens: Any, row: Any) -> Any:
-    """Weighted errors in u and v of observations."""
-    X, Y, Z = load(row, 0), load(row, L), load(row, 2 * L)
-    px = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
-    py = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
-    pz = load(pose, 6 * L) * X + load(pose, 7 * L) * Y + load(pose, 8 * L) * Z + load(pose, 11 * L)
-    iz = 1.0 / pz
-    x, y = px * iz, py * iz
-    if lens:
-        x, y, _, _, _, _ = distort(camera, x, y)
-    u = load(camera, 0) * x + load(camera, L) * y + load(camera, 4 * L) - load(row, 3 * L)
-    v = load(camera, 2 * L) * x + load(camera, 3 * L) * y + load(camera, 5 * L) - load(row, 4 * L)
-    wu, wv = load(row, 5 * L), load(row, 6 * L)
-    # weight zero is as good as absent, wherever the point lies
-    ru = where_less(0.0, wu * wu, wu * u, splat(0.0, row))
-    return ru, where_less(0.0, wv * wv, wv * v, splat(0.0, row))
-
-
-@jit
 def _at(a: Any, b: Any) -> Any:
     """Place of entry (a, b), b <= a, of the lower triangle."""
     return H + (a * (a + 1) // 2 + b) * L
@@ -103,8 +84,8 @@ def derive(pose: Any, camera: Any, row: Any, codes: Any, model: Any, out: Any) -
     if lens:
         u, v, u_x, u_y, v_x, v_y = distort(camera, x, y)
     wu, wv = load(row, 5 * L), load(row, 6 * L)
-    ru = wu * (a00 * u + a01 * v + load(camera, 4 * L) - load(row, 3 * L))
-    rv = wv * (a10 * u + a11 * v + load(camera, 5 * L) - load(row, 4 * L))
+    ru = wu * (a00 * u + a01 * v - load(row, 3 * L))
+    rv = wv * (a10 * u + a11 * v - load(row, 4 * L))
     ru, rv = where_less(0.0, wu * wu, ru, zero), where_less(0.0, wv * wv, rv, zero)
     # derivative of the weighted pixel by (x, y), then by p
     d00, d01 = wu * (a00 * u_x + a01 * v_x), wu * (a00 * u_y + a01 * v_y)

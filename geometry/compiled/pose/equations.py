@@ -125,6 +125,25 @@ def distort(camera: Any, x: Any, y: Any) -> Any:
 
 
 @jit
+def residuals(pose: Any, camera: Any, lens: Any, points: Any, o: Any) -> Any:
+    """Weighted errors in u and v, and depths, of the row that begins at o; its pixels are relative to the principal
+    point."""
+    X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
+    px = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
+    py = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
+    pz = load(pose, 6 * L) * X + load(pose, 7 * L) * Y + load(pose, 8 * L) * Z + load(pose, 11 * L)
+    iz = 1.0 / pz
+    x, y = px * iz, py * iz
+    if lens:
+        x, y, _, _, _, _ = distort(camera, x, y)
+    wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
+    ru = wu * (load(camera, 0) * x + load(camera, L) * y - load(points, o + 3 * L))
+    rv = wv * (load(camera, 2 * L) * x + load(camera, 3 * L) * y - load(points, o + 4 * L))
+    # weight zero is as good as absent, wherever the point lies
+    return where_less(0.0, wu * wu, ru, splat(0.0, pose)), where_less(0.0, wv * wv, rv, splat(0.0, pose)), pz
+
+
+@jit
 def distort_bend(camera: Any, x: Any, y: Any, bu: Any, bv: Any) -> Any:
     """Second derivatives xx, xy, yy of bu u + bv v."""
     p1, p2 = load(camera, 8 * L), load(camera, 9 * L)

@@ -220,7 +220,7 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     rotations, values, costs = _new_rotations(poses), _new_values(poses), _new_costs(poses)
     pose, other, work = new_candidates(poses), new_pose(poses), _new_work(poses)
     order = room(part, tile.rows * (ROW + 3 * L), tile.rows * L, poses)
-    spare = Spare(order, new_sample(poses), new_roots(poses), new_sums(poses), new_costs(poses), work)
+    spare = Spare(order, new_sample(poses), new_roots(poses), new_costs(poses), work)
     for b in range(part.begin, part.end):
         bad = fill(data, b, b + 1, tile, visible)
         count = counts[0]

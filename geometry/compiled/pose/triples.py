@@ -4,26 +4,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geometry.compiled.constants import CANDIDATES, DISTINCT, DOMINATED, HEAVIEST, OF_TRIPLES, TRIPLES
+from geometry.compiled.constants import CANDIDATES, DISTINCT, DOMINATED, HEAVIEST, OF_TRIPLES, RANKED, TRIPLES
 
 from ..vectors import get, jit, load, put, resolution, scratch, splat, store, where_less
-from .equations import POSE, L, evaluate
+from .equations import POSE, ROW, L, residuals, rho
 from .p3p import POSES, ROOTS, SAMPLE, fill_sample, p3p
 
 __all__ = ["Spare", "add_triples", "candidate", "new_candidates", "new_costs", "new_roots", "new_sample"]
 
-_VECTORS = TRIPLES // L
 new_candidates = scratch(CANDIDATES // L * POSE)
-new_sample, new_roots, new_costs = scratch(SAMPLE), scratch(_VECTORS * POSES), scratch(_VECTORS * ROOTS * L)
+new_sample, new_roots, new_costs = scratch(SAMPLE), scratch(POSES), scratch(OF_TRIPLES)
 
 
 class Spare(NamedTuple):
-    """What `add_triples` overwrites: a number for every point, a sample, all roots, sums, all costs, 39 L numbers."""
+    """What `add_triples` overwrites: a number a point, a sample, its roots, costs (OF_TRIPLES), 39 L numbers."""
 
     order: Any
     sample: Any
     roots: Any
-    sums: Any
     costs: Any
     work: Any
 
@@ -75,21 +73,61 @@ def _members(number: Any, count: Any) -> Any:
 
 
 @jit
+def _costs(tile: Any, robust: Any, pose: Any) -> Any:
+    """Costs of the poses in all lanes on at most `RANKED` of the points, infinite where one of these lies behind."""
+    cost, ranked = splat(0.0, pose), min(tile.rows, RANKED)
+    for k in range(ranked):
+        # strides that are even but for a jitter
+        j = int((k + 0.618034 * k % 1.0) * tile.rows / ranked)
+        ru, rv, depth = residuals(pose, tile.camera, tile.lens, tile.points, j * ROW)
+        s = ru * ru + rv * rv
+        if robust.code:
+            s, _, _ = rho(robust, s)
+        cost += where_less(0.0, depth, s, np.inf)
+    return where_less(cost, np.inf, cost, np.inf)
+
+
+@jit
+def _slot(root: Any, lane: Any, pose: Any, own: Any, costs: Any) -> Any:
+    """Which of the poses kept so far the root in a lane replaces: what it lies next to, or the highest; -1 for none."""
+    cost, slot = get(root, POSE + lane), 0
+    for c in range(1, OF_TRIPLES):
+        slot = c if get(costs, c) > get(costs, slot) else slot
+    if not cost < get(costs, slot):
+        return -1
+    for c in range(OF_TRIPLES):
+        if get(costs, c) < np.inf:
+            trace, kept = 0.0, candidate(own + c)
+            for k in range(9):
+                trace += get(root, k * L + lane) * get(pose, kept + k * L)
+            if trace > DISTINCT:
+                if get(costs, c) <= cost:
+                    return -1
+                put(costs, c, np.inf)
+                slot = c
+    return slot
+
+
+@jit
 def add_triples(
     tile: Any, rays: Any, few: Any, robust: Any, candidates: Any, pose: Any, spare: Any
 ) -> Any:  # fmt: skip
     """Put the best distinct poses of triples of points next to, or in place of, the candidates in pose.
 
-    few: the points that tell which are the best. Returns the number of candidates then; `geometry.pose.triples` says
-    when, and why.
+    few: the points some of which tell which are the best. Returns the number of candidates then;
+    `geometry.pose.triples` says when, and why. Poses are kept or not vector by vector: all of them at once are more
+    than a thread of a device has room for.
     """
-    order, sample, roots, sums, costs, work = spare
+    order, sample, roots, costs, work = spare
     count = _draw_from(rays, tile.rows * L, robust, order)
     if count < 3:
         return candidates
     eps = resolution(pose)
     every = count * (count - 1) * (count - 2) // 6
-    for v in range(_VECTORS):
+    own = min(candidates, CANDIDATES - OF_TRIPLES)
+    for c in range(OF_TRIPLES):
+        put(costs, c, np.inf)
+    for v in range(TRIPLES // L):
         for lane in range(L):
             # all of them, or strides that are even but for a jitter
             k = v * L + lane
@@ -98,26 +136,15 @@ def add_triples(
             fill_sample(tile, rays, int(get(order, first)), 0, lane, sample)
             fill_sample(tile, rays, int(get(order, middle)), 1, lane, sample)
             fill_sample(tile, rays, int(get(order, last)), 2, lane, sample)
-        p3p(sample, eps, work, roots[v * POSES : (v + 1) * POSES])
-    for k in range(_VECTORS * ROOTS):
-        root = roots[k * (POSE + L) : (k + 1) * (POSE + L)]
-        cost = evaluate(few, robust, root, False, sums)
-        store(costs, k * L, where_less(0.5, load(root, POSE), cost, np.inf))
-    own = min(candidates, CANDIDATES - OF_TRIPLES)
-    for c in range(own, own + OF_TRIPLES):
-        to, best = candidate(c), 0
-        for k in range(1, _VECTORS * ROOTS * L):
-            if get(costs, k) < get(costs, best):
-                best = k
-        if not costs[best] < np.inf:
-            break
-        o = best // L * (POSE + L) + best % L
-        for k in range(12):
-            pose[to + k * L] = roots[o + k * L]
-        candidates = max(candidates, c + 1)
-        for k in range(_VECTORS * ROOTS):
-            trace = splat(0.0, pose)
-            for q in range(9):
-                trace += load(roots, k * (POSE + L) + q * L) * pose[to + q * L]
-            store(costs, k * L, where_less(DISTINCT, trace, np.inf, load(costs, k * L)))
+        p3p(sample, eps, work, roots)
+        for k in range(ROOTS):
+            root = roots[k * (POSE + L) : (k + 1) * (POSE + L)]
+            store(root, POSE, where_less(0.5, load(root, POSE), _costs(few, robust, root), np.inf))
+            for lane in range(L):
+                slot = _slot(root, lane, pose, own, costs)
+                if slot >= 0:
+                    put(costs, slot, get(root, POSE + lane))
+                    for i in range(12):
+                        put(pose, candidate(own + slot) + i * L, get(root, i * L + lane))
+                    candidates = max(candidates, own + slot + 1)
     return candidates
