@@ -76,7 +76,7 @@ def stretch(factor: Callable[[Tensor], tuple[Tensor, ...]], r2: Tensor, end: Ten
         value = m * g
         below = value < 1
         low, high = torch.where(below, m, low), torch.where(below, high, m)
-        newton = m / value ** (g / torch.addcmul(g, t, g1, value=2))
+        newton = m / (g / torch.addcmul(g, t, g1, value=2) * value.log()).exp()
         half = torch.where(high < torch.inf, torch.lerp(low, high, 0.5), 2 * m)
         near = (newton - m).abs() <= (half - m).abs()  # further leads round in circles, or far out
         m = torch.where(near & (newton >= low) & (newton <= high), newton, half)
@@ -110,11 +110,11 @@ def _first_zero(c: Tensor) -> Tensor:
     """
     d = c.shape[-1]
     j = torch.arange(1, d + 1, dtype=c.dtype, device=c.device)
-    largest = (c.abs() ** (1 / j)).amax(-1, keepdim=True)
+    largest = (c.abs().log() / j).exp().amax(-1, keepdim=True)
     unit = torch.where((largest > 0) & torch.isfinite(largest), 1 / largest, 1.0)
     # s^j (1 - s)^(d - j) in powers of s
     powers = [[math.comb(d - j, i - j) * (-1) ** (i - j) if i >= j else 0 for i in range(d + 1)] for j in range(d + 1)]
-    p = torch.cat([torch.ones_like(unit), c * unit**j], -1) @ c.new_tensor(powers)
+    p = torch.cat([torch.ones_like(unit), c * unit.expand_as(c).cumprod(-1)], -1) @ c.new_tensor(powers)
     slope, nothing = p[..., 1:] * j, -64 * torch.finfo(c.dtype).eps
     grid = torch.linspace(0, 1, 65, dtype=c.dtype, device=c.device)
     low, high = torch.zeros_like(unit), torch.ones_like(unit)

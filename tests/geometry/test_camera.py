@@ -19,6 +19,7 @@ from geometry.camera import (
     projection_curvature,
     projection_jacobian,
 )
+from geometry.lens import even_polynomial, first_fold, radial_factor, stretch
 from tests.numbers import close
 
 K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)
@@ -360,3 +361,21 @@ def test_errors_name_the_argument() -> None:
         unproject(p, K)
     with pytest.raises(ValueError, match="distortion"):
         unproject(p[:, :2], K, torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("model", "k"), [("radtan", 2), ("radtan", 8), ("fisheye", 4)])
+def test_the_radial_inverse_does_not_depend_on_the_place_in_a_batch(model: Model, k: int) -> None:
+    # powers of the last numbers of a tensor, which fill no vector, are rounded otherwise
+    B, N = 300, 5
+    g = torch.Generator().manual_seed(1)
+    distortion = 0.3 * torch.randn(B, k, generator=g, dtype=torch.float64)
+    r2 = torch.rand(B, N, generator=g, dtype=torch.float64)
+
+    def inverse(c: Tensor, r2: Tensor) -> Tensor:
+        def factor(t: Tensor) -> tuple[Tensor, ...]:
+            return even_polynomial(c, t, 1) if model == "fisheye" else radial_factor(c, t, 1)
+
+        return stretch(factor, r2, first_fold(model, c), 4)
+
+    alone = torch.cat([inverse(distortion[i : i + 1], r2[i : i + 1]) for i in range(B)])
+    assert torch.equal(alone, inverse(distortion, r2))

@@ -155,7 +155,7 @@ def _singular_member(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     # y^3 + p y + q with g = y - shift: the root on the far side of the turning point, from an upper bound by Newton
     p, q = s - 3 * shift * shift, shift * (2 * shift * shift - s) + c0 / c3
     size = q.abs()
-    y = (-4 / 3 * p).clamp_min(0).sqrt() + size ** (1 / 3)
+    y = (-4 / 3 * p).clamp_min(0).sqrt() + (size.log() / 3).exp()
     for _ in range(8):
         y = y - (y * (y * y + p) - size) / (3 * y * y + p).clamp_min(torch.finfo(y.dtype).tiny)
     g = torch.where(q > 0, -y, y) - shift
