@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from geometry.bundle_adjustment import sums
+from geometry.bundle_adjustment.sums import Groups, add_up, grouped
 from geometry.compiled.launch import in_parallel
 
 __all__ = ["Layout"]
@@ -14,6 +16,8 @@ __all__ = ["Layout"]
 
 # Observations a thread: below, a thread costs more than it brings.
 _WORTH_A_THREAD = 2048
+# Observations of a view that a thread of a device adds up: about as many as a point has.
+_RUN = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,27 @@ class Layout:
         """(N+1,): where each point's observations begin."""
         counts = torch.bincount(self.point, minlength=len(self.held))
         return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What kernels of a device call index."""
+        return self.view, self.point, self.begin
+
+    @cached_property
+    def by_view(self) -> Groups:
+        """Observations by view."""
+        return grouped(self.view, len(self.rows), _RUN)
+
+    @cached_property
+    def by_row(self) -> Groups:
+        """What adds to each camera unknown: numbers of `rows`, a run each."""
+        return grouped(self.rows.flatten(), self.size, 1)
+
+    @cached_property
+    def by_row_and_observation(self) -> Groups:
+        """What adds to each row of S: of M times p numbers. There are no more than about two runs a row, and memory."""
+        rows = self.rows[self.view].flatten()
+        return grouped(rows, self.size, max(64, -(-len(rows) // max(1, self.size))))
 
     @cached_property
     def parts(self) -> list[int]:
@@ -80,6 +105,8 @@ class Layout:
 
     def from_views(self, values: Tensor) -> Tensor:
         """Add up (V,p,…) into (D,…)."""
+        if sums.on_device(values):
+            return add_up(values.flatten(0, 1)[self.by_row.order], self.by_row)
         total = values.new_zeros(self.size + 1, *values.shape[2:])
         return total.index_add_(0, self.rows.flatten(), values.flatten(0, 1))[:-1]
 

@@ -1,16 +1,18 @@
-"""The bundle's observations on the CPU: `geometry.compiled.bundle_adjustment.observations` around tensors and
-threads.
+"""The bundle's observations by kernels: `geometry.compiled.bundle_adjustment.observations` around tensors and threads,
+or `cuda`.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from geometry.bundle_adjustment import cuda, sums
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import symmetric
 from geometry.compiled.constants import ROBUST
-from geometry.compiled.launch import in_parallel
+from geometry.compiled.launch import arrays, compiles_for, in_parallel
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["Blocks", "linearize", "point_costs", "supported"]
@@ -30,27 +32,34 @@ class Blocks(NamedTuple):
 
 
 def supported(points2d: Tensor, names: tuple[str, ...], model: str, kernel: Kernel | None) -> bool:
-    """Whether the kernels know the lens, the free intrinsics and the robust kernel, and the tensors lie on the CPU."""
+    """Whether kernels know lens, free intrinsics and robust kernel, and can be had where the tensors lie."""
     known = kernel is None or isinstance(kernel, RobustKernel)
-    return points2d.device.type == "cpu" and model == "radtan" and known and set(names) <= _CODES.keys()
+    return model == "radtan" and known and set(names) <= _CODES.keys() and compiles_for(points2d)
 
 
 def _inputs(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
     kernel: Kernel | None,
-) -> tuple:  # fmt: skip
-    """Arguments that both kernels begin with: scene, seen, robust."""
+) -> tuple[Any, ...]:  # fmt: skip
+    """Arguments that the kernels begin with: scene, seen, robust, in tensors."""
     poses, points, K, distortion = scene
     A = K[:, :2, :2].flatten(1)
     lens = torch.nn.functional.pad(distortion, (0, 12 - distortion.shape[1]))
     intrinsics = torch.cat([A, K[:, :2, 2], lens], 1)[intrinsics_index]
     cameras = torch.cat([poses[:, :3, :3].flatten(1), poses[:, :3, 3], intrinsics], 1)
-    arrays = (cameras.numpy(), points.contiguous().numpy(), bool(distortion.any()))
-    seen = (layout.view.numpy(), layout.point.numpy(), torch.cat([points2d, weights], 1).numpy())
+    # to know whether all coefficients are zero a device would be waited for
+    bent = distortion.shape[1] > 0 and (sums.on_device(distortion) or bool(distortion.any()))
+    seen = layout.view, layout.point, torch.cat([points2d, weights], 1)
     assert kernel is None or isinstance(kernel, RobustKernel)
     name = "none" if kernel is None else kernel.name
     scale, alpha = (1.0, 1.0) if kernel is None else (float(kernel.scale), float(kernel.alpha))
-    return arrays, seen, (ROBUST[name], scale * scale, alpha)
+    return (cameras, points.contiguous(), bent), seen, (ROBUST[name], scale * scale, alpha)
+
+
+@lru_cache(maxsize=64)
+def _codes(names: tuple[str, ...], device: torch.device) -> Tensor:
+    """What kernels call the free intrinsics; kept, because a device would be waited for at every copy."""
+    return torch.tensor([_CODES[name] for name in names], dtype=torch.int64, device=device)
 
 
 def point_costs(
@@ -58,9 +67,12 @@ def point_costs(
     kernel: Kernel | None,
 ) -> Tensor:  # fmt: skip
     """Costs (N,) of the points' observations. scene: world_to_camera, points3d, K, distortion."""
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    if sums.on_device(points2d):
+        return cuda.point_costs(inputs, layout)
     from geometry.compiled.bundle_adjustment.observations import observe
 
-    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    inputs = arrays(inputs)
     costs = torch.zeros(len(scene[1]), dtype=torch.float64)
 
     def work(begin: int, end: int, slot: int) -> None:
@@ -76,11 +88,20 @@ def linearize(
     kernel: Kernel | None, *, names: tuple[str, ...], exact: bool,
 ) -> Blocks:  # fmt: skip
     """Normal equations, as `geometry.bundle_adjustment.problem` makes them in tensor operations."""
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    codes = _codes(names, points2d.device)
+    if sums.on_device(points2d):
+        cost, views, points, U, W, V = cuda.linearize(inputs, codes, exact, layout)
+    else:
+        cost, views, points, U, W, V = _linearize(arrays(inputs), (codes.numpy(), exact), layout)
+    return Blocks(cost, views, points, symmetric(U), W, symmetric(V))
+
+
+def _linearize(inputs: tuple[Any, ...], wanted: tuple[Any, bool], layout: Layout) -> tuple[Tensor, ...]:
+    """The same of `Blocks` on the CPU, of U and V the lower triangles."""
     from geometry.compiled.bundle_adjustment import observations
 
-    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
-    V, N, M, p = len(scene[0]), len(scene[1]), len(points2d), 6 + len(names)
-    codes = torch.tensor([_CODES[name] for name in names], dtype=torch.int64).numpy()
+    V, N, M, p = len(layout.rows), len(layout.held), len(layout.view), 6 + len(wanted[0])
     threads = len(layout.parts) - 1
     U, views = torch.zeros(threads, V, p, p, dtype=torch.float64), torch.zeros(threads, V, p, dtype=torch.float64)
     W, blocks = torch.empty(M, p, 3, dtype=torch.float64), torch.zeros(N, 3, 3, dtype=torch.float64)
@@ -89,9 +110,7 @@ def linearize(
     def work(begin: int, end: int, slot: int) -> float:
         i, j = int(layout.begin[begin]), int(layout.begin[end])
         out = (U[slot].numpy(), views[slot].numpy(), W.numpy(), blocks.numpy(), points.numpy())
-        return observations.linearize(*inputs, (codes, exact), i, j, out)
+        return observations.linearize(*inputs, wanted, i, j, out)
 
     cost = sum(in_parallel(layout.parts, work))
-    return Blocks(
-        torch.tensor(cost, dtype=torch.float64), views.sum(0), points, symmetric(U.sum(0)), W, symmetric(blocks)
-    )
+    return torch.tensor(cost, dtype=torch.float64), views.sum(0), points, U.sum(0), W, blocks

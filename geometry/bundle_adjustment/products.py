@@ -1,13 +1,14 @@
 """Products with the blocks of `geometry.bundle_adjustment.schur`, and the reduced matrix S: the loops over
 observations.
 
-Tensor operations are the reference, and what runs on a GPU; on the CPU the kernels of
-`geometry.compiled.bundle_adjustment.products` do the same.
+Tensor operations are the reference; on the CPU the kernels of `geometry.compiled.bundle_adjustment.products` do the
+same, and `cuda` does on devices where kernels can be had.
 """
 
 import torch
 from torch import Tensor
 
+from geometry.bundle_adjustment import cuda, sums
 from geometry.bundle_adjustment.indices import Layout
 from geometry.compiled.launch import in_parallel
 
@@ -31,6 +32,8 @@ def _kernels(W: Tensor, other: Tensor) -> bool:
 
 def couple(W: Tensor, points: Tensor, layout: Layout) -> Tensor:
     """W points: (M,p,3), (N,3,R) -> (D,R)."""
+    if sums.on_device(W):
+        return cuda.couple(W, points, layout)
     if _kernels(W, points):
         from geometry.compiled.bundle_adjustment import products as kernels
 
@@ -41,6 +44,8 @@ def couple(W: Tensor, points: Tensor, layout: Layout) -> Tensor:
 
 def couple_back(W: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
     """W^T cameras: (M,p,3), (D,R) -> (N,3,R)."""
+    if sums.on_device(W):
+        return cuda.couple_back(W, cameras, layout)
     if _kernels(W, cameras):
         from geometry.compiled.bundle_adjustment import products as kernels
 
@@ -51,6 +56,8 @@ def couple_back(W: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
 
 def schur_product(W: Tensor, V_inverse: Tensor, cameras: Tensor, layout: Layout) -> Tensor:
     """W V^-1 W^T cameras: (M,p,3), (N,3,3), (D,R) -> (D,R)."""
+    if sums.on_device(W):
+        return cuda.schur_product(W, V_inverse, cameras, layout)
     if _kernels(W, cameras):
         from geometry.compiled.bundle_adjustment import products as kernels
 
@@ -62,6 +69,8 @@ def schur_product(W: Tensor, V_inverse: Tensor, cameras: Tensor, layout: Layout)
 
 def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
     """motions^T W: (M,p,3), (V,p,c) -> (M,c,3)."""
+    if sums.on_device(W):
+        return cuda.project_blocks(W, motions, layout)
     if W.device.type != "cpu":
         return motions.mT[layout.view] @ W
     from geometry.compiled.bundle_adjustment import products as kernels
@@ -74,6 +83,8 @@ def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
 
 def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     """The diagonal blocks of W V^-1 W^T, view by view: (V,p,p)."""
+    if sums.on_device(W):
+        return cuda.own_blocks(W, V_inverse, layout)
     if W.device.type == "cpu":
         from geometry.compiled.bundle_adjustment import products as kernels
 
@@ -84,6 +95,8 @@ def own_blocks(W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
 
 def reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
     """S = U - W V^-1 W^T, dense (D,D)."""
+    if sums.on_device(W):
+        return cuda.reduce(U, W, V_inverse, layout)
     return _reduce_in_tensors(U, W, V_inverse, layout) if W.device.type != "cpu" else _reduce(U, W, V_inverse, layout)
 
 

@@ -8,5 +8,6 @@ to the sources; `python -m geometry.compiled` makes it ahead of the first call. 
 
 Kernels import each other, `vectors` and `target` by their place in the package, because more packages are made of the
 same files: `cuda`, whose target is a thread of a device; `warp`, where 32 threads share a problem's points; and
-`simulated`, whose vectors are plain Python, for tests. `threads` is what a thread of a device does with them.
+`simulated`, whose vectors are plain Python, for tests. `threads` is what a thread of a device does with them,
+and `bundle_adjustment.threads` what it does for a part of a bundle.
 """

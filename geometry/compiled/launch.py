@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-__all__ = ["compiles_for", "grid", "in_parallel"]
+__all__ = ["arrays", "compiles_for", "grid", "in_parallel"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,13 @@ def in_parallel(bounds: Sequence[int], work: Callable[[int, int, int], T]) -> li
     pool = _pool(os.getpid(), torch.get_num_threads() - 1)
     others = [pool.submit(work, bounds[i], bounds[i + 1], i) for i in range(1, len(bounds) - 1)]
     return [work(bounds[0], bounds[1], 0), *(future.result() for future in others)]
+
+
+def arrays(arguments: Any) -> Any:
+    """A tuple of what kernels take, in it and in the tuples within it arrays for tensors of the CPU."""
+    if isinstance(arguments, tuple):
+        return tuple(arrays(a) for a in arguments)
+    return arguments.numpy() if isinstance(arguments, torch.Tensor) else arguments
 
 
 def compiles_for(tensor: torch.Tensor) -> bool:

@@ -1,4 +1,5 @@
-"""What a thread of a device, or a team of them, does: the kernels of `geometry.compiled` for one problem.
+"""What a thread of a device, or a team of them, does: the kernels of `geometry.compiled` for one problem, by its
+number. `bundle_adjustment.threads` has those for a part of one bundle.
 
 `geometry.compiled.cuda.grid` makes kernels of a grid of them, `geometry.compiled.simulated.grid` calls them in a loop.
 A device cannot raise: what is not as it should be makes the problem INFEASIBLE, its pose the identity.
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .bundle_adjustment.threads import THREADS as _BUNDLE
 from .pose.adjoint import adjoint as _adjoint
 from .pose.solve import solve as _solve
 from .pose.start import start as _start
@@ -83,5 +85,5 @@ def search(b: Any, arguments: Any) -> None:
         ratios[b] = low / high if high > 0.0 else 0.0
 
 
-THREADS = {"solve": solve, "search": search, "adjoint": adjoint}
+THREADS = {"solve": solve, "search": search, "adjoint": adjoint, **_BUNDLE}
 """What there is, by name."""

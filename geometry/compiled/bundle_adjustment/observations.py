@@ -11,9 +11,9 @@ from ..pose.equations import CAMERA, ROW, L, Robust, new_camera, new_pose, resid
 from ..vectors import clear, entry, jit, scratch, store
 from .reprojection import DERIVATIVES, GRADIENT, H, Model, derive
 
-__all__ = ["linearize", "observe"]
+__all__ = ["add_to_point", "add_to_view", "fill", "linearize", "new_derivatives", "new_row", "observe"]
 
-_new_row, _new_answer, _new_derivatives = scratch(ROW), scratch(L), scratch(DERIVATIVES)
+new_row, new_derivatives, _new_answer = scratch(ROW), scratch(DERIVATIVES), scratch(L)
 _INPUTS = (
     "Tuple((float64[:,::1], float64[:,::1], boolean)), Tuple((int64[::1], int64[::1], float64[:,::1])), "
     "Tuple((int64, float64, float64))"
@@ -21,7 +21,7 @@ _INPUTS = (
 
 
 @jit
-def _fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, row: Any) -> None:
+def fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, row: Any) -> None:
     """Lay out observations first to end - 1, at most L; the last one again in the lanes that are left."""
     cameras, points, lens = scene
     view, point, observed = seen
@@ -39,14 +39,40 @@ def _fill(scene: Any, seen: Any, first: Any, end: Any, pose: Any, camera: Any, r
             row[(5 + k) * L + lane] = observed[i, 2 + k]
 
 
+@jit
+def add_to_view(derivatives: Any, lane: Any, U: Any, gradient: Any) -> None:
+    """Add the derivatives of the observation in a lane to a view: lower triangle of U (p,p), gradient (p,)."""
+    place = H + lane
+    for a in range(len(gradient)):
+        gradient[a] += derivatives[GRADIENT + a * L + lane]
+        for b in range(a + 1):
+            U[a, b] += derivatives[place]
+            place += L
+
+
+@jit
+def add_to_point(derivatives: Any, lane: Any, W: Any, V: Any, gradient: Any) -> None:
+    """Add them to a point: lower triangle of V (3,3), gradient (3,); W (p,3) is set."""
+    p = len(W)
+    place = H + p * (p + 1) // 2 * L + lane
+    for k in range(3):
+        gradient[k] += derivatives[GRADIENT + (p + k) * L + lane]
+        for b in range(p):
+            W[b, k] = derivatives[place]
+            place += L
+        for b in range(k + 1):
+            V[k, b] += derivatives[place]
+            place += L
+
+
 @entry(f"void({_INPUTS}, int64, int64, float64[::1])")
 def observe(scene: Any, seen: Any, robust: Any, begin: Any, end: Any, costs: Any) -> None:
     """Add half of rho of observations begin to end - 1 to the costs (N,) of their points."""
     robust, lens, point = Robust(*robust), scene[2], seen[1]
-    pose, camera, row, answer = new_pose(costs), new_camera(costs), _new_row(costs), _new_answer(costs)
+    pose, camera, row, answer = new_pose(costs), new_camera(costs), new_row(costs), _new_answer(costs)
     clear(camera, CAMERA)
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, pose, camera, row)
+        fill(scene, seen, first, end, pose, camera, row)
         ru, rv, _ = residuals(pose, camera, lens, row, 0)
         s = ru * ru + rv * rv
         if robust.code:
@@ -70,31 +96,18 @@ def linearize(scene: Any, seen: Any, robust: Any, wanted: Any, begin: Any, end: 
     codes, exact = wanted
     model = Model(scene[2], Robust(*robust), exact)
     U, gradient, W, V, point_gradient = out
-    p = 6 + len(codes)
-    pose, camera, row, answer = new_pose(U), new_camera(U), _new_row(U), _new_answer(U)
-    derivatives = _new_derivatives(U)
+    pose, camera, row, answer = new_pose(U), new_camera(U), new_row(U), _new_answer(U)
+    derivatives = new_derivatives(U)
     clear(camera, CAMERA)
     view, point, _ = seen
     cost = 0.0
     for first in range(begin, end, L):
-        _fill(scene, seen, first, end, pose, camera, row)
+        fill(scene, seen, first, end, pose, camera, row)
         store(answer, 0, derive(pose, camera, row, codes, model, derivatives))
         for lane in range(min(L, end - first)):
             i = first + lane
-            Uv, gv, Wi, Vj, gj = U[view[i]], gradient[view[i]], W[i], V[point[i]], point_gradient[point[i]]
+            v, j = view[i], point[i]
             cost += 0.5 * answer[lane]
-            place = H + lane
-            for a in range(p):
-                gv[a] += derivatives[GRADIENT + a * L + lane]
-                for b in range(a + 1):
-                    Uv[a, b] += derivatives[place]
-                    place += L
-            for k in range(3):
-                gj[k] += derivatives[GRADIENT + (p + k) * L + lane]
-                for b in range(p):
-                    Wi[b, k] = derivatives[place]
-                    place += L
-                for b in range(k + 1):
-                    Vj[k, b] += derivatives[place]
-                    place += L
+            add_to_view(derivatives, lane, U[v], gradient[v])
+            add_to_point(derivatives, lane, W[i], V[j], point_gradient[j])
     return cost

@@ -11,13 +11,51 @@ import numpy as np
 from ..pose.equations import L
 from ..vectors import entry, get, jit, load, store
 
-__all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce_pairs", "schur_product"]
+__all__ = [
+    "couple",
+    "couple_back",
+    "dot_row",
+    "gather",
+    "own_blocks",
+    "project_blocks",
+    "reduce_pairs",
+    "row_times",
+    "schur_product",
+    "times",
+]
 
 _POINTS = "UniTuple(int64[::1], 2), int64, int64"  # index, first, last
 
 
 @jit
-def _gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
+def dot_row(Wi: Any, a: Any, X: Any) -> Any:
+    """Row a of a block W (p,3) times X."""
+    x, y, z = X
+    return Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+
+
+@jit
+def row_times(Wi: Any, a: Any, B: Any) -> Any:
+    """Row a of a block W (p,3) times B (3,3)."""
+    x = Wi[a, 0] * B[0, 0] + Wi[a, 1] * B[1, 0] + Wi[a, 2] * B[2, 0]
+    y = Wi[a, 0] * B[0, 1] + Wi[a, 1] * B[1, 1] + Wi[a, 2] * B[2, 1]
+    z = Wi[a, 0] * B[0, 2] + Wi[a, 1] * B[1, 2] + Wi[a, 2] * B[2, 2]
+    return x, y, z
+
+
+@jit
+def times(B: Any, X: Any) -> Any:
+    """B (3,3) times X."""
+    x, y, z = X
+    return (
+        B[0, 0] * x + B[0, 1] * y + B[0, 2] * z,
+        B[1, 0] * x + B[1, 1] * y + B[1, 2] * z,
+        B[2, 0] * x + B[2, 1] * y + B[2, 2] * z,
+    )
+
+
+@jit
+def gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
     """W^T views of observations begin to end - 1, which are of one point."""
     x = y = z = 0.0
     for i in range(begin, end):
@@ -32,11 +70,10 @@ def _gather(W: Any, views: Any, view: Any, begin: Any, end: Any) -> Any:
 @jit
 def _spread(W: Any, X: Any, view: Any, begin: Any, end: Any, out: Any) -> None:
     """Add W X of observations begin to end - 1 to out (V,p)."""
-    x, y, z = X
     for i in range(begin, end):
         Wi, to = W[i], out[view[i]]
         for a in range(W.shape[1]):
-            to[a] += Wi[a, 0] * x + Wi[a, 1] * y + Wi[a, 2] * z
+            to[a] += dot_row(Wi, a, X)
 
 
 @entry(f"void(float64[:,:,::1], float64[:,::1], {_POINTS}, float64[:,::1])")
@@ -53,7 +90,7 @@ def couple_back(W: Any, views: Any, index: Any, first: Any, last: Any, out: Any)
     """out (N,3) = W^T views, of the points at hand; views (V,p)."""
     view, begin = index
     for j in range(first, last):
-        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
+        x, y, z = gather(W, views, view, begin[j], begin[j + 1])
         out[j, 0], out[j, 1], out[j, 2] = x, y, z
 
 
@@ -62,14 +99,9 @@ def schur_product(W: Any, V_inverse: Any, views: Any, index: Any, first: Any, la
     """Add W V^-1 W^T views to out (V,p), reading W from memory once; views (V,p)."""
     view, begin = index
     for j in range(first, last):
-        x, y, z = _gather(W, views, view, begin[j], begin[j + 1])
-        B = V_inverse[j]
-        x, y, z = (
-            B[0, 0] * x + B[0, 1] * y + B[0, 2] * z,
-            B[1, 0] * x + B[1, 1] * y + B[1, 2] * z,
-            B[2, 0] * x + B[2, 1] * y + B[2, 2] * z,
-        )
-        _spread(W, (x, y, z), view, begin[j], begin[j + 1], out)
+        X = gather(W, views, view, begin[j], begin[j + 1])
+        X = times(V_inverse[j], X)
+        _spread(W, X, view, begin[j], begin[j + 1], out)
 
 
 @entry(f"void(float64[:,:,::1], float64[:,:,::1], {_POINTS}, float64[:,:,::1])")
@@ -100,11 +132,9 @@ def own_blocks(W: Any, V_inverse: Any, index: Any, first: Any, last: Any, out: A
         for i in range(begin[j], begin[j + 1]):
             Wi, to = W[i], out[view[i]]
             for a in range(p):
-                x = Wi[a, 0] * B[0, 0] + Wi[a, 1] * B[1, 0] + Wi[a, 2] * B[2, 0]
-                y = Wi[a, 0] * B[0, 1] + Wi[a, 1] * B[1, 1] + Wi[a, 2] * B[2, 1]
-                z = Wi[a, 0] * B[0, 2] + Wi[a, 1] * B[1, 2] + Wi[a, 2] * B[2, 2]
+                X = row_times(Wi, a, B)
                 for b in range(a + 1):
-                    to[a, b] += x * Wi[b, 0] + y * Wi[b, 1] + z * Wi[b, 2]
+                    to[a, b] += dot_row(Wi, b, X)
 
 
 @entry(f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], {_POINTS}, float64[:,::1])")

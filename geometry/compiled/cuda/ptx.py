@@ -33,6 +33,30 @@ def signatures() -> Iterator[tuple[str, Any, Any]]:
         yield "search", t, (data, robust, rule, limits, two, minima, minima, one)
         at, gradients = tuple_of((three, int8[::1], three)), tuple_of((three, three, three, two, three))
         yield "adjoint", t, (data, robust, float64, boolean, at, two, gradients)
+    for name, arguments in _of_the_bundle().items():
+        yield f"bundle_{name}", float64, arguments
+
+
+def _of_the_bundle() -> dict[str, Any]:
+    one, two, three = float64[::1], float64[:, ::1], float64[:, :, ::1]
+    number, tuple_of = int64[::1], types.Tuple
+    index, runs = types.UniTuple(number, 3), types.UniTuple(number, 2)
+    seen, robust = tuple_of((number, number, two)), tuple_of((int64, float64, float64))
+    scene, wanted = tuple_of((two, two, boolean)), tuple_of((number, boolean))
+    observed = scene, seen, robust
+    return {
+        "observe": (*observed, number, one),
+        "linearize_point": (*observed, wanted, number, tuple_of((one, three, three, two))),
+        "linearize_view": (*observed, wanted, runs, three),
+        "add_up": (two, number, two),
+        "couple": (three, three, index, runs, three),
+        "couple_back": (three, three, index, three),
+        "eliminate": (three, three, three, index, three),
+        "project_blocks": (three, three, index, three),
+        "own_blocks": (three, three, index, runs, three),
+        "reduce_rows": (three, three, int64[:, ::1], index, runs, two),
+        "add_blocks": (three, int64[:, ::1], runs, two),
+    }
 
 
 def compiled(name: str, arguments: Any, capability: tuple[int, int]) -> str:

@@ -4,18 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ..launch import arrays
 from .threads import THREADS
 
-__all__ = ["arrays", "run"]
-
-
-def arrays(argument: Any) -> Any:
-    """The tensors in an argument as arrays of the same memory."""
-    if isinstance(argument, tuple):
-        return tuple(arrays(a) for a in argument)
-    return argument.numpy() if isinstance(argument, Tensor) else argument
+__all__ = ["run"]
 
 
 def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:

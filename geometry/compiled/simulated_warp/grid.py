@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geometry.compiled.simulated.grid import arrays
+from geometry.compiled.launch import arrays
 
 from .threads import THREADS
 from .vectors import work_as_a_team
