@@ -68,9 +68,9 @@ class Schur:
         diagonal = equations.diagonal(layout)
         # a direction that the data do not see still gets some damping
         floor = 1e-9 * diagonal.points.amax(-1, keepdim=True)
-        most = float(diagonal.cameras.max()) if layout.size else 0.0
+        most = diagonal.cameras.max() if layout.size else diagonal.cameras.new_zeros(())
         self.damped = Tangent(
-            damping * torch.maximum(diagonal.cameras, 1e-9 * diagonal.cameras.new_tensor(most)),
+            damping * torch.maximum(diagonal.cameras, 1e-9 * most),
             damping * torch.maximum(diagonal.points, floor),
         )
         V = equations.V + torch.diag_embed(self.damped.points)
@@ -143,13 +143,12 @@ class Schur:
 
     def solve(self, b: Tangent) -> Tangent:
         """u, with as many right-hand sides as b has: cameras (D,…), points (N,3,…)."""
-        if not self.ok:
+        if self.factor is None and not self.ok:  # a device is not waited for where that would save little
             return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         W, layout = self.equations.W, self.layout
         cameras, points = b.side_by_side()
         eliminated = self.V_inverse @ points
         u = self._solve_cameras(cameras - couple(W, eliminated, layout))
-        if not self.ok:
-            return Tangent(torch.zeros_like(b.cameras), torch.zeros_like(b.points))
         back = eliminated - self.V_inverse @ couple_back(W, u, layout)
+        u, back = (torch.where(self.ok, found, 0) for found in (u, back))
         return Tangent(u.view_as(b.cameras), back.view_as(b.points))
