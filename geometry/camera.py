@@ -22,6 +22,7 @@ from geometry.checks import check_camera, check_distortion, whole
 from geometry.lens import Model, even_polynomial, first_fold, horner, radial_factor, stretch
 
 __all__ = [
+    "FISHEYE_LIMIT_COS",
     "Model",
     "Rays",
     "distort",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 # A fisheye ray is accepted up to this angle from the optical axis: the pole at 180 degrees has no direction.
-_FISHEYE_LIMIT_COS = -0.995
+FISHEYE_LIMIT_COS = -0.995
 # of Newton's method, which leaves squares of what the tangential terms are beside the radial ones
 _TANGENTIAL_STEPS = 6
 
@@ -256,7 +257,7 @@ def in_front(points_camera: Tensor, *, model: Model = "radtan") -> Tensor:
     points_camera = points_camera.detach()
     z, length = points_camera[..., 2], torch.linalg.vector_norm(points_camera, dim=-1)
     if model == "fisheye":
-        return (length > 0) & (z > _FISHEYE_LIMIT_COS * length)
+        return (length > 0) & (z > FISHEYE_LIMIT_COS * length)
     return z > torch.finfo(z.dtype).eps * length
 
 
@@ -426,7 +427,7 @@ def _unproject_fisheye(target: Tensor, distortion: Tensor, max_steps: int, toler
         theta = radius * stretch(lambda t: even_polynomial(distortion, t, 1), radius.square(), end, max_steps)
         good = (theta * even_polynomial(distortion, theta * theta, 0)[0] - radius).abs() <= tolerance
     theta, slope = newton(torch.where(good, theta, torch.zeros_like(theta)))
-    valid = at_centre | (good & (slope > 0) & (theta.cos() > _FISHEYE_LIMIT_COS))
+    valid = at_centre | (good & (slope > 0) & (theta.cos() > FISHEYE_LIMIT_COS))
     lateral = torch.where(at_centre, torch.ones_like(theta), theta.sin() / radius)
     z = torch.where(at_centre, torch.ones_like(theta), theta.cos())
     rays = torch.cat([target * lateral[..., None], z[..., None]], -1)

@@ -1,6 +1,6 @@
 """PnP, RANSAC and the bundle compiled by numba: eight problems in the lanes of SIMD vectors, or one a CUDA thread.
 
-target -> vectors -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.form,
+target -> vectors -> pose.lens -> pose.equations -> pose.descent, pose.tile -> pose.solve, pose.adjoint, pose.form,
 pose.p3p -> pose.start; pose.equations -> bundle_adjustment.reprojection -> bundle_adjustment.observations;
 bundle_adjustment.products; pose.p3p, pose.form -> consensus.rounds. Operators elsewhere in `geometry` call them, and
 import them when they first do: numba takes half a second that only solving should cost. It keeps the machine code next

@@ -7,6 +7,7 @@ __all__ = [
     "DAMPING",
     "DISTINCT",
     "DOMINATED",
+    "FISHEYE",
     "HEAVIEST",
     "LEAST_DAMPING",
     "LEAST_SHRINK",
@@ -44,6 +45,8 @@ WORTH = 0.999
 """Part of the lowest score below which a model is worth that descent: what is no better has been there before."""
 ROBUST = {"none": 0, "huber": 1, "cauchy": 2, "geman_mcclure": 3, "barron": 4}
 """What kernels call the robust kernels of `geometry.robust`."""
+FISHEYE = -1
+"""What kernels have for a fisheye in place of the number of distortion coefficients."""
 CANDIDATES = 8
 """Starts of a problem of PnP that are looked at further: whole vectors of them."""
 DISTINCT = 1 + 2 * math.cos(0.1)

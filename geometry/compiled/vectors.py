@@ -38,6 +38,7 @@ __all__ = [
     "TEAM",
     "Vector",
     "clear",
+    "cos",
     "entry",
     "exp",
     "fabs",
@@ -52,6 +53,7 @@ __all__ = [
     "resolution",
     "room",
     "scratch",
+    "sin",
     "splat",
     "sqrt",
     "store",
@@ -228,7 +230,9 @@ def _made(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -> An
     return call
 
 
-sqrt, fabs, log, exp = (_made(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp"))
+sqrt, fabs, log, exp, sin, cos = (
+    _made(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp", "sin", "cos")
+)
 total, lowest, highest = (_made(reduction, name, True) for name in ("fadd", "fmin", "fmax"))
 
 

@@ -15,6 +15,7 @@ kernels do not see the last two within a graph of torch.compile.
 
 from torch import Tensor
 
+from geometry.camera import Model
 from geometry.pose import operator
 from geometry.pose.data import Options, PnPData
 from geometry.robust import RobustKernel
@@ -29,21 +30,21 @@ def prepared(data: PnPData, init: Tensor | None) -> PnPData:
 
 def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """See the module."""
-    best, second, ratio = operator.search(*data, *_kernel(options), options.max_steps)
+    best, second, ratio = operator.search(*data, *_how(options), options.max_steps)
     return best, second, ratio
 
 
 def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See the module."""
     exact = options.gradient == "exact"
-    pose, cost, status, steps = operator.solve(*data, init, *_kernel(options), options.max_steps, fewest, exact)
+    pose, cost, status, steps = operator.solve(*data, init, *_how(options), options.max_steps, fewest, exact)
     return pose, cost, status, steps
 
 
-def _kernel(options: Options) -> tuple[str, float, float]:
-    """Name, scale and shape of the robust kernel."""
+def _how(options: Options) -> tuple[Model, str, float, float]:
+    """The lens; name, scale and shape of the robust kernel."""
     kernel = options.kernel
     if kernel is None:
-        return "none", 1.0, 1.0
+        return options.model, "none", 1.0, 1.0
     assert isinstance(kernel, RobustKernel)
-    return kernel.name, kernel.scale, kernel.alpha
+    return options.model, kernel.name, kernel.scale, kernel.alpha

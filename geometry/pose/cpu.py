@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geometry.camera import Model
 from geometry.checks import values
 from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import in_parallel
@@ -53,8 +54,8 @@ def _kernel(name: str) -> Callable:
 
 def solve(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator `pnp`."""
-    *data, init, robust, scale, alpha, max_steps, fewest, _exact = inputs
-    given = _given(data, robust, scale, alpha)
+    *data, init, model, robust, scale, alpha, max_steps, fewest, _exact = inputs
+    given = _given(data, model, robust, scale, alpha)
     B, N, _ = given[0][0].shape
     poses, costs, statuses, steps = _minima(given, _array(init), (max_steps, fewest), _spread(B, N))
     numpy = torch.from_numpy
@@ -63,8 +64,8 @@ def solve(*inputs: Any) -> tuple[Tensor, ...]:
 
 def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `pnp_search`: the better of the minima next to the two best of `geometry.compiled.pose.start`."""
-    *data, robust, scale, alpha, max_steps = inputs
-    given = _given(data, robust, scale, alpha)
+    *data, model, robust, scale, alpha, max_steps = inputs
+    given = _given(data, model, robust, scale, alpha)
     arrays, kind = given
     B, N, _ = arrays[0].shape
     starts, others = np.empty((B, 4, 4), arrays[0].dtype), np.empty((B, 4, 4), arrays[0].dtype)
@@ -80,7 +81,7 @@ def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     # where the start found one minimum alone, the other is a copy of the first
     (some,) = (starts != others).any((1, 2)).nonzero()
     if len(some):
-        part = (arrays[0][some], *(d if len(d) == 1 else d[some] for d in arrays[1:]))
+        part = (arrays[0][some], *(d if len(d) == 1 else d[some] for d in arrays[1:6]), arrays[6])
         other = _minima((part, kind), others[some], limits, spread)  # `spread` as the others are
         best[some], second[some], ratio[some] = _better([d[some] for d in found], other)
     return torch.from_numpy(best), torch.from_numpy(second), torch.from_numpy(ratio)
@@ -88,8 +89,8 @@ def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator `pnp_adjoint`."""
-    *data, poses, covectors, statuses, robust, scale, alpha, exact, wanted = inputs
-    arrays, kind = _given(data, robust, scale, alpha)
+    *data, poses, covectors, statuses, model, robust, scale, alpha, exact, wanted = inputs
+    arrays, kind = _given(data, model, robust, scale, alpha)
     B, N, _ = arrays[0].shape
     threads, spread, run = _threads(B, N), _spread(B, N), _kernel("adjoint")
     out = []
@@ -112,10 +113,10 @@ def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(g) for g in whole)
 
 
-def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
+def _given(data: list[Tensor], model: Model, robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
     """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
     points2d, points3d, K, distortion, weights, mask = map(_array, data)
-    arrays = (points2d, points3d, K, distortion, weights, mask.view(np.uint8))
+    arrays = (points2d, points3d, K, distortion, weights, mask.view(np.uint8), int(model == "fisheye"))
     return arrays, (ROBUST[robust], scale * scale, alpha)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geometry.camera import Model
 from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import grid
 from geometry.optim import ADJOINT, FEIGNED, margin
@@ -23,8 +24,8 @@ _MANY = 132 * 256
 
 def solve(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator `pnp`."""
-    *data, init, robust, scale, alpha, max_steps, fewest, _exact = inputs
-    given = _given(data, robust, scale, alpha)
+    *data, init, model, robust, scale, alpha, max_steps, fewest, _exact = inputs
+    given = _given(data, model, robust, scale, alpha)
     out = _empty(data[0])
     shared = _shared(data[0])
     rule, workspace = _rule(data[0], shared), _workspace(data[0], 7, shared)
@@ -34,9 +35,9 @@ def solve(*inputs: Any) -> tuple[Tensor, ...]:
 
 def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `pnp_search`."""
-    *data, robust, scale, alpha, max_steps = inputs
+    *data, model, robust, scale, alpha, max_steps = inputs
     first, second, ratios = _empty(data[0]), _empty(data[0]), data[0].new_empty(len(data[0]))
-    arguments = _given(data, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 11)
+    arguments = _given(data, model, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 11)
     given, rule, limits, workspace = arguments
     _run("search", (*given, rule, limits, workspace, first, second, ratios), False)
     return first[0], second[0], ratios
@@ -44,7 +45,7 @@ def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator `pnp_adjoint`."""
-    *data, poses, covectors, statuses, robust, scale, alpha, exact, wanted = inputs
+    *data, poses, covectors, statuses, model, robust, scale, alpha, exact, wanted = inputs
     B, N, _ = data[0].shape
     shapes = ((N, 2), (N, 3), (3, 3), data[3].shape[1:], data[4].shape[1:])
     # threads do not share a sum: what is shared has a row for each of them, added up at the end
@@ -56,7 +57,7 @@ def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
     at = tuple(t.detach().contiguous() for t in (poses, statuses, covectors))
     shared = _shared(data[0])
     least = ADJOINT * _rule(data[0], shared)[0]
-    given = _given(data, robust, scale, alpha)
+    given = _given(data, model, robust, scale, alpha)
     _run("adjoint", (*given, least, exact, at, _workspace(data[0], 7, shared), out), shared)
     return tuple(
         g.sum(0, keepdim=True) if want and len(d) < len(g) else g for g, d, want in zip(out, data, wanted, strict=False)
@@ -75,10 +76,10 @@ def _shared(points2d: Tensor) -> bool:
     return B < _MANY and N >= _WARP
 
 
-def _given(data: list[Tensor], robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
+def _given(data: list[Tensor], model: Model, robust: str, scale: float, alpha: float) -> tuple[Any, Any]:
     """The arguments that all kernels begin with. data: points2d, points3d, K, distortion, weights, mask."""
     *numbers, mask = (d.detach().contiguous() for d in data)
-    return (*numbers, mask.view(torch.uint8)), (ROBUST[robust], scale * scale, alpha)
+    return (*numbers, mask.view(torch.uint8), int(model == "fisheye")), (ROBUST[robust], scale * scale, alpha)
 
 
 def _empty(points2d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -28,9 +28,9 @@ _NAMESPACE = "learnable_geometry"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 # Tensors as in `geometry.pnp`, batched, of one floating dtype, leading size 1 where shared: weights (B|1,N,2), or
-# (1,1,1) for ones; mask (B|1,N), or (1,1) for True. robust: the name of a `RobustKernel`, or "none".
+# (1,1,1) for ones; mask (B|1,N), or (1,1) for True. model: the lens; robust: the name of a `RobustKernel`, or "none".
 _DATA = "Tensor points2d, Tensor points3d, Tensor K, Tensor distortion, Tensor weights, Tensor mask"
-_ROBUST = "str robust, float scale, float alpha"
+_HOW = "str model, str robust, float scale, float alpha"
 
 
 def _operator(name: str, arguments: str, results: str, on_cpu: Callable, on_cuda: Callable) -> Any:
@@ -48,7 +48,7 @@ def _operator(name: str, arguments: str, results: str, on_cpu: Callable, on_cuda
 # fewest: points below which the status is TOO_FEW; exact: which Hessian the gradient is to be taken with.
 _solve = _operator(
     "pnp",
-    f"{_DATA}, Tensor init, {_ROBUST}, int max_steps, int fewest, bool exact",
+    f"{_DATA}, Tensor init, {_HOW}, int max_steps, int fewest, bool exact",
     "Tensor poses, Tensor costs, Tensor statuses, Tensor steps",
     cpu.solve,
     cuda.solve,
@@ -65,7 +65,7 @@ def _(points2d: Tensor, *_: Any) -> tuple[Tensor, ...]:
 # The best minimum (B,4,4), the second best (B,4,4), and the ratio (B,) of their costs, of `PoseSolution`.
 _search = _operator(
     "pnp_search",
-    f"{_DATA}, {_ROBUST}, int max_steps",
+    f"{_DATA}, {_HOW}, int max_steps",
     "Tensor best, Tensor second, Tensor ratio",
     cpu.search,
     cuda.search,
@@ -81,7 +81,7 @@ def _(points2d: Tensor, *_: Any) -> tuple[Tensor, ...]:
 # Gradients of <covectors, poses> by the first five arguments, in their shapes; empty where not wanted.
 _adjoint = _operator(
     "pnp_adjoint",
-    f"{_DATA}, Tensor poses, Tensor covectors, Tensor statuses, {_ROBUST}, bool exact, bool[] wanted",
+    f"{_DATA}, Tensor poses, Tensor covectors, Tensor statuses, {_HOW}, bool exact, bool[] wanted",
     "Tensor points2d, Tensor points3d, Tensor K, Tensor distortion, Tensor weights",
     cpu.adjoint,
     cuda.adjoint,
@@ -95,7 +95,7 @@ def _(points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights
 
 
 def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *data, _init, ctx.robust, ctx.scale, ctx.alpha, _max_steps, _fewest, ctx.exact = inputs
+    *data, _init, ctx.model, ctx.robust, ctx.scale, ctx.alpha, _max_steps, _fewest, ctx.exact = inputs
     ctx.save_for_backward(*data, output[0], output[2])
     ctx.save_for_forward(*data, output[0], output[2])
     ctx.mark_non_differentiable(*output[1:])
@@ -104,11 +104,12 @@ def _save_solve(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 def _solve_backward(ctx: Any, covectors: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if covectors is None:
-        return (None,) * 13
+        return (None,) * 14
     *data, poses, statuses = ctx.saved_tensors
     wanted = [bool(n) for n in ctx.needs_input_grad[:5]]
-    gradients = adjoint(*data, poses, covectors, statuses, ctx.robust, ctx.scale, ctx.alpha, ctx.exact, wanted)
-    return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 8)
+    how = ctx.model, ctx.robust, ctx.scale, ctx.alpha
+    gradients = adjoint(*data, poses, covectors, statuses, *how, ctx.exact, wanted)
+    return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 9)
 
 
 def _solve_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -122,7 +123,7 @@ def _solve_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _save_adjoint(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.robust, ctx.scale, ctx.alpha, ctx.exact, ctx.wanted = inputs
+    *tensors, ctx.model, ctx.robust, ctx.scale, ctx.alpha, ctx.exact, ctx.wanted = inputs
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 
@@ -143,7 +144,7 @@ def _adjoint_backward(ctx: Any, *covectors: Tensor | None) -> tuple[Tensor | Non
     gradients: list[Tensor | None] = [None] * 5
     for i, g in zip(wanted, found, strict=True):
         gradients[i] = g
-    return (*gradients, None, None, of_seeds, *[None] * 6)
+    return (*gradients, None, None, of_seeds, *[None] * 7)
 
 
 def _adjoint_jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -165,7 +166,7 @@ def _as_tensors(
 ) -> Callable[..., Tensor]:
     """The poses as a function of some of the data, in tensor operations that every transform can follow."""
     kernel = None if ctx.robust == "none" else RobustKernel(ctx.robust, ctx.scale, ctx.alpha)
-    problem = pnp_problem("radtan", kernel)
+    problem = pnp_problem(ctx.model, kernel)
 
     def pose(*some: Tensor) -> Tensor:
         every = list(data)

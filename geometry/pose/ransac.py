@@ -68,8 +68,8 @@ def pnp_ransac(
     leaves the generator as a loop over its problems, or over parts of it, with the same generator; x and cost are equal
     but for the rounding of `pnp`. A problem alone is the first of a batch.
 
-    On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere, and for model="fisheye", the
-    tensor operations of `geometry.consensus.search` do.
+    On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere the tensor operations of
+    `geometry.consensus.search` do.
     """
     positive("threshold", threshold)
     check_options(model, kernel, gradient)
@@ -81,11 +81,10 @@ def pnp_ransac(
     elif candidates.shape not in ((B, N), (1, N)):
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
     values(candidates=(candidates, "odds"), K=(K, "camera"))
-    on_cpu = points2d.device.type == "cpu" and model == "radtan"
+    search_by = _Compiled if points2d.device.type == "cpu" else _Tensors
 
     def working(*tensors: Tensor) -> "_Compiled | _Tensors":
-        given, odds = PnPData(*tensors[:6]), tensors[6]
-        return _Compiled(given, odds, threshold) if on_cpu else _Tensors(given, odds, threshold, model)
+        return search_by(PnPData(*tensors[:6]), tensors[6], threshold, model)
 
     def searched(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         pose, inliers, samples, count, chance = working(*tensors).search(hypotheses, confidence, generator)
@@ -203,9 +202,9 @@ class _Tensors:
 class _Compiled:
     """The same by kernels alone, so that torch's threads stay asleep."""
 
-    def __init__(self, data: PnPData, candidates: Tensor, threshold: float) -> None:
+    def __init__(self, data: PnPData, candidates: Tensor, threshold: float, model: Model) -> None:
         *numbers, mask = (d.contiguous() for d in data)
-        self.arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy())
+        self.arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy(), int(model == "fisheye"))
         self.candidates, self.threshold = candidates.contiguous().numpy(), threshold
         self.B, self.N, _ = data.points2d.shape
 

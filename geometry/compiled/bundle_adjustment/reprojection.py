@@ -10,7 +10,8 @@ gradient, then the lower triangle H, each from its place on.
 
 from typing import Any, NamedTuple
 
-from ..pose.equations import L, distort, distort_bend, radial, rho
+from ..pose.equations import L, rho
+from ..pose.lens import distort, distort_bend, radial
 from ..vectors import jit, load, splat, store, where_less
 
 FREE = 10  # free intrinsics at the most

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geometry.compiled.constants import WIDER
+from geometry.camera import FISHEYE_LIMIT_COS
+from geometry.compiled.constants import FISHEYE, WIDER
 
 from ..pose.descent import copy, levenberg_marquardt
-from ..pose.equations import POSE, ROW, L, Robust, Tile, distort, new_pose
+from ..pose.equations import POSE, ROW, L, Robust, Tile, new_pose
+from ..pose.lens import angle_of, curve, direction, distort, image
 from ..pose.tile import place
 from ..vectors import get, jit, load, put, splat, store, total, where_less
 
@@ -34,7 +36,7 @@ class Spare(NamedTuple):
 
 @jit
 def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -> Any:
-    """Sum of min(|r|^2, threshold2) over the points, those behind the camera counting in full.
+    """Sum of min(|r|^2, threshold2) over the points, those that the camera cannot see counting in full.
 
     Gives up when it is more than `enough`. Writes every point's |r|^2 to squares, infinite where absent.
     """
@@ -48,11 +50,17 @@ def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -
     for j in range(tile.rows):
         o = j * ROW
         X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
+        px, py = r00 * X + r01 * Y + r02 * Z + tx, r10 * X + r11 * Y + r12 * Z + ty
         pz = r20 * X + r21 * Y + r22 * Z + tz
-        iz = 1.0 / pz
-        x, y = (r00 * X + r01 * Y + r02 * Z + tx) * iz, (r10 * X + r11 * Y + r12 * Z + ty) * iz
-        if tile.lens:
-            x, y, _, _, _, _ = distort(camera, x, y)
+        if tile.lens == FISHEYE:
+            at, _ = direction(px, py, pz)
+            x, y, _, _, _, _ = image(at, curve(camera, angle_of(at.sine, at.cosine)))
+            pz = at.cosine - FISHEYE_LIMIT_COS
+        else:
+            iz = 1.0 / pz
+            x, y = px * iz, py * iz
+            if tile.lens:
+                x, y, _, _, _, _ = distort(camera, x, y)
         wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
         u = wu * (a00 * x + a01 * y - load(points, o + 3 * L))
         v = wv * (a10 * x + a11 * y - load(points, o + 4 * L))

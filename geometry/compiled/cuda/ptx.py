@@ -26,7 +26,7 @@ def signatures() -> Iterator[tuple[str, Any, Any]]:
     tuple_of = types.Tuple
     for t in (float64, float32):
         one, two, three = t[::1], t[:, ::1], t[:, :, ::1]
-        data = tuple_of((three, three, three, two, three, uint8[:, ::1]))
+        data = tuple_of((three, three, three, two, three, uint8[:, ::1], int64))
         robust, rule, limits = tuple_of((int64, float64, float64)), types.UniTuple(float64, 2), types.UniTuple(int64, 2)
         minima = tuple_of((three, one, int8[::1], int32[::1]))
         yield "solve", t, (data, robust, rule, limits, three, two, minima)

@@ -81,7 +81,7 @@ room = rooms(lambda builder, slot: slot)
 
 
 def elementwise(builder: Any, name: str, x: Any) -> Any:
-    """sqrt, fabs, log or exp of a number."""
+    """sqrt, fabs, log, exp, sin or cos of a number."""
     full_name = f"__nv_{name}{'f' if x.type == ir.FloatType() else ''}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type]), full_name)
     return builder.call(function, [x])

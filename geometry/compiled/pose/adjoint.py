@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from geometry.compiled.constants import FISHEYE
+
 from ..vectors import clear, entry, jit, load, member, scratch, splat, store, total, where_less
 from .descent import Linear, diagonal, new_factor, new_step, shares, solve6
 from .equations import (
@@ -9,15 +11,13 @@ from .equations import (
     ROW,
     L,
     Robust,
-    distort,
-    distort_bend,
     evaluate,
     new_camera,
     new_pose,
     new_sums,
-    radial,
     rho,
 )
+from .lens import angle_of, bend_of, curve, direction, distort, distort_bend, image, radial
 from .tile import (
     BLOCK,
     INPUTS,
@@ -55,7 +55,7 @@ def _vector_jacobian_product(
     r20, r21, r22 = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L)
     tx, ty, tz = load(pose, 9 * L), load(pose, 10 * L), load(pose, 11 * L)
     a00, a01, a10, a11 = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
-    ox, oy, oz = load(u, 0), load(u, L), load(u, 2 * L)
+    wide, ox, oy, oz = tile.lens == FISHEYE, load(u, 0), load(u, L), load(u, 2 * L)
     vx, vy, vz = load(u, 3 * L), load(u, 4 * L), load(u, 5 * L)
     for j in range(begin, end):
         o = j * ROW
@@ -63,15 +63,24 @@ def _vector_jacobian_product(
         qx = r00 * X + r01 * Y + r02 * Z
         qy = r10 * X + r11 * Y + r12 * Z
         qz = r20 * X + r21 * Y + r22 * Z
-        iz = 1.0 / (qz + tz)
-        x, y = (qx + tx) * iz, (qy + ty) * iz
-        # the direction u, seen as a motion of the point, of n, of the distorted n
-        zdot = (ox * qy - oy * qx + vz) * iz
-        nx = (oy * qz - oz * qy + vx) * iz - x * zdot
-        ny = (oz * qx - ox * qz + vy) * iz - y * zdot
-        dx, dy, fx, fy = x, y, nx, ny
+        # the direction u, seen as a motion of the point, of its direction and outwards (`lens`), of the image
+        nx, ny, nz = oy * qz - oz * qy + vx, oz * qx - ox * qz + vy, ox * qy - oy * qx + vz
+        if wide:
+            at, inverse = direction(qx + tx, qy + ty, qz + tz)
+            arc, (a, b, sine, cosine) = curve(camera, angle_of(at.sine, at.cosine)), at
+            ahead = a * nx + b * ny
+            nx, ny, nz = cosine * ahead - sine * nz, a * ny - b * nx, sine * ahead + cosine * nz
+            nx, ny, nz = nx * inverse, ny * inverse, nz * inverse
+            dx, dy, j00, j01, j10, j11 = image(at, arc)
+        else:
+            inverse = 1.0 / (qz + tz)
+            x, y, nz = (qx + tx) * inverse, (qy + ty) * inverse, nz * inverse
+            nx, ny = nx * inverse - x * nz, ny * inverse - y * nz
+            dx, dy = x, y
+            if tile.lens:
+                dx, dy, j00, j01, j10, j11 = distort(camera, x, y)
+        fx, fy = nx, ny
         if tile.lens:
-            dx, dy, j00, j01, j10, j11 = distort(camera, x, y)
             fx, fy = j00 * nx + j01 * ny, j10 * nx + j11 * ny
         wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
         mu = a00 * dx + a01 * dy - load(points, o + 3 * L)
@@ -97,23 +106,46 @@ def _vector_jacobian_product(
         store(sums, 3 * L, load(sums, 3 * L) - (pv * dy + rv * fy))
         store(sums, 4 * L, load(sums, 4 * L) - pu)
         store(sums, 5 * L, load(sums, 5 * L) - pv)
-        # covectors of the distorted n and of its motion, pulled back to n and its motion
+        # covectors of the image and of its motion, pulled back to the direction and its motion
         px, py = a00 * pu + a10 * pv, a01 * pu + a11 * pv
         cx, cy = a00 * ru + a10 * rv, a01 * ru + a11 * rv
         if tile.lens:
-            _distortion_gradient(camera, (x, y), (nx, ny), (px, py), (cx, cy), sums)
-            kxx, kxy, kyy = distort_bend(camera, x, y, cx, cy)
+            if wide:
+                _fisheye_gradient(at, arc.angle, (nx, ny), (px, py), (cx, cy), sums)
+                kxx, kxy, kyy = bend_of(camera, at, arc, cx, cy)
+            else:
+                _distortion_gradient(camera, (x, y), (nx, ny), (px, py), (cx, cy), sums)
+                kxx, kxy, kyy = distort_bend(camera, x, y, cx, cy)
             px, py = j00 * px + j10 * py + kxx * nx + kxy * ny, j01 * px + j11 * py + kxy * nx + kyy * ny
             cx, cy = j00 * cx + j10 * cy, j01 * cx + j11 * cy
-        px, py = (px - zdot * cx) * iz, (py - zdot * cy) * iz
-        pz = -(px * x + py * y) - iz * (cx * nx + cy * ny)
-        cx, cy = cx * iz, cy * iz
-        cz = -(cx * x + cy * y)
+        px, py, pz = (px - nz * cx) * inverse, (py - nz * cy) * inverse, -inverse * (cx * nx + cy * ny)
+        cx, cy = cx * inverse, cy * inverse
+        if wide:
+            ahead, outwards = cosine * px + sine * pz, cosine * cx
+            px, py, pz = a * ahead - b * py, b * ahead + a * py, cosine * pz - sine * px
+            cx, cy, cz = a * outwards - b * cy, b * outwards + a * cy, -sine * cx
+        else:
+            pz -= px * x + py * y
+            cz = -(cx * x + cy * y)
         # motion of the point = omega x q + v
         px, py, pz = px + cy * oz - cz * oy, py + cz * ox - cx * oz, pz + cx * oy - cy * ox
         store(points, o, -(r00 * px + r10 * py + r20 * pz))
         store(points, o + L, -(r01 * px + r11 * py + r21 * pz))
         store(points, o + 2 * L, -(r02 * px + r12 * py + r22 * pz))
+
+
+@jit
+def _fisheye_gradient(at: Any, angle: Any, n_dot: Any, p: Any, c: Any, sums: Any) -> None:
+    """`_distortion_gradient` of a fisheye, by its four."""
+    (nx, ny), (pu, pv), (cu, cv) = n_dot, p, c
+    along, across = cu * at.a + cv * at.b, cv * at.a - cu * at.b
+    steep = nx * along
+    flat = angle * (pu * at.a + pv * at.b + across * ny / at.sine)
+    power = angle * angle
+    for m in range(4):
+        o = (6 + m) * L
+        store(sums, o, load(sums, o) - power * (flat + (2.0 * m + 3.0) * steep))
+        power = power * angle * angle
 
 
 @jit
@@ -159,7 +191,7 @@ def adjoint(data: Any, robust: Any, least: Any, exact: Any, at: Any, part: Any, 
     `least` (`geometry.optim.linear`).
     """
     data, robust, part = Data(*data), Robust(*robust), Part(*part)
-    _, points3d, K, distortion, weights, _ = data
+    _, points3d, K, distortion, weights, _, _ = data
     poses, statuses, covectors = at
     grad2d, grad3d, grad_K, grad_distortion, grad_weights = gradients
     tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))

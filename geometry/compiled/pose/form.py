@@ -1,7 +1,9 @@
 """What the first two stages of `start` need of the points: rays, a quadratic form, and its minima on SO(3).
 
-With n = (x, y, 1) on the ray of a pixel, V = w^2 (I - n n^T / |n|^2) has six numbers, and all that is needed of the
-points are the 60 products of these with 1, X, Y, Z, XX, XY, XZ, YY, YZ, ZZ.
+With n on the ray of a pixel, V = w^2 (I - n n^T / |n|^2) has six numbers, and all that is needed of the points are the
+60 products of these with 1, X, Y, Z, XX, XY, XZ, YY, YZ, ZZ, and, for what is ahead, the 12 of w^2 n / |n|^2 with the
+first four.
+n is (x, y, 1), or (x, y, (1 - x^2 - y^2) / 2) for a fisheye, which sees behind as well: of length (1 + x^2 + y^2) / 2.
 """
 
 import math
@@ -9,14 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from ..vectors import exp, fabs, get, highest, jit, load, log, resolution, splat, sqrt, store, total, where_less
+from geometry.camera import FISHEYE_LIMIT_COS
+from geometry.compiled.constants import FISHEYE
+
+from ..vectors import (
+    cos,
+    exp,
+    fabs,
+    get,
+    highest,
+    jit,
+    load,
+    log,
+    resolution,
+    sin,
+    splat,
+    sqrt,
+    store,
+    total,
+    where_less,
+)
 from .descent import blend, retract
-from .equations import ROW, L, distort, radial, store6
+from .equations import ROW, L, store6
+from .lens import curve, distort, radial
 from .tile import finite
 
 __all__ = ["FORM", "descend", "fill_rays", "quadratic_form", "sum_up", "translate"]
 
-FORM = 60
+FORM = 72
+_AHEAD = 60  # where those of n begin
 _DESCENT_STEPS = 8
 _SYMMETRIC = np.array([0, 1, 2, 1, 3, 4, 2, 4, 5])  # entry (i, j) among xx, xy, xz, yy, yz, zz
 
@@ -49,11 +72,17 @@ def _first_zero(c1: Any, c2: Any, c3: Any, c4: Any, c5: Any, c6: Any) -> Any:
 
 
 @jit
-def _first_fold(camera: Any, part: Any) -> Any:
-    """The squared radius at which the radial part of the lens in the first lane first ceases to grow, or infinity.
+def _first_fold(tile: Any) -> Any:
+    """The squared radius, or angle, at which the radial part of the lens in the first lane first ceases to grow.
 
-    part: of that radius; what a denominator that vanishes makes infinite is taken in full.
+    What a denominator that vanishes makes infinite is taken in full; infinite where it always grows.
     """
+    camera = tile.camera
+    if tile.lens == FISHEYE:
+        k1, k2, k3, k4 = get(camera, 6 * L), get(camera, 7 * L), get(camera, 8 * L), get(camera, 9 * L)
+        fold = _first_zero(3.0 * float(k1), 5.0 * float(k2), 7.0 * float(k3), 9.0 * float(k4), 0.0, 0.0)
+        return min(fold, math.pi * math.pi)
+    part = 0.98 if tile.lens > 2 else 1.0  # tangential terms move the fold
     k1, k2, k3 = float(get(camera, 6 * L)), float(get(camera, 7 * L)), float(get(camera, 10 * L))
     k4, k5, k6 = float(get(camera, 11 * L)), float(get(camera, 12 * L)), float(get(camera, 13 * L))
     # a_i b_j (1 + 2 i - 2 j) for every i + j: the derivative of r a / b, times b^2
@@ -64,13 +93,18 @@ def _first_fold(camera: Any, part: Any) -> Any:
 
 
 @jit
-def _stretch(camera: Any, r2: Any, end: Any) -> Any:
+def _stretch(tile: Any, r2: Any, end: Any) -> Any:
     """m with m g(m^2 r2) = 1 within the first fold, which is at the squared radius `end` (`geometry.camera`)."""
+    camera = tile.camera
     low, high = splat(0.0, camera), sqrt(end / r2)
     m = where_less(1.0, high, splat(1.0, camera), 0.5 * high)
     for _ in range(16):
         t = m * m * r2
-        g, g1, _, _, _ = radial(camera, t)
+        if tile.lens == FISHEYE:
+            k1, k2, k3, k4 = load(camera, 6 * L), load(camera, 7 * L), load(camera, 8 * L), load(camera, 9 * L)
+            g, g1 = 1.0 + t * (k1 + t * (k2 + t * (k3 + t * k4))), k1 + t * (2.0 * k2 + t * (3.0 * k3 + t * 4.0 * k4))
+        else:
+            g, g1, _, _, _ = radial(camera, t)
         value = m * g
         low, high = where_less(value, 1.0, m, low), where_less(value, 1.0, high, m)
         newton = m * exp(-log(value) * g / (g + 2.0 * t * g1))
@@ -85,8 +119,32 @@ def _stretch(camera: Any, r2: Any, end: Any) -> Any:
 
 
 @jit
+def _fisheye_ray(tile: Any, tx: Any, ty: Any, end: Any, tolerance: Any) -> Any:
+    """x, y of the ray to an image (tx, ty), and 1 where there is one, else 0."""
+    one, r2 = splat(1.0, tx), tx * tx + ty * ty
+    radius = sqrt(r2)
+    arc = curve(tile.camera, radius * _stretch(tile, r2, end))
+    angle = arc.angle - (arc.d - radius) / arc.d1
+    good = where_less(fabs(arc.d - radius), tolerance, where_less(0.0, arc.d1, one, 0.0), 0.0)
+    cosine = cos(angle)
+    good = where_less(FISHEYE_LIMIT_COS, cosine, good, 0.0)
+    centre = where_less(r2, 1e-24, one, 0.0)
+    half = where_less(0.5, centre, 0.5, sin(angle) / ((1.0 + cosine) * radius))
+    return half * tx, half * ty, where_less(0.5, centre, one, good)
+
+
+@jit
+def forward(tile: Any, x: Any, y: Any) -> Any:
+    """The third coordinate of a ray, and its squared length."""
+    z = splat(1.0, x)
+    if tile.lens == FISHEYE:
+        z = 0.5 - 0.5 * (x * x + y * y)
+    return z, x * x + y * y + z * z
+
+
+@jit
 def fill_rays(tile: Any, rays: Any) -> None:
-    """x, y of the ray (x, y, 1) and squared weight of every point of a spread tile (`geometry.camera.unproject`).
+    """x, y of the ray and squared weight of every point of a spread tile (`geometry.camera.unproject`).
 
     The weight is zero where the lens has no or no unique ray.
     """
@@ -94,15 +152,17 @@ def fill_rays(tile: Any, rays: Any) -> None:
     tolerance = 1e-6 if eps < 1e-10 else 1e-4
     a, b, c, d = load(camera, 0), load(camera, L), load(camera, 2 * L), load(camera, 3 * L)
     scale = 1.0 / (a * d - b * c)
-    end = _first_fold(camera, 0.98 if tile.lens > 2 else 1.0) if tile.lens else np.inf
+    end = _first_fold(tile) if tile.lens else np.inf
     for j in range(tile.rows):
         o = j * ROW
         u, v = load(points, o + 3 * L), load(points, o + 4 * L)
         wu, wv = load(points, o + 5 * L), load(points, o + 6 * L)
         tx, ty = (d * u - b * v) * scale, (a * v - c * u) * scale
         x, y, good = tx, ty, splat(1.0, points)
-        if tile.lens:
-            m = _stretch(camera, tx * tx + ty * ty, end)
+        if tile.lens == FISHEYE:
+            x, y, good = _fisheye_ray(tile, tx, ty, end, tolerance)
+        elif tile.lens:
+            m = _stretch(tile, tx * tx + ty * ty, end)
             x, y = m * tx, m * ty
             for _ in range(7):
                 px, py, j00, j01, j10, j11 = distort(camera, x, y)
@@ -126,7 +186,7 @@ def fill_rays(tile: Any, rays: Any) -> None:
 
 @jit
 def sum_up(tile: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
-    """The 60 sums of the object-space error, of points about their weighted centre `middle` and of size 1.
+    """The 72 sums of the object-space error, of points about their weighted centre `middle` and of size 1.
 
     Returns the size that was divided by.
     """
@@ -152,13 +212,20 @@ def sum_up(tile: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
         store(products, 8 * L, Y * Z)
         store(products, 9 * L, Z * Z)
         x, y = load(rays, 3 * j * L), load(rays, (3 * j + 1) * L)
-        f = scale * load(rays, (3 * j + 2) * L) / (1.0 + x * x + y * y)
-        xx, xy, xz, yy, yz, zz = f + y * y * f, -x * y * f, -x * f, f + x * x * f, -y * f, (x * x + y * y) * f
+        z, length2 = forward(tile, x, y)
+        f = scale * load(rays, (3 * j + 2) * L) / length2
+        fx, fy, fz = f * x, f * y, f * z
+        xx, xy, xz, yy, yz, zz = fy * y + fz * z, -fx * y, -fx * z, fx * x + fz * z, -fy * z, fx * x + fy * y
         for k in range(10):
             m, o = load(products, k * L), 6 * k * L
             a, b, c = load(sums, o) + m * xx, load(sums, o + L) + m * xy, load(sums, o + 2 * L) + m * xz
             d, e = load(sums, o + 3 * L) + m * yy, load(sums, o + 4 * L) + m * yz
             store6(sums, o, (a, b, c, d, e, load(sums, o + 5 * L) + m * zz))
+        for k in range(4):
+            m, o = load(products, k * L), (_AHEAD + 3 * k) * L
+            store(sums, o, load(sums, o) + m * fx)
+            store(sums, o + L, load(sums, o + L) + m * fy)
+            store(sums, o + 2 * L, load(sums, o + 2 * L) + m * fz)
     for k in range(FORM):
         form[k] = total(load(sums, k * L))
     # trace V = 2 w^2
@@ -167,7 +234,9 @@ def sum_up(tile: Any, rays: Any, work: Any, form: Any, middle: Any) -> Any:
         size += 0.5 * (form[6 * k] + form[6 * k + 3] + form[6 * k + 5])
     size = math.sqrt(size) if size > 0.0 else 1.0
     for k in range(6, FORM):
-        form[k] /= size if k < 24 else size * size
+        form[k] /= size if k < 24 or k >= _AHEAD else size * size
+    for k in range(3):
+        form[_AHEAD + k] *= size  # of the first three there is no length
     return size
 
 
@@ -286,11 +355,7 @@ def translate(R: Any, T: Any, form: Any, value: Any) -> Any:
         for q in range(9):
             t += T[9 * i + q] * load(R, (3 * (q % 3) + q // 3) * L)
         store(R, (9 + i) * L, t)
-        # mean of n / |n|^2 . (R X + t): the weights of n are found in those of V
+        # mean of n / |n|^2 . (R X + t)
         for k in range(4):
-            o = 6 * k
-            n = -form[o + 2] if i == 0 else -form[o + 4]
-            if i == 2:
-                n = 0.5 * (form[o] + form[o + 3] - form[o + 5])
-            depth += n * (t if k == 0 else load(R, (3 * i + k - 1) * L))
+            depth += form[_AHEAD + 3 * k + i] * (t if k == 0 else load(R, (3 * i + k - 1) * L))
     return where_less(0.0, depth, value, value + 2.0)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from geometry.compiled.constants import FISHEYE
+
 from ..vectors import exp, fabs, get, jit, load, log, splat, sqrt, store, where_less
 from .equations import POSE, L
 from .tile import place
@@ -189,9 +191,10 @@ def fill_sample(tile: Any, rays: Any, i: Any, j: Any, lane: Any, sample: Any) ->
     """Point i of a spread tile, and its ray as of `form.fill_rays`, as number j of the three in a lane of a sample."""
     o, r = place(i, 0, True), 3 * (i // L) * L + i % L
     x, y = get(rays, r), get(rays, r + L)
-    length = 1.0 / math.sqrt(1.0 + x * x + y * y)
+    z = 0.5 - 0.5 * (x * x + y * y) if tile.lens == FISHEYE else 1.0
+    length = 1.0 / math.sqrt(x * x + y * y + z * z)
     sample[3 * j * L + lane], sample[(3 * j + 1) * L + lane] = x * length, y * length
-    sample[(3 * j + 2) * L + lane] = length
+    sample[(3 * j + 2) * L + lane] = z * length
     for k in range(3):
         sample[(9 + 3 * j + k) * L + lane] = get(tile.points, o + k * L)
 

@@ -1,4 +1,4 @@
-"""The global start of PnP on the CPU, compiled: `geometry.pose.start` for the lens model "radtan".
+"""The global start of PnP on the CPU, compiled: `geometry.pose.start`.
 
 The stages and the formulas are those of `geometry.pose.start`; here the eight lanes of a vector hold
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geometry.compiled.constants import CANDIDATES, DISTINCT
+from geometry.compiled.constants import CANDIDATES, DISTINCT, FISHEYE
 from geometry.se3 import cube_rotations
 
 from ..vectors import clear, entry, get, highest, jit, load, lowest, put, room, scratch, splat, store, where_less
@@ -32,7 +32,7 @@ _HOPELESS = 100.0  # times the lowest cost: not worth another step
 _GRADUAL = (900.0, 64.0, 4.0, 1.0)  # times the squared scale of a robust kernel, one after the other
 
 _ROTATIONS, _VECTORS = 24 // L, CANDIDATES // L  # vectors of rotations, and of candidates
-_new_few, _new_work = scratch(_FEW * ROW), scratch(74 * L)
+_new_few, _new_work = scratch(_FEW * ROW), scratch((FORM + 14) * L)
 _new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(CANDIDATES)
 _new_form, _new_omega, _new_T, _new_middle = scratch(FORM), scratch(81), scratch(27), scratch(3)
 
@@ -101,17 +101,28 @@ def _lay_out(tile: Any, n: Any, count: Any, few: Any) -> Any:
 
 @jit
 def _push_ahead(tile: Any, margin: Any, pose: Any) -> None:
-    """Shift the poses along z until every point is at least `margin` ahead."""
-    points = tile.points
+    """Shift the poses along z until every point is at least `margin` ahead.
+
+    A fisheye sees those behind as well, but none at its centre, where a start for points in one place has them.
+    """
+    points, wide = tile.points, tile.lens == FISHEYE
     r20, r21, r22, tz = load(pose, 6 * L), load(pose, 7 * L), load(pose, 8 * L), load(pose, 11 * L)
     nearest = splat(np.inf, pose)
     for j in range(tile.rows):
         o = j * ROW
-        z = r20 * load(points, o) + r21 * load(points, o + L) + r22 * load(points, o + 2 * L)
+        X, Y, Z = load(points, o), load(points, o + L), load(points, o + 2 * L)
+        z = r20 * X + r21 * Y + r22 * Z
+        if wide:
+            x = load(pose, 0) * X + load(pose, L) * Y + load(pose, 2 * L) * Z + load(pose, 9 * L)
+            y = load(pose, 3 * L) * X + load(pose, 4 * L) * Y + load(pose, 5 * L) * Z + load(pose, 10 * L)
+            z = x * x + y * y + (z + tz) * (z + tz)
         nearest = where_less(z, nearest, z, nearest)
     if tile.spread:
         nearest = splat(lowest(nearest), pose)
-    store(pose, 11 * L, where_less(nearest + tz, margin, margin - nearest, tz))
+    if wide:
+        store(pose, 11 * L, where_less(0.0, nearest, tz, tz + margin))
+    else:
+        store(pose, 11 * L, where_less(nearest + tz, margin, margin - nearest, tz))
 
 
 @jit

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geometry.checks import ROUNDED
+from geometry.compiled.constants import FISHEYE
 
 from ..vectors import TEAM, clear, get, jit, member, put, room, scratch
 from .equations import CAMERA, ROW, L, Tile
@@ -19,7 +20,7 @@ class Data(NamedTuple):
     """C-contiguous arrays of B problems, of leading size 1 where shared.
 
     points2d (B,N,2), points3d (B|1,N,3), K (B|1,3,3), distortion (B|1,k), weights (B|1,N,2), or (1,1,1) for ones, mask
-    (B|1,N), or (1,1) for True.
+    (B|1,N), or (1,1) for True. fisheye: 1 if that is the lens, else 0.
     """
 
     points2d: Any
@@ -28,6 +29,7 @@ class Data(NamedTuple):
     distortion: Any
     weights: Any
     mask: Any
+    fisheye: Any
 
 
 class Visible(NamedTuple):
@@ -54,7 +56,7 @@ new_centre, new_counts = scratch(3 * L), scratch(2 * L, integer=True)
 
 
 # Types of what every kernel begins with, and of the last
-DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1]))"
+DATA = "Tuple(({0}[:,:,::1], {0}[:,:,::1], {0}[:,:,::1], {0}[:,::1], {0}[:,:,::1], uint8[:,::1], int64))"
 INPUTS = DATA + ", Tuple((int64, float64, float64))"  # data, robust
 PART = "Tuple((int64, int64, int64, boolean, none))"
 # Rows that are laid out lane after lane before the next ones, so that they stay in the first-level cache.
@@ -67,7 +69,8 @@ def new_tile(data: Any, part: Any, camera: Any) -> Any:
     n = data.points2d.shape[1]
     rows = (n + L * TEAM - 1) // (L * TEAM) if part.spread else n
     clear(camera, CAMERA)
-    return Tile(room(part, 0, rows * ROW, camera), rows, camera, data.distortion.shape[1], part.spread)
+    lens = FISHEYE if data.fisheye else data.distortion.shape[1]
+    return Tile(room(part, 0, rows * ROW, camera), rows, camera, lens, part.spread)
 
 
 @jit
@@ -91,7 +94,7 @@ def finite(s: Any) -> Any:
 @jit
 def _survey(data: Any, b: Any) -> Any:
     """Number of visible points of problem b, the first of them, their centre, and what is not finite (see `fill`)."""
-    points2d, points3d, K, distortion, weights, mask = data
+    points2d, points3d, K, distortion, weights, mask, _ = data
     n = points2d.shape[1]
     p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
     pw, pm = min(b, weights.shape[0] - 1) * n * 2, min(b, mask.shape[0] - 1) * n
@@ -158,7 +161,7 @@ def _lay(data: Any, b: Any, begin: Any, end: Any, tile: Any, visible: Any, lane:
     """
     points, spread, absent = tile.points, tile.spread, visible.counts[L + lane]
     cx, cy, cz = visible.centre[lane], visible.centre[L + lane], visible.centre[2 * L + lane]
-    points2d, points3d, K, _, weights, mask = data
+    points2d, points3d, K, _, weights, mask, _ = data
     n = points2d.shape[1]
     p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
     pw, pm = min(b, weights.shape[0] - 1) * n * 2, min(b, mask.shape[0] - 1) * n

@@ -9,6 +9,7 @@ __all__ = [
     "LANES",
     "TEAM",
     "clear",
+    "cos",
     "entry",
     "exp",
     "fabs",
@@ -23,6 +24,7 @@ __all__ = [
     "resolution",
     "room",
     "scratch",
+    "sin",
     "splat",
     "sqrt",
     "store",
@@ -104,7 +106,7 @@ def where_less(a: Any, b: Any, x: Any, y: Any) -> Any:
     return kind(x if a < b else y)
 
 
-sqrt, fabs, log, exp = np.sqrt, np.abs, np.log, np.exp
+sqrt, fabs, log, exp, sin, cos = np.sqrt, np.abs, np.log, np.exp, np.sin, np.cos
 
 
 def total(x: Any) -> Any:

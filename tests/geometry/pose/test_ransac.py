@@ -94,7 +94,7 @@ def test_lenses_planes_and_distant_objects(spoil: Callable[..., Any], options: d
 
 
 @pytest.mark.slow
-def test_a_fisheye_is_searched_in_tensors(spoil: Callable[..., Any]) -> None:
+def test_a_fisheye_among_outliers(spoil: Callable[..., Any]) -> None:
     scene, points2d, outlier = spoil(3, 40, 0.4, noise=0.1, model="fisheye", distorted=True)
     found = pnp_ransac(
         points2d, scene.points3d, scene.K, distortion=scene.distortion, model="fisheye", generator=generator()
@@ -316,7 +316,7 @@ def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tupl
         options.get("mask", torch.ones(1, 1, dtype=torch.bool)),
     )
     candidates = options.get("candidates", torch.ones(1, 1).double())
-    return _Tensors(data, candidates, threshold, "radtan"), _Compiled(data, candidates, threshold)
+    return tuple(back_end(data, candidates, threshold, "radtan") for back_end in (_Tensors, _Compiled))
 
 
 @pytest.mark.slow

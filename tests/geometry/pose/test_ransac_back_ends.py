@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from geometry import RansacSolution, Status, pnp_ransac, project, se3
+from geometry.camera import Model
 from geometry.pose import ransac
 from geometry.pose.ransac import _Compiled, _Tensors
 from tests.numbers import DOUBLE, close, generator
@@ -17,13 +17,14 @@ LENSES = {
     "pinhole": (),
     "tangential": (-0.28, 0.11, 0.0011, -0.0015, -0.02),
     "rational": (-0.2, 0.1, 0.001, -0.001, 0.01, 0.05, -0.02, 0.003),
+    "fisheye": (0.06, -0.012, 0.004, -0.001),
 }
 B = 12
 
 
 def problems(
     N: int = 40, lens: str = "pinhole", wrong: float = 0.3, noise: float = 0.5, flat: bool = False, away: float = 0.0
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Cubes, or squares, seen from six units away, a share of their pixels anywhere in the image."""
     g = generator()
     points3d = 2 * torch.rand(B, N, 3, generator=g, **DOUBLE) - 1
@@ -33,12 +34,13 @@ def problems(
     pose = se3.from_rotvec_t(torch.cat([0.6 * torch.randn(B, 3, generator=g, **DOUBLE), ahead], -1))
     K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], **DOUBLE)
     distortion = torch.tensor(LENSES[lens], **DOUBLE)
-    points2d = project(points3d, pose, K, distortion) + noise * torch.randn(B, N, 2, generator=g, **DOUBLE)
+    model: Model = "fisheye" if lens == "fisheye" else "radtan"
+    points2d = project(points3d, pose, K, distortion, model=model) + noise * torch.randn(B, N, 2, generator=g, **DOUBLE)
     wild = torch.rand(B, N, 2, generator=g, **DOUBLE) * torch.tensor([640.0, 480.0], **DOUBLE)
     outlier = torch.rand(B, N, generator=g).argsort(1).argsort(1) < round(wrong * N)
     points2d = torch.where(outlier[..., None], wild, points2d)
     points3d = points3d + away * torch.tensor([1.0, -0.5, 0.7], **DOUBLE)
-    return {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion}
+    return {"points2d": points2d, "points3d": points3d, "K": K, "distortion": distortion, "model": model}
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RansacSolutio
 
     def solve(**data: Any) -> tuple[RansacSolution, RansacSolution]:
         found = []
-        for back_end in (_Compiled, lambda *given: _Tensors(*given, "radtan")):
+        for back_end in (_Compiled, _Tensors):
             monkeypatch.setattr(ransac, "_Compiled", back_end)
             found.append(pnp_ransac(**data, hypotheses=512, generator=generator()))
         return found[0], found[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geometry import pnp, project, se3
+from geometry.camera import Model
 from geometry.optim import Status
 from geometry.pose import back_end, cpu, cuda
 from geometry.robust import RobustKernel
@@ -36,7 +37,8 @@ def problems(make_scene: Callable[..., Any], lens: str, dtype: torch.dtype, B: i
     In each one point is masked and holds NaN, another has weight zero. One problem has too few points, and the points
     of the last lie on a line.
     """
-    scene = make_scene(B, 10, 0.5, distorted=lens != "none")
+    model: Model = "fisheye" if lens == "fisheye" else "radtan"
+    scene = make_scene(B, 10, 0.5, model=model, distorted=lens != "none", depth=1.5 if model == "fisheye" else 6.0)
     i = torch.arange(B)
     points3d = scene.points3d.clone()
     points3d[-1] = points3d[-1, :1] * torch.linspace(-1, 1, 10, **DOUBLE)[:, None]
@@ -44,7 +46,9 @@ def problems(make_scene: Callable[..., Any], lens: str, dtype: torch.dtype, B: i
     if lens == "rational":
         more = torch.tensor([[0.01, 0.002, 1e-4, 1e-3, -1e-3, 5e-4, 1e-4]], **DOUBLE)
         distortion = torch.cat([scene.distortion[None], more], 1)
-    pixels = project(points3d, scene.world_to_camera_gt, scene.K, distortion) + 0.5 * normal(B, 10, 2, seed=1)
+    pixels = project(points3d, scene.world_to_camera_gt, scene.K, distortion, model=model) + 0.5 * normal(
+        B, 10, 2, seed=1
+    )
     pixels[i, i + 2] = torch.nan
     weights = 0.5 + torch.rand(B, 10, 2, generator=generator(3), **DOUBLE)
     weights[i, i] = 0.0
@@ -61,11 +65,11 @@ def largest(x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
-@pytest.mark.parametrize("lens", ["none", "radtan", "rational"])
+@pytest.mark.parametrize("lens", ["none", "radtan", "rational", "fisheye"])
 @pytest.mark.parametrize("robust", ROBUST)
 def test_minima_and_gradients(make_scene: Callable[..., Any], robust: str, lens: str, dtype: torch.dtype) -> None:
     data, near = problems(make_scene, lens, dtype)
-    how, tolerance = (robust, *ROBUST[robust]), PRECISION[dtype]
+    how, tolerance = ("fisheye" if lens == "fisheye" else "radtan", robust, *ROBUST[robust]), PRECISION[dtype]
     expected = cpu.solve(*data, near, *how, 50, 3, True)
     found = cuda.solve(*data, near, *how, 50, 3, True)
     assert expected[2].tolist() == found[2].tolist() == [Status.CONVERGED] * 3 + [Status.TOO_FEW, Status.SINGULAR]
@@ -81,11 +85,13 @@ def test_minima_and_gradients(make_scene: Callable[..., Any], robust: str, lens:
 
 @pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.parametrize("robust", ["none", "huber"])
-@pytest.mark.parametrize("planar", [False, True])
-def test_global_search(make_scene: Callable[..., Any], planar: bool, robust: str, dtype: torch.dtype) -> None:
-    scene = make_scene(3, 8, 0.5, planar=planar, distorted=True, dtype=dtype)
+@pytest.mark.parametrize(("model", "planar"), [("radtan", False), ("radtan", True), ("fisheye", False)])
+def test_global_search(
+    make_scene: Callable[..., Any], model: Model, planar: bool, robust: str, dtype: torch.dtype
+) -> None:
+    scene = make_scene(3, 8, 0.5, model=model, planar=planar, distorted=True, dtype=dtype)
     shared = (scene.K[None], scene.distortion[None], torch.ones(1, 1, 1, dtype=dtype), torch.ones(1, 1) == 1)
-    data, how = (scene.points2d, scene.points3d, *shared), (robust, *ROBUST[robust])
+    data, how = (scene.points2d, scene.points3d, *shared), (model, robust, *ROBUST[robust])
     for f, e in zip(cuda.search(*data, *how, 50), cpu.search(*data, *how, 50), strict=True):
         close(f, e, 1e-10 if dtype == torch.float64 else 1e-3)
 
@@ -93,8 +99,8 @@ def test_global_search(make_scene: Callable[..., Any], planar: bool, robust: str
 def test_shared_arguments_have_the_gradients_of_all(make_scene: Callable[..., Any]) -> None:
     data, near = problems(make_scene, "radtan", torch.float64)
     data = [data[0], *(d[:1] for d in data[1:5]), data[5]]
-    poses, _, statuses, _ = cpu.solve(*data, near, "none", 1.0, 1.0, 50, 3, True)
-    rest = (poses, normal(*near.shape), statuses, "none", 1.0, 1.0, True, [True, True, False, True, True])
+    poses, _, statuses, _ = cpu.solve(*data, near, "radtan", "none", 1.0, 1.0, 50, 3, True)
+    rest = (poses, normal(*near.shape), statuses, "radtan", "none", 1.0, 1.0, True, [True, True, False, True, True])
     for g, e in zip(cuda.adjoint(*data, *rest), cpu.adjoint(*data, *rest), strict=True):
         close(g, e, 1e-12 * (1 + largest(e)))
 
@@ -102,10 +108,10 @@ def test_shared_arguments_have_the_gradients_of_all(make_scene: Callable[..., An
 @pytest.mark.parametrize("name", ["points2d", "points3d", "K", "distortion", "weights", "init"])
 def test_what_is_not_finite_makes_its_own_problem_infeasible(make_scene: Callable[..., Any], name: str) -> None:
     data, near = problems(make_scene, "radtan", torch.float64, 4)
-    expected = cuda.solve(*data, near, "none", 1.0, 1.0, 50, 3, True)
+    expected = cuda.solve(*data, near, "radtan", "none", 1.0, 1.0, 50, 3, True)
     wrong = [d.expand(4, *d.shape[1:]).clone() for d in [*data[:5], near]]
     wrong[["points2d", "points3d", "K", "distortion", "weights", "init"].index(name)][1].view(-1)[0] = torch.inf
-    found = cuda.solve(*wrong[:5], data[5], wrong[5], "none", 1.0, 1.0, 50, 3, True)
+    found = cuda.solve(*wrong[:5], data[5], wrong[5], "radtan", "none", 1.0, 1.0, 50, 3, True)
     assert found[2][1] == Status.INFEASIBLE
     assert torch.isfinite(found[0]).all()
     others = [0, 2, 3]
@@ -140,6 +146,7 @@ def test_a_call_is_a_few_launches_that_nothing_waits_for(
 def test_which_back_end_solves() -> None:
     pixels = torch.zeros(2, 8, 2)
     assert back_end(pixels) == back_end(pixels, kernel=RobustKernel("huber", 1.0)) == "compiled"
+    assert back_end(pixels, model="fisheye") == "compiled"
     assert back_end(pixels, kernel=lambda s: s) == back_end(pixels.to("meta")) == "tensors"
     with pytest.raises(ValueError, match="model"):
         back_end(pixels, model="pinhole")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
 from geometry import BPnP, Status, barron, cauchy, pnp, se3
+from geometry.camera import Model
 from geometry.pose import operator
 from geometry.robust import Kernel
 from tests.numbers import DOUBLE
@@ -23,9 +24,11 @@ def close(a: Any, b: Any, atol: float = 1e-11, rtol: float = 1e-11) -> None:
     torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
 
 
-def inputs_of(make_scene: Any, B: int = 2, N: int = 7, noise: float = 1.0, seed: int = 1) -> dict[str, Tensor]:
+def inputs_of(
+    make_scene: Any, B: int = 2, N: int = 7, noise: float = 1.0, seed: int = 1, model: Model = "radtan"
+) -> dict[str, Tensor]:
     """Every tensor argument of `pnp`, one of each per problem."""
-    scene = make_scene(B, N, noise, distorted=True, seed=seed)
+    scene = make_scene(B, N, noise, model=model, distorted=True, seed=seed)
     g = torch.Generator().manual_seed(seed)
     return {
         "points2d": scene.points2d,
@@ -154,14 +157,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["points2d", "points3d", "K", "distortion", "weights"])
-@pytest.mark.parametrize("kind", ["exact", "cauchy", "barron"])
+@pytest.mark.parametrize("kind", ["exact", "cauchy", "barron", "fisheye"])
 def test_first_and_second_derivatives_are_finite_differences(make_scene: Any, name: str, kind: str) -> None:
-    inputs, init = unit_inputs(make_scene, N=6)
+    options = {"model": "fisheye"} if kind == "fisheye" else OPTIONS[kind]
+    inputs, init = unit_inputs(make_scene, N=6, model=options.get("model", "radtan"))
 
     def f(value: Tensor) -> Tensor:
         if name == "K":  # its last row is (0, 0, 1) by convention, and no derivative is taken by it
             value = torch.cat([value, inputs["K"][:, 2:]], 1)
-        return pose_of(**{**inputs, name: value}, init=init, **OPTIONS[kind])[:, :3]
+        return pose_of(**{**inputs, name: value}, init=init, **options)[:, :3]
 
     leaf = (inputs[name][:, :2] if name == "K" else inputs[name]).clone().requires_grad_()
     assert torch.autograd.gradcheck(f, leaf, eps=1e-6, atol=1e-6, rtol=1e-6, fast_mode=True)
@@ -280,7 +284,7 @@ def test_operators_are_what_torch_library_asks_for(make_scene: Any, sharing: str
         inputs = {k: v if k == "points2d" else v[:1] for k, v in inputs.items()}
     mask = torch.ones(3, 7, dtype=torch.bool)
     leaves = [v.clone().requires_grad_() for v in inputs.values()]
-    options = ("cauchy", 3.0, 1.0)
+    options = ("radtan", "cauchy", 3.0, 1.0)
     # opcheck takes no gradient of search, which has none
     torch.library.opcheck(operator._search, (*inputs.values(), mask, *options, 50))
     torch.library.opcheck(operator._solve, (*leaves, mask, init, *options, 50, 3, True))
