@@ -1,18 +1,18 @@
-"""What the benchmarks share: memory of a process of its own, tables, and a command line of presets."""
+"""What the benchmarks share: times in turns, memory of a process of its own, tables, a command line of presets."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import multiprocessing
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import tyro
 
 from datasets.files import replacing
 from experiments.records.files import write_json
@@ -20,7 +20,7 @@ from experiments.records.files import write_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save"]
+__all__ = ["alone", "choose", "count_from_here", "measurable", "resident", "save", "take_turns"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,25 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
         return process.submit(function, *arguments).result()
 
 
+def take_turns(calls: Mapping[Any, Callable[[], object]], seconds: float) -> dict[Any, list[float]]:
+    """Seconds a call, one after the other until the time is over, at least three times each."""
+    repeats = {}
+    for key, run in calls.items():
+        run()
+        start = time.perf_counter()
+        run()
+        repeats[key] = math.ceil(1e-3 / (time.perf_counter() - start))  # a turn is far longer than the clock's tick
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+        for key, run in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[key]):
+                run()
+            times[key].append((time.perf_counter() - start) / repeats[key])
+    return times
+
+
 def save(folder: Path, text: str, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
     """Write table.md, table.json and the figures by their file names, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +82,8 @@ def save(folder: Path, text: str, results: Mapping[str, Any], figures: Mapping[s
 
 def choose(presets: Mapping[str, T], program: str, description: str | None) -> T:
     """The preset that the command line names, "default" where it names none, with its changes."""
+    import tyro  # here: a machine that measures need not have it
+
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["default", *arguments]

@@ -17,13 +17,11 @@ Peers that are not on PyPI are read from a working tree, `--checkout BPnP=PATH`;
 Writes results/benchmark_pnp/table.md, table.json and cost.png.
 """
 
-import math
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,10 +33,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save
+from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save, take_turns
 from experiments.benchmarks.pnp_solvers import (
     BATCHED,
     DIFFERENTIABLE,
+    MODES,
     PEERS,
     Batch,
     Solver,
@@ -46,6 +45,7 @@ from experiments.benchmarks.pnp_solvers import (
     make_problems,
     ours,
     reprojection_cost,
+    timed_call,
 )
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.gradients.derivatives import numeric, tangent
@@ -53,7 +53,6 @@ from experiments.records.text import table
 from geometry import pnp, se3
 from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
 
-MODES = ("forward", "forward + backward")
 MAX_POINTS = 5_000_000
 """B x N of the largest batch."""
 COLORS = {
@@ -113,38 +112,6 @@ class Config:
 
 
 # ---- the measures ----
-
-
-def timed_call(solver: Solver, batch: Batch, mode: str) -> Callable[[], object]:
-    """One call on a batch, with a fixed random cotangent in the backward pass."""
-    native = solver.native(batch)
-    if mode == "forward":
-        return torch.no_grad()(lambda: solver.solve(batch, native))
-    first = batch.split(1)[0]
-    shape = (len(batch.K), *solver.solve(first, solver.native(first)).shape[1:])
-    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=solver.dtype)
-    leaves = {name: getattr(batch, name).clone().requires_grad_() for name in solver.gradients}
-    batch = replace(batch, **leaves)
-    return lambda: torch.autograd.grad(solver.solve(batch, native), list(leaves.values()), cotangent)
-
-
-def take_turns(calls: Mapping[Any, Callable[[], object]], seconds: float) -> dict[Any, list[float]]:
-    """Seconds a call, one after the other until the time is over, at least three times each."""
-    repeats = {}
-    for key, run in calls.items():
-        run()
-        start = time.perf_counter()
-        run()
-        repeats[key] = math.ceil(1e-3 / (time.perf_counter() - start))  # a turn is far longer than the clock's tick
-    times: dict[Any, list[float]] = {key: [] for key in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 3:
-        for key, run in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[key]):
-                run()
-            times[key].append((time.perf_counter() - start) / repeats[key])
-    return times
 
 
 def measure_times(config: Config, solvers: dict[str, Solver], B: int, N: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from geometry import pnp, project, se3
 from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
 
 DIFFERENTIABLE = ("points2d", "points3d", "K", "weights")
+MODES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Batch:
         """Batches of `count` problems, the last one of what is left."""
         return [Batch(*values) for values in zip(*(value.split(count) for value in vars(self).values()), strict=True)]
 
-    def to(self, dtype: torch.dtype) -> "Batch":
-        return Batch(*(value.to(dtype) for value in vars(self).values()))
+    def to(self, where: torch.dtype | torch.device) -> "Batch":
+        return Batch(*(value.to(where) for value in vars(self).values()))
 
 
 def make_problems(B: int, N: int, noise: float | Tensor, seed: int, planar: bool = False) -> Batch:
@@ -100,6 +101,19 @@ class Solver:
             return torch.full_like(batch.init, torch.nan)
         R = se3.rotation_from_quat_wxyz(se3.quat_wxyz_from_rotation(pose[:, :3, :3]))
         return se3.make(R, pose[:, :3, 3])  # what was rounded to float32 is a rotation again
+
+
+def timed_call(solver: Solver, batch: Batch, mode: str) -> Callable[[], object]:
+    """One call on a batch, with a fixed random cotangent in the backward pass."""
+    native = solver.native(batch)
+    if mode == "forward":
+        return torch.no_grad()(lambda: solver.solve(batch, native))
+    first = batch.split(1)[0]
+    shape = (len(batch.K), *solver.solve(first, solver.native(first)).shape[1:])
+    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=solver.dtype).to(batch.K.device)
+    leaves = {name: getattr(batch, name).clone().requires_grad_() for name in solver.gradients}
+    batch = replace(batch, **leaves)
+    return lambda: torch.autograd.grad(solver.solve(batch, native), list(leaves.values()), cotangent)
 
 
 SLOW, HOST, BATCHED = 16, 256, 4096  # at_most of a loop of milliseconds, a loop on the host, a batched peer
@@ -322,20 +336,21 @@ def theseus() -> dict[str, Solver]:
             return [torch.cat([D, turned], -1).flatten(1, 2)], self.error()
 
     @lru_cache
-    def layer(N: int) -> Any:
+    def layer(N: int, device: torch.device) -> Any:
         shapes = zip(DIFFERENTIABLE, ((N, 2), (N, 3), (3, 3), (N, 2)), strict=True)
         data = [th.Variable(torch.ones(1, *shape, dtype=torch.float64), name=name) for name, shape in shapes]
         weight = th.ScaleCostWeight(torch.ones(1, 1, dtype=torch.float64))
         objective = th.Objective(dtype=torch.float64)
         objective.add(Reprojection(th.SE3(name="pose", dtype=torch.float64), data, weight))
-        return th.TheseusLayer(th.GaussNewton(objective, max_iterations=10))
+        return th.TheseusLayer(th.GaussNewton(objective, max_iterations=10)).to(device)
 
     def native(batch: Batch) -> Tensor:
         return batch.init[:, :3].contiguous()
 
     def solve(batch: Batch, start: Tensor) -> Tensor:
         inputs = {"pose": start, **{name: getattr(batch, name) for name in DIFFERENTIABLE}}
-        return layer(batch.points2d.shape[1]).forward(inputs, optimizer_kwargs={"backward_mode": "implicit"})[0]["pose"]
+        found = layer(batch.points2d.shape[1], batch.K.device)
+        return found.forward(inputs, optimizer_kwargs={"backward_mode": "implicit"})[0]["pose"]
 
     return {"Theseus": Solver(solve, native, from_Rt, gradients=DIFFERENTIABLE, at_most=BATCHED)}
 

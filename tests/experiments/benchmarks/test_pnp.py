@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmarks import pnp
-from experiments.benchmarks.pnp import MODES, PRESETS, Config, main, measure_accuracy, take_turns
-from experiments.benchmarks.pnp_solvers import DIFFERENTIABLE, Solver, load_solvers, make_problems, reprojection_cost
+from experiments.benchmarks import measuring
+from experiments.benchmarks.measuring import take_turns
+from experiments.benchmarks.pnp import PRESETS, Config, main, measure_accuracy
+from experiments.benchmarks.pnp_solvers import (
+    DIFFERENTIABLE,
+    MODES,
+    Solver,
+    load_solvers,
+    make_problems,
+    reprojection_cost,
+)
 from geometry import se3
 
 pytestmark = pytest.mark.slow  # a fixture that takes seconds, a browser, or runs of a driver
@@ -114,7 +122,7 @@ def test_turns_alternate_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch)
 
         return run
 
-    monkeypatch.setattr(pnp.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     times = take_turns({"a": lasts("a", 1.0), "b": lasts("b", 2.0)}, seconds=11.0)
     assert times == {"a": [1.0] * 4, "b": [2.0] * 4}
     assert order[4:] == ["a", "b"] * 4

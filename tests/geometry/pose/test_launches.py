@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.benchmarks.places import Launches
 from geometry import pnp, se3
 from geometry.camera import Model
 from geometry.pose import tensors
-from tests.geometry.devices import Launches
 from tests.numbers import DOUBLE, generator
 
 

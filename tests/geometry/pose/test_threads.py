@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.places import StandIn, simulated_grid
 from geometry import pnp, project, se3
 from geometry.camera import Model
 from geometry.optim import Status
 from geometry.pose import back_end, cpu, cuda
 from geometry.robust import RobustKernel
-from tests.geometry.devices import StandIn, simulated_grid
 from tests.numbers import DOUBLE, close, generator, normal
 
 ROBUST = {

@@ -1,14 +1,21 @@
-"""Devices for tests: one that counts what it is asked for, and one that stands in for a CUDA device."""
+"""Where solvers run: on a CUDA device, or on the CPU with what stands in for one, which counts what it is asked for."""
 
 import importlib
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from unittest.mock import patch
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geometry.pose import cuda
 
-__all__ = ["Launches", "StandIn", "simulated_grid"]
+__all__ = ["PLACES", "Launches", "Place", "StandIn", "simulated_grid"]
+
+T = TypeVar("T")
 
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select")
 # a scalar argument of `where` becomes a tensor on the host
@@ -49,10 +56,10 @@ class StandIn(Launches):
 
     def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = f.overloadpacket.__name__
-        if f.namespace != "learnable_geometry":
+        if f.namespace != "learnable_geometry" or name not in self._operators:
             return super().__torch_dispatch__(f, types, args, kwargs)
         self.kernels[{"pnp": "solve", "pnp_search": "search", "pnp_adjoint": "adjoint"}[name]] += 1
-        with self:
+        with self, patch.object(cuda, "grid", simulated_grid):
             return self._operators[name](*args)
 
     @property
@@ -60,3 +67,29 @@ class StandIn(Launches):
         """Kernels and operations that start one, which setting memory aside does not."""
         set_aside = sum(n for name, n in self.names.items() if name.startswith(("new_empty", "empty")))
         return self.names.total() - set_aside + self.kernels.total()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device to measure on, by torch's name, or the stand-in for one."""
+
+    name: str
+
+    @property
+    def stand_in(self) -> bool:
+        return self.name == "stand-in"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.stand_in else torch.device(self.name, 0)
+
+    def run(self, f: Callable[[], T]) -> T:
+        """f() there, and what it has begun has ended."""
+        with StandIn() if self.stand_in else nullcontext():
+            found = f()
+        if not self.stand_in:
+            torch.cuda.synchronize(self.device)
+        return found
+
+
+PLACES = ("cuda", "stand-in")
