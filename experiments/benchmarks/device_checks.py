@@ -156,6 +156,10 @@ def of_pnp(B: int, N: int) -> dict[str, Check]:
     shared["points2d"] = project(shared["points3d"], pose, shared["K"]) + normal(B, N, 2)
     found["pnp, what is shared"] = Check(pnp, shared)
     few = without(shared, "weights")
+    found["BPnP"] = Check(lambda **given: geometry.BPnP(vector=True)(**given), few)
+    at = {**without(few, "init"), "pose": pose}
+    found["pose_covariance"] = Check(geometry.pose_covariance, at)
+    found["linear_covariance_loss"] = Check(geometry.linear_covariance_loss, without(at, "pose") | {"pose_gt": pose})
     found["pnp, double backward"] = Check(_twice, few, single=False)
     found["pnp, jvp"] = Check(_pushed, few, single=False)
     found["pnp, vmap"] = Check(_mapped, few, single=False)
