@@ -209,6 +209,10 @@ def of_others(large: bool) -> dict[str, Check]:
     root = normal(3, 5, 5)
     program = {"Q": root @ root.mT, "p": normal(3, 5, seed=2), "G": normal(3, 4, 5, seed=3)}
     program |= {"h": 1 + normal(3, 4, seed=4).abs(), "A": normal(3, 1, 5, seed=5), "b": normal(3, 1, seed=6)}
+    seen = {
+        "points2d": corners, "visible": torch.ones(6, 30, dtype=torch.bool), "world_to_camera": boards,
+        "K": K.repeat(6, 1, 1), "distortion": torch.tensor(LENSES["radtan"], dtype=torch.float64).repeat(6, 1),
+    }  # fmt: skip
     inputs, options = scene()
     found = {
         "bundle": Check(geometry.bundle, inputs, options),
@@ -218,6 +222,8 @@ def of_others(large: bool) -> dict[str, Check]:
         "quadratic_program": Check(geometry.quadratic_program, program, single=False),
         "minimize": Check(lambda points, x0: geometry.minimize(line, start(x0), points), fitted),
         "argmin": Check(lambda points, x0: argmin(line, start(x0), points), fitted),
+        "covariance": Check(lambda points, x0: geometry.covariance(line, start(x0) + 1, points), fitted),
+        "triangulate": Check(geometry.triangulate, seen),
         "align_similarity": Check(
             geometry.align_similarity, {"source": normal(3, 8, 3), "target": normal(3, 8, 3, seed=2)}
         ),
