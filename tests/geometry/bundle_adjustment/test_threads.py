@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.places import Launches, simulated_grid
 from geometry import barron, cauchy, geman_mcclure, huber
 from geometry.bundle_adjustment import cuda, products, sums
 from geometry.bundle_adjustment.equations import NormalEquations
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from tests.geometry.bundle_adjustment.scenes import Tracks, keep_only, make_tracks, system_of, with_gradient
-from tests.geometry.devices import Launches, simulated_grid
 from tests.numbers import DOUBLE, close, normal
 
 KERNELS = {
