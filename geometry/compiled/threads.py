@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .bundle_adjustment.threads import THREADS as _BUNDLE
+from .consensus.threads import THREADS as _RANSAC
 from .pose.adjoint import adjoint as _adjoint
 from .pose.solve import solve as _solve
 from .pose.start import start as _start
@@ -85,5 +86,5 @@ def search(b: Any, arguments: Any) -> None:
         ratios[b] = low / high if high > 0.0 else 0.0
 
 
-THREADS = {"solve": solve, "search": search, "adjoint": adjoint, **_BUNDLE}
+THREADS = {"solve": solve, "search": search, "adjoint": adjoint, **_BUNDLE, **_RANSAC}
 """What there is, by name."""

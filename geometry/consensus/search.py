@@ -1,6 +1,6 @@
 """RANSAC over any `Problem`: hypotheses from minimal samples, all problems and hypotheses in one batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 
@@ -13,9 +13,8 @@ from geometry.compiled.constants import WIDER, WORTH
 from geometry.consensus.samples import draw, seeds, uniform
 from geometry.optim import Problem, Solution, State, Status, batch_data, levenberg_marquardt, map_state, select
 
-__all__ = ["RansacSolution", "ransac", "search", "truncated"]
+__all__ = ["RansacSolution", "ransac", "rounds", "search", "truncated"]
 
-_FIRST_ROUND, _LAST_ROUND = 64, 256  # samples a round; each is half as large again as what was drawn before
 _SHORT, _LONG = 4, 10  # steps of a descent on a score: of many models or on the way, and of the last one
 _AT_ONCE = 1 << 21  # residual rows that are held at a time
 
@@ -28,6 +27,21 @@ class RansacSolution(Solution):
     """
 
     inliers: Tensor
+
+
+def rounds(hypotheses: int, confidence: float, least: int = 64, most: int = 256) -> Iterator[tuple[int, int]]:
+    """The begin and the size of the rounds in which samples are drawn, after a check of the arguments.
+
+    Each is half as large again as what was drawn before, between `least` and `most`.
+    """
+    if not (isinstance(confidence, Real) and 0 < confidence <= 1):
+        raise ValueError(f"confidence must be in (0, 1], got {confidence}")
+    whole("hypotheses", hypotheses, 1)
+    drawn = 0
+    while drawn < hypotheses:
+        H = min(max(least, drawn // 2), most, hypotheses - drawn)
+        yield drawn, H
+        drawn += H
 
 
 def search(
@@ -43,15 +57,13 @@ def search(
     inliers alone would have been drawn with probability `confidence` (Fischler and Bolles 1981), or at `hypotheses`
     samples. Returns how many were drawn (B,), int32.
     """
-    if not (isinstance(confidence, Real) and 0 < confidence <= 1):
-        raise ValueError(f"confidence must be in (0, 1], got {confidence}")
-    whole("hypotheses", hypotheses, 1)
     running = torch.ones(B, dtype=torch.bool, device=device)
-    drawn, samples = 0, torch.zeros(B, dtype=torch.int32, device=device)
-    while drawn < hypotheses and running.any():
-        H = min(max(_FIRST_ROUND, drawn // 2), _LAST_ROUND, hypotheses - drawn)
-        count, good = attempt(drawn, H, running)
-        drawn += H
+    samples = torch.zeros(B, dtype=torch.int32, device=device)
+    for begin, H in rounds(hypotheses, confidence):
+        if not running.any():
+            break
+        count, good = attempt(begin, H, running)
+        drawn = begin + H
         samples = torch.where(running, drawn, samples)
         chance = torch.ones_like(good)
         for i in range(size):

@@ -1,8 +1,8 @@
 """A camera pose among wrong correspondences: RANSAC with P3P, then PnP of the inliers, as a layer."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from torch import Tensor
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, rays_of
 from geometry.checks import check_tensors_or_none, positive, values
-from geometry.compiled.launch import in_parallel
+from geometry.compiled.launch import compiles_for, grid, in_parallel
 from geometry.consensus import RansacSolution, ransac
 from geometry.consensus.minimal import p3p
 from geometry.consensus.samples import seeds
-from geometry.consensus.search import search
+from geometry.consensus.search import rounds
 from geometry.optim import Gradient, Status, opaque
 from geometry.pose.data import PnPData, check_options, prepare
 from geometry.pose.layer import pnp
@@ -68,8 +68,10 @@ def pnp_ransac(
     leaves the generator as a loop over its problems, or over parts of it, with the same generator; x and cost are equal
     but for the rounding of `pnp`. A problem alone is the first of a batch.
 
-    On the CPU a compiled kernel searches, on as many threads as torch has; elsewhere the tensor operations of
-    `geometry.consensus.search` do.
+    On the CPU a compiled kernel searches, on as many threads as torch has. On a CUDA device with numba-cuda threads of
+    it do, and nothing waits for them, so that a call can be captured in a CUDA graph: the rounds are larger there, as
+    many as `hypotheses` allows (so ask for no more than are needed), and what would raise ValueError for its values
+    ends as INFEASIBLE. Elsewhere the tensor operations of `geometry.consensus.search` search.
     """
     positive("threshold", threshold)
     check_options(model, kernel, gradient)
@@ -80,30 +82,39 @@ def pnp_ransac(
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
     elif candidates.shape not in ((B, N), (1, N)):
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
-    values(candidates=(candidates, "odds"), K=(K, "camera"))
-    search_by = _Compiled if points2d.device.type == "cpu" else _Tensors
+    back_end = _back_end(points2d)
+    if back_end is not _OnDevice:
+        values(candidates=(candidates, "odds"), K=(K, "camera"))
 
-    def working(*tensors: Tensor) -> "_Compiled | _Tensors":
-        return search_by(PnPData(*tensors[:6]), tensors[6], threshold, model)
+    def working(*tensors: Tensor) -> "_Compiled | _OnDevice | _Tensors":
+        return back_end(PnPData(*tensors[:6]), tensors[6], threshold, model)
 
     def searched(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         pose, inliers, samples, count, chance = working(*tensors).search(hypotheses, confidence, generator)
         support = inliers.sum(1)
-        return pose, (inliers, samples, (support >= 4) & ~_by_chance(count, support, samples, chance))
+        enough = (support >= 4) & ~_by_chance(count, support, samples, chance)
+        failed = torch.where(count < 0, Status.INFEASIBLE, Status.TOO_FEW)
+        return pose, (inliers, samples, enough, failed)
 
     tensors = *data.to(torch.float64), candidates.double()
-    pose, (inliers, samples, enough) = opaque(searched, *tensors, batch="shared")
+    pose, (inliers, samples, enough, failed) = opaque(searched, *tensors, batch="shared")
     found = pnp(
         points2d, points3d, K, distortion=distortion, weights=weights, mask=inliers,
         init=pose.to(torch.promote_types(points2d.dtype, torch.float32)), model=model, kernel=kernel, gradient=gradient,
     )  # fmt: skip
     pose = torch.where(enough[:, None, None], found.x, found.x.detach())
     cost, (inliers,) = opaque(lambda at, *rest: working(*rest).score(at), pose.double(), *tensors, batch="shared")
-    status = torch.where(enough, found.status, Status.TOO_FEW).to(torch.int8)
+    status = torch.where(enough, found.status, failed).to(torch.int8)
     solution = RansacSolution(pose, cost.to(pose.dtype), status, samples, inliers)
     if throw:
         solution.raise_if_failed()
     return solution
+
+
+def _back_end(points2d: Tensor) -> "type[_Compiled | _OnDevice | _Tensors]":
+    if not compiles_for(points2d):
+        return _Tensors
+    return _Compiled if points2d.is_cpu else _OnDevice
 
 
 def mirrored(pose: Tensor, points3d: Tensor, inliers: Tensor) -> Tensor:
@@ -199,21 +210,49 @@ class _Tensors:
         return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), (inliers,)
 
 
+class _Found(NamedTuple):
+    """What a search by kernels changes (`geometry.compiled.consensus.rounds.Found`)."""
+
+    poses: Tensor
+    costs: Tensor
+    inliers: Tensor
+    facts: Tensor
+    running: Tensor
+    drawn: Tensor
+
+    @classmethod
+    def nothing(cls, points2d: Tensor) -> "_Found":
+        """What there is at the beginning; booleans as the bytes that kernels know."""
+        B, N, _ = points2d.shape
+        poses = torch.eye(4, dtype=points2d.dtype, device=points2d.device).repeat(B, 1, 1)
+        inliers, running = (points2d.new_zeros(size, dtype=torch.uint8) for size in ((B, N), (B,)))
+        drawn = points2d.new_zeros(B, dtype=torch.int32)
+        return cls(poses, points2d.new_full((B,), torch.inf), inliers, points2d.new_zeros(B, 2), running + 1, drawn)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.poses, self.inliers.view(torch.bool), self.drawn, self.facts[:, 0], self.facts[:, 1]
+
+
 class _Compiled:
     """The same by kernels alone, so that torch's threads stay asleep."""
 
     def __init__(self, data: PnPData, candidates: Tensor, threshold: float, model: Model) -> None:
         *numbers, mask = (d.contiguous() for d in data)
-        self.arrays = (*(d.numpy() for d in numbers), mask.view(torch.uint8).numpy(), int(model == "fisheye"))
-        self.candidates, self.threshold = candidates.contiguous().numpy(), threshold
-        self.B, self.N, _ = data.points2d.shape
+        given = *numbers, mask.view(torch.uint8), int(model == "fisheye")
+        self.given: tuple[Any, ...] = given, candidates.contiguous()
+        self.points2d, self.square = data.points2d, threshold**2
 
-    def _run(self, kernel: Callable[..., int], *arguments: Any, out: Sequence[Tensor]) -> None:
-        """The kernel on all problems, by as many threads as torch has; out are the tensors that it fills."""
-        arrays = tuple((d.view(torch.uint8) if d.dtype == torch.bool else d).numpy() for d in out)
-        threads = max(1, min(torch.get_num_threads(), self.B))
-        bounds = [self.B * i // threads for i in range(threads + 1)]
-        for complaint in in_parallel(bounds, lambda begin, end, _: kernel(*arguments, begin, end, arrays)):
+    def _run(self, kernel: Callable[..., int], *arguments: Any) -> None:
+        """The kernel on all problems, by as many threads as torch has; arguments: those after candidates but part."""
+        B = len(self.points2d)
+        data, candidates, *between, out = _arrays((*self.given, *arguments))
+        threads = max(1, min(torch.get_num_threads(), B))
+        bounds = [B * i // threads for i in range(threads + 1)]
+
+        def work(begin: int, end: int, slot: int) -> int:
+            return kernel(data, candidates, *between, (begin, end, slot, True, None), out)
+
+        for complaint in in_parallel(bounds, work):
             if complaint:
                 name = ("points2d", "points3d", "K", "distortion", "weights")[complaint - 1]
                 raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
@@ -223,25 +262,65 @@ class _Compiled:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         from geometry.compiled.consensus.rounds import attempt
 
-        B, N, square = self.B, self.N, self.threshold**2
-        pose, cost = torch.eye(4, dtype=torch.float64).repeat(B, 1, 1), torch.full((B,), torch.inf, dtype=torch.float64)
-        inliers, facts = torch.zeros(B, N, dtype=torch.bool), torch.zeros(B, 3, dtype=torch.float64)
-
-        seed = seeds(B, generator, pose.device).numpy().view("uint64")
-
-        def one_round(begin: int, H: int, running: Tensor) -> tuple[Tensor, Tensor]:
-            sampling = self.candidates, seed, running.view(torch.uint8).numpy(), begin, H
-            self._run(attempt, self.arrays, sampling, square, _REFINE, out=(pose, cost, inliers, facts))
-            return facts[:, 0], facts[:, 1]
-
-        samples = search(one_round, B, 3, hypotheses, confidence, pose.device)
-        return pose, inliers, samples, facts[:, 0], facts[:, 2]
+        found = _Found.nothing(self.points2d)
+        seed = seeds(len(self.points2d), generator, self.points2d.device)
+        for begin, H in rounds(hypotheses, confidence):
+            if not found.running.any():
+                break
+            self._run(attempt, (seed, begin, H, _REFINE, 1 - confidence), self.square, tuple(found))
+        return found.result()
 
     def score(self, pose: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         from geometry.compiled.consensus.rounds import score
 
-        cost, inliers = torch.empty(self.B, dtype=torch.float64), torch.empty(self.B, self.N, dtype=torch.bool)
-        poses = pose.contiguous().numpy()
-        arguments = (self.arrays, self.candidates, self.threshold**2, poses)
-        self._run(score, *arguments, out=(cost, inliers))
-        return cost, (inliers,)
+        cost, inliers = pose.new_empty(len(pose)), pose.new_empty(self.points2d.shape[:2], dtype=torch.uint8)
+        self._run(score, self.square, pose.contiguous(), (cost, inliers))
+        return cost, (inliers.view(torch.bool),)
+
+
+def _arrays(argument: Any) -> Any:
+    """Tensors of the CPU as arrays, in tuples of tuples."""
+    if isinstance(argument, tuple):
+        return tuple(_arrays(a) for a in argument)
+    return argument.numpy() if isinstance(argument, Tensor) else argument
+
+
+class _OnDevice:
+    """The same by threads of a device, one for every problem, or sample: nothing waits for it, nothing is read back.
+
+    So the rounds are those that `hypotheses` allows, and cost next to nothing once all problems have ended. They are
+    larger than on the CPU: samples are tried side by side, the descents of a round one after the other.
+    """
+
+    ROUNDS = 256, 1024
+
+    def __init__(self, data: PnPData, candidates: Tensor, threshold: float, model: Model) -> None:
+        *numbers, mask = (d.contiguous() for d in data)
+        B, N, _ = data.points2d.shape
+        # of every point what `geometry.compiled.consensus.threads` keeps, and of every problem
+        workspace = data.points2d.new_empty(19 * N + 21, B)
+        given = *numbers, mask.view(torch.uint8), int(model == "fisheye")
+        self.given: tuple[Any, ...] = given, candidates.contiguous(), threshold**2, workspace
+
+    def _run(self, name: str, threads: int, *arguments: Any) -> None:
+        if threads:
+            grid("cuda").run(name, threads, (*self.given, *arguments), self.given[3].device)
+
+    def search(
+        self, hypotheses: int, confidence: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        points2d, *_ = self.given[0]
+        B, found = len(points2d), _Found.nothing(points2d)
+        seed, sizes = seeds(B, generator, points2d.device), list(rounds(hypotheses, confidence, *self.ROUNDS))
+        scores = points2d.new_empty(4 * max(H for _, H in sizes), B)
+        self._run("ransac_survey", B, tuple(found))
+        for begin, H in sizes:
+            sampling = seed, begin, H, _REFINE, 1 - confidence
+            self._run("ransac_sample", B * H, tuple(found), sampling, scores)
+            self._run("ransac_improve", B, tuple(found), sampling, scores)
+        return found.result()
+
+    def score(self, pose: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        cost, inliers = pose.new_empty(len(pose)), pose.new_empty(self.given[0][0].shape[:2], dtype=torch.uint8)
+        self._run("ransac_score", len(pose), pose.contiguous(), (cost, inliers))
+        return cost, (inliers.view(torch.bool),)

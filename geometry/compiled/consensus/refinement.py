@@ -11,34 +11,43 @@ import numpy as np
 from geometry.camera import FISHEYE_LIMIT_COS
 from geometry.compiled.constants import FISHEYE, WIDER
 
-from ..pose.descent import copy, levenberg_marquardt
-from ..pose.equations import POSE, ROW, L, Robust, Tile, new_pose
+from ..pose.descent import copy, levenberg_marquardt, new_factor
+from ..pose.equations import POSE, ROW, L, Robust, Tile, new_pose, new_sums
 from ..pose.lens import angle_of, curve, direction, distort, image
 from ..pose.tile import place
-from ..vectors import get, jit, load, put, splat, store, total, where_less
+from ..vectors import get, jit, load, put, room, scratch, splat, store, total, where_less
 
-__all__ = ["Spare", "mirror", "refine", "score_of", "support"]
+__all__ = ["Spare", "new_spare", "optimise", "refine", "score_of"]
 
 _STEPS = 4  # of a descent on a set of inliers, at most
 _ROUGHLY, _ENOUGH = 1e-2, 1e-4  # predicted relative decrease that ends it, for a wider threshold and for its own
 _WORTH = 1e-3  # relative decrease of the score that is worth another one
+_TURNS = 6  # times that the inliers of the best pose are chosen anew
 _SQUARINGS = 6  # make the 64th power: the larger of two eigenvalues, 1.1 apart, stays alone but for 0.2 %
 
 
+_new_matrix, _new_point = scratch(9), scratch(3)
+
+
 class Spare(NamedTuple):
-    """Every point's |r|^2 (rows L), a tile as large, what `solve6` leaves (42 L), and normal equations (SUMS)."""
+    """Every point's |r|^2 (rows L), and a tile as large."""
 
     squares: Any
     few: Any
-    work: Any
-    sums: Any
+
+
+@jit
+def new_spare(part: Any, begin: Any, tile: Any) -> Any:
+    """A `Spare`, from place `begin` on in the workspace."""
+    rows, camera = tile.rows, tile.camera
+    return Spare(room(part, begin, rows * L, camera), room(part, begin + rows * L, rows * ROW, camera))
 
 
 @jit
 def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -> Any:
     """Sum of min(|r|^2, threshold2) over the points, those that the camera cannot see counting in full.
 
-    Gives up when it is more than `enough`. Writes every point's |r|^2 to squares, infinite where absent.
+    Gives up when it is more than `enough`. Writes every point's |r|^2 to squares, infinite where absent, unless None.
     """
     points, camera = tile.points, tile.camera
     r00, r01, r02 = load(pose, 0), load(pose, L), load(pose, 2 * L)
@@ -67,7 +76,8 @@ def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -
         s = u * u + v * v
         present = wu * wu + wv * wv
         s = where_less(0.0, present, where_less(0.0, pz, s, np.inf), np.inf)
-        store(squares, j * L, s)
+        if squares is not None:
+            store(squares, j * L, s)
         cost += where_less(s, bound, s, where_less(0.0, present, bound, 0.0))
         if j % 4 == 3 and total(cost) > enough:
             return np.inf
@@ -75,7 +85,7 @@ def score_of(tile: Any, pose: Any, threshold2: Any, enough: Any, squares: Any) -
 
 
 @jit
-def support(squares: Any, threshold2: Any) -> Any:
+def _support(squares: Any, threshold2: Any) -> Any:
     """Number of inliers."""
     count = 0
     for i in range(len(squares)):
@@ -108,7 +118,8 @@ def _fit(tile: Any, pose: Any, threshold2: Any, enough: Any, spare: Any) -> Any:
     """Least squares over the points whose squares are within the threshold. Returns whether they are enough."""
     inliers, count = _gather(tile, spare.squares, threshold2, spare.few)
     if count >= 4:
-        levenberg_marquardt(inliers, Robust(0, 1.0, 1.0), _STEPS, enough, pose, spare.work, spare.sums)
+        work, sums = new_factor(pose), new_sums(pose)
+        levenberg_marquardt(inliers, Robust(0, 1.0, 1.0), _STEPS, enough, pose, work, sums)
     return count >= 4
 
 
@@ -129,17 +140,19 @@ def refine(tile: Any, pose: Any, threshold2: Any, wide: Any, turns: Any, spare: 
                 break
         last = score_of(tile, pose, threshold2, np.inf, squares)
         if last < cost:
-            best[:], cost = pose, last
+            copy(pose, best, POSE)
+            cost = last
     for _ in range(turns):
         if not _fit(tile, pose, threshold2, _ENOUGH, spare):
             break
         lower = score_of(tile, pose, threshold2, np.inf, squares)
         if lower < cost:
-            best[:], cost = pose, lower
+            copy(pose, best, POSE)
+            cost = lower
         if not lower < (1.0 - _WORTH) * last:
             break
         last = lower
-    pose[:] = best
+    copy(best, pose, POSE)
     return cost
 
 
@@ -178,25 +191,47 @@ def _normal(tile: Any, squares: Any, threshold2: Any) -> Any:
 
 
 @jit
-def mirror(tile: Any, pose: Any, threshold2: Any, squares: Any) -> None:
+def _mirror(tile: Any, pose: Any, threshold2: Any, squares: Any) -> None:
     """`geometry.pose.ransac.mirrored` in place, squares being those of the pose."""
     middle, normal = _normal(tile, squares, threshold2)
-    R, p = np.empty((3, 3), pose.dtype), np.empty(3, pose.dtype)
+    R, p = _new_matrix(pose), _new_point(pose)
     for i in range(3):
-        p[i], along = pose[(9 + i) * L], 0.0
+        x, along = get(pose, (9 + i) * L), 0.0
         for j in range(3):
-            p[i] += pose[(3 * i + j) * L] * middle[j]
-            along += pose[(3 * i + j) * L] * normal[j]
+            x += get(pose, (3 * i + j) * L) * middle[j]
+            along += get(pose, (3 * i + j) * L) * normal[j]
+        put(p, i, x)
         for j in range(3):
-            R[i, j] = pose[(3 * i + j) * L] - 2.0 * along * normal[j]
-    distance2 = p[0] * p[0] + p[1] * p[1] + p[2] * p[2]
+            put(R, 3 * i + j, get(pose, (3 * i + j) * L) - 2.0 * along * normal[j])
+    px, py, pz = get(p, 0), get(p, 1), get(p, 2)
+    distance2 = px * px + py * py + pz * pz
     for j in range(3):
-        along = (p[0] * R[0, j] + p[1] * R[1, j] + p[2] * R[2, j]) / distance2
+        along = (px * get(R, j) + py * get(R, 3 + j) + pz * get(R, 6 + j)) / distance2
         for i in range(3):
-            R[i, j] -= 2.0 * along * p[i]
+            put(R, 3 * i + j, get(R, 3 * i + j) - 2.0 * along * get(p, i))
     for i in range(3):
-        t = p[i]
+        t = get(p, i)
         for j in range(3):
-            store(pose, (3 * i + j) * L, splat(R[i, j], pose))
-            t -= R[i, j] * middle[j]
+            store(pose, (3 * i + j) * L, splat(get(R, 3 * i + j), pose))
+            t -= get(R, 3 * i + j) * middle[j]
         store(pose, (9 + i) * L, splat(t, pose))
+
+
+@jit
+def optimise(tile: Any, pose: Any, threshold2: Any, spare: Any) -> Any:
+    """Descend through wider thresholds, from a pose, in place, and from its mirror image. Returns the best score."""
+    squares, other = spare.squares, new_pose(pose)
+    cost = refine(tile, pose, threshold2, True, _TURNS, spare)
+    score_of(tile, pose, threshold2, np.inf, squares)
+    count = _support(squares, threshold2)
+    if count >= 4:
+        copy(pose, other, POSE)
+        _mirror(tile, other, threshold2, squares)
+        score_of(tile, other, threshold2, np.inf, squares)
+        # of an object that is not flat, or fills the view, the mirror image is far from any minimum
+        if 2 * _support(squares, WIDER[0] * WIDER[0] * threshold2) >= count:
+            lower = refine(tile, other, threshold2, True, _TURNS, spare)
+            if lower < cost:
+                copy(other, pose, POSE)
+                cost = lower
+    return cost

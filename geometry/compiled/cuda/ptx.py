@@ -17,6 +17,7 @@ from numba import boolean, cuda, float32, float64, int8, int32, int64, types, ui
 from numba.cuda import compiler, dispatcher
 
 from .grid import kernel
+from .target import TEAM
 
 __all__ = ["assembled", "compiled", "signatures"]
 
@@ -33,6 +34,13 @@ def signatures() -> Iterator[tuple[str, Any, Any]]:
         yield "search", t, (data, robust, rule, limits, two, minima, minima, one)
         at, gradients = tuple_of((three, int8[::1], three)), tuple_of((three, three, three, two, three))
         yield "adjoint", t, (data, robust, float64, boolean, at, two, gradients)
+        if t == float64 and TEAM == 1:
+            found = tuple_of((three, one, uint8[:, ::1], two, uint8[::1], int32[::1]))
+            table, sampling = (data, two, float64, two), tuple_of((int64[::1], int64, int64, int64, float64))
+            yield "ransac_survey", t, (*table, found)
+            yield "ransac_sample", t, (*table, found, sampling, two)
+            yield "ransac_improve", t, (*table, found, sampling, two)
+            yield "ransac_score", t, (*table, three, tuple_of((one, uint8[:, ::1])))
     for name, arguments in _of_the_bundle().items():
         yield f"bundle_{name}", float64, arguments
 
