@@ -59,7 +59,8 @@ class StandIn(Launches):
         if f.namespace != "learnable_geometry" or name not in self._operators:
             return super().__torch_dispatch__(f, types, args, kwargs)
         self.kernels[{"pnp": "solve", "pnp_search": "search", "pnp_adjoint": "adjoint"}[name]] += 1
-        with self, patch.object(cuda, "grid", simulated_grid):
+        team = simulated_grid("warp").TEAM
+        with self, patch.object(cuda, "grid", simulated_grid), patch.object(cuda, "_WARP", team):
             return self._operators[name](*args)
 
     @property

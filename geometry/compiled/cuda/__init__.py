@@ -7,4 +7,7 @@ Python looks for what is missing here in the folder above: `geometry.compiled.cu
 
 from pathlib import Path
 
+if __name__ != "geometry.compiled.cuda":
+    raise ImportError(f"{__name__} does not lie in itself, where looking in the folder above would find it without end")
+
 __path__.append(str(Path(__file__).parents[1]))

@@ -7,4 +7,7 @@ is missing here in the folder above.
 
 from pathlib import Path
 
+if __name__ != "geometry.compiled.simulated":
+    raise ImportError(f"{__name__} does not lie in itself, where looking in the folder above would find it without end")
+
 __path__.append(str(Path(__file__).parents[1]))

@@ -8,9 +8,9 @@ import torch
 from geometry.compiled.launch import arrays
 
 from .threads import THREADS
-from .vectors import work_as_a_team
+from .vectors import TEAM, work_as_a_team
 
-__all__ = ["run"]
+__all__ = ["TEAM", "run"]
 
 
 def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
