@@ -18,13 +18,14 @@ CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
-@pytest.mark.parametrize(("name", "precision", "arguments"), thread.signatures(), ids=str)
-@pytest.mark.parametrize("ptx", [thread, warp], ids=["thread", "warp"])
+@pytest.mark.parametrize(
+    ("ptx", "name", "precision", "arguments"),
+    [(ptx, *of) for ptx in (thread, warp) for of in ptx.signatures()],
+    ids=str,
+)
 def test_every_kernel_is_built(
     ptx: Any, name: str, precision: object, arguments: object, capability: tuple[int, int]
 ) -> None:
-    if ptx is warp and name not in ("solve", "adjoint"):
-        pytest.skip("a warp shares what is solved and differentiated alone")
     text = ptx.compiled(name, arguments, capability)
     assert f".target sm_{capability[0]}{capability[1]}" in text
     said = ptx.assembled(text, capability)
