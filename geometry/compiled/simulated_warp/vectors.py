@@ -6,55 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from geometry.compiled.simulated.vectors import (
-    LANES,
-    clear,
-    cos,
-    entry,
-    exp,
-    fabs,
-    get,
-    highest,
-    jit,
-    load,
-    log,
-    put,
-    resolution,
-    scratch,
-    sin,
-    splat,
-    sqrt,
-    store,
-    where_less,
-)
+from geometry.compiled.simulated import vectors as _alone
+from geometry.compiled.simulated.vectors import *  # noqa: F403  # all that a team does not do otherwise
 
-__all__ = [
-    "LANES",
-    "TEAM",
-    "clear",
-    "cos",
-    "entry",
-    "exp",
-    "fabs",
-    "get",
-    "highest",
-    "jit",
-    "load",
-    "log",
-    "lowest",
-    "member",
-    "put",
-    "resolution",
-    "room",
-    "scratch",
-    "sin",
-    "splat",
-    "sqrt",
-    "store",
-    "total",
-    "where_less",
-    "work_as_a_team",
-]
+__all__ = [*_alone.__all__, "work_as_a_team"]
 
 TEAM = 4  # a divisor of a warp is as good for tests, and starts fewer threads
 
@@ -84,7 +39,7 @@ def work_as_a_team(work: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def member() -> int:
+def member() -> int:  # type: ignore[no-redef]
     return _own.number
 
 
@@ -104,7 +59,7 @@ def _together(x: Any, both: Callable[[Any, Any], Any]) -> Any:
 total, lowest = functools.partial(_together, both=operator.add), functools.partial(_together, both=min)
 
 
-def room(part: Any, begin: Any, length: Any, like: Any) -> Any:
+def room(part: Any, begin: Any, length: Any, like: Any) -> Any:  # type: ignore[no-redef]
     column = part.workspace[begin : begin + length, part.slot * TEAM + member()]
     assert len(column) == length, "the workspace is too small"
     return column
