@@ -7,7 +7,8 @@
     consensus          ransac, minimal solvers, gradients through draws and choices
     tasks, interop     worked problems, a file each; conversions to and from other libraries, a file each
     compiled           the kernels of PnP, RANSAC and the bundle
-    se3, camera        rotations and poses; lenses
+    se3, camera        rotations and poses; projection and its inverse
+    lenses             a file a lens
     robust, alignment  kernels; similarity alignment
     checks             of arguments
 

@@ -24,8 +24,6 @@ __all__ = [
     "batched",
     "boolean",
     "breaks_graphs",
-    "check_camera",
-    "check_distortion",
     "finite",
     "function",
     "check_tensors",
@@ -335,45 +333,6 @@ def _errors(what: What, m: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     lengths = a * a + b * b + c * c - 1, d * d + e * e + f * f - 1, a * d + b * e + c * f
     third = b * f - c * e - g, c * d - a * f - h, a * e - b * d - i
     return (m[12], m[13], m[14], m[15] - 1) if len(m) == 16 else (), (*lengths, *third)
-
-
-_LENGTHS = {"radtan": (0, 2, 4, 5, 8, 12), "fisheye": (0, 1, 2, 3, 4)}
-
-
-def check_distortion(distortion: Tensor, model: str) -> None:
-    """Raise ValueError unless `model` is one of `geometry.camera` and takes this many coefficients."""
-    one_of("model", model, _LENGTHS)
-    if distortion.shape[-1] not in _LENGTHS[model]:
-        wanted = f"one of {_LENGTHS[model]} coefficients for model={model!r}"
-        raise ValueError(f"distortion must have {wanted}, got shape {tuple(distortion.shape)}")
-
-
-def check_camera(
-    K: Tensor,
-    distortion: Tensor | None,
-    model: str,
-    world_to_camera: Tensor | None = None,
-    **points: tuple[Tensor, str],
-) -> Tensor:
-    """The distortion, (0,) for None, after ValueErrors of a formula that takes any leading dimensions.
-
-    points: one tensor and its shape. K and poses are looked at where no transform is open and no graph drawn: within
-    these the formula is a part of a residual. A pose with a NaN, which says that there is none, passes.
-    """
-    check_tensors(**{name: value for name, (value, _) in points.items()}, K=K)
-    check_tensors_or_none(world_to_camera=world_to_camera, distortion=distortion)
-    ((value, shape),) = points.values()
-    fit = K.shape[-2:] == (3, 3) and (world_to_camera is None or world_to_camera.shape[-2:] == (4, 4))
-    if not (fit and value.ndim > 1 and value.shape[-1] == int(shape[-1])):  # which one is wrong takes longer to say
-        shaped(**points, world_to_camera=(world_to_camera, "…,4,4"), K=(K, "…,3,3"))
-    if not torch.is_autocast_enabled(K.device.type):
-        first = {name: value for name, (value, _) in points.items()}
-        alike(**first, world_to_camera=world_to_camera, K=K, distortion=distortion)
-    distortion = K.new_zeros(0) if distortion is None else distortion
-    check_distortion(distortion, model)
-    if not torch.compiler.is_compiling() and untransformed():
-        values(world_to_camera=(world_to_camera, "pose or NaN"), K=(K, "camera"))
-    return distortion
 
 
 def batched(least: int = 1, /, **arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
-from geometry.checks import check_distortion
+from geometry.lenses import check_distortion
 
 __all__ = ["Reconstruction", "nearest_rotation", "pinhole", "radial_tangential", "reprojection_errors"]
 

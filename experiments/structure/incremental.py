@@ -180,7 +180,7 @@ def _resect(scene: _Scene, v: int, x: Tensor, X: Tensor) -> tuple[Tensor, int]:
     pose = pnp(x, X, K, distortion=distortion, init=found.x, model=model, kernel=geman_mcclure(threshold)).x
     p = se3.transform(pose, X)
     error = (project_camera_frame(p, K, distortion, model=model) - x).norm(dim=-1)
-    return pose[0], int(((error < threshold) & in_front(p, model=model)).sum())
+    return pose[0], int(((error < threshold) & in_front(p, distortion, model=model)).sum())
 
 
 def _resect_all(scene: _Scene, pose: Tensor, points3d: Tensor, K: Tensor, inlier: Tensor) -> tuple[Tensor, Tensor]:

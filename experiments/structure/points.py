@@ -47,7 +47,7 @@ class Points:
         p = self.seen(points3d)
         s = (project_camera_frame(p, self.K, self.distortion, model=self.model).squeeze(1) - self.points2d).square()
         s = s.sum(-1)
-        return torch.where(in_front(p, model=self.model).squeeze(1) & s.isfinite(), s, torch.inf)
+        return torch.where(in_front(p, self.distortion, model=self.model).squeeze(1) & s.isfinite(), s, torch.inf)
 
     def sums(self, values: Tensor) -> Tensor:
         """Add up (M,…) into (N,…)."""

@@ -77,7 +77,8 @@ class Tracks:
 
     def behind(self, points: Tensor, poses: Tensor) -> Tensor:
         """Whether the point of each observation is behind its camera, (M,)."""
-        return ~in_front(observed(poses, points, self.camera, self.point), model=self.model).squeeze(1)
+        p = observed(poses, points, self.camera, self.point)
+        return ~in_front(p, self.distortion[self.camera], model=self.model).squeeze(1)
 
     def seen(self, poses: Tensor) -> Points:
         """The points as problems of their own, the cameras known."""

@@ -42,7 +42,8 @@ def read_tracks(path: Path) -> tuple[Reconstruction, str]:
     """
     given = read_reconstruction(path)
     camera, point = given.camera_index, given.point_index
-    keep = in_front(observed(given.world_to_camera, given.points3d, camera, point), model=given.model).squeeze(1)
+    p, lens = observed(given.world_to_camera, given.points3d, camera, point), given.intrinsics_index[camera]
+    keep = in_front(p, given.distortion[lens], model=given.model).squeeze(1)
     V, N = len(given.world_to_camera), len(given.points3d)
     pairs = (V * point + camera)[keep].unique()  # a file may have a point twice in a view
     keep &= (torch.bincount(pairs // V, minlength=N) >= 2)[point]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.problem import COEFFICIENTS, Bundle, Prior
+from geometry.bundle_adjustment.problem import Bundle, Prior
 from geometry.camera import Model
-from geometry.checks import check_distortion, check_tensors_or_none, indices, values
+from geometry.checks import check_tensors_or_none, indices, values
+from geometry.lenses import LENSES, check_distortion
 
 __all__ = ["check_prior", "check_scene", "components", "determining", "free_names", "lay_out"]
 
@@ -62,7 +63,7 @@ def check_prior(prior: Any) -> None:
 
 def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
     """The free intrinsics among `free`, checked."""
-    known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *COEFFICIENTS[model][:coefficients])
+    known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
     if (
         isinstance(free, str)
         or not isinstance(free, Iterable)

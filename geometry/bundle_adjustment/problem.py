@@ -23,15 +23,10 @@ from geometry.bundle_adjustment import operator
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
 from geometry.camera import Model, in_front, project_camera_frame
+from geometry.lenses import LENSES
 from geometry.robust import Kernel, kernel_derivatives
 
-__all__ = ["COEFFICIENTS", "Bundle", "BundleData", "BundleProblem", "Prior", "State"]
-
-COEFFICIENTS = {
-    "radtan": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4"),
-    "fisheye": ("k1", "k2", "k3", "k4"),
-}
-"""Names of the distortion coefficients of each camera model."""
+__all__ = ["Bundle", "BundleData", "BundleProblem", "Prior", "State"]
 
 
 class Bundle(NamedTuple):
@@ -117,7 +112,7 @@ class BundleProblem:
             elif name in ("cx", "cy"):
                 c[("cx", "cy").index(name)] = value
             else:
-                d[COEFFICIENTS[self.model].index(name)] = value
+                d[LENSES[self.model].names.index(name)] = value
         top = torch.cat([A, torch.stack(c, -1)[..., None]], -1)
         return torch.cat([top, K[..., 2:, :].expand(*top.shape[:-2], 1, 3)], -2), (
             torch.stack(d, -1) if d else distortion
@@ -126,7 +121,7 @@ class BundleProblem:
     def theta_of(self, K: Tensor, distortion: Tensor) -> Tensor:
         """Values (C,P) of the free intrinsics."""
         places = {"f": K[:, 0, 0], "fx": K[:, 0, 0], "fy": K[:, 1, 1], "cx": K[:, 0, 2], "cy": K[:, 1, 2]}
-        places |= dict(zip(COEFFICIENTS[self.model], distortion.unbind(-1), strict=False))
+        places |= dict(zip(LENSES[self.model].names, distortion.unbind(-1), strict=False))
         return torch.stack([places[name] for name in self.names], -1) if self.names else K.new_zeros(len(K), 0)
 
     def compose(self, state: State, given: Bundle) -> Bundle:
@@ -176,7 +171,8 @@ class BundleProblem:
 
     def behind(self, scene: Bundle) -> Tensor:
         """Observations (M,) of points that their camera cannot see, which the formula projects nonetheless."""
-        return ~in_front(self._camera_frame(scene)[2], model=self.model)
+        p, index = self._camera_frame(scene)[2][:, None], self.intrinsics_index[self.layout.view]
+        return ~in_front(p, scene.distortion[index], model=self.model).squeeze(1)
 
     def residual(self, scene: Bundle, data: BundleData) -> Tensor:
         """Weighted reprojection errors (M,2)."""

@@ -5,6 +5,10 @@ COLMAP's (0.5, 0.5) is the centre of the top-left pixel, where ours is (0, 0), s
 gain half a pixel on their way to COLMAP. It is said here and nowhere else; `datasets.reconstructions.colmap` reads
 files with it. Values go to the host as float64, detached; pycolmap itself is not needed.
 
+Of COLMAP's camera models FOV (arc tangent of the radius), THIN_PRISM_FISHEYE and RAD_TAN_THIN_PRISM_FISHEYE (tangential
+terms of the angle) are none of `geometry.lenses`; their rays, by pycolmap's `cam_from_img`, are bearings to any solver
+that takes these. EQUIRECTANGULAR has no K: `geometry.camera.equirectangular_rays`.
+
     camera = pycolmap.Camera(**colmap.to_camera(K, distortion, (width, height)))
     K, distortion, image_size, model = colmap.from_camera(camera.model, camera.width, camera.height, camera.params)
 """
@@ -17,8 +21,10 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics
-from geometry.checks import check_distortion, check_tensors_or_none
+from geometry.checks import check_tensors_or_none
 from geometry.interop._checks import ImageSize, check_K, check_pose, check_shape, host, integers, tensor
+from geometry.lenses import LENSES as TABLE
+from geometry.lenses import check_distortion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +68,9 @@ LENSES = {
     "SIMPLE_RADIAL_FISHEYE": Lens(8, 1, 1, 1, "fisheye"),
     "RADIAL_FISHEYE": Lens(9, 1, 2, 2, "fisheye"),
     "OPENCV_FISHEYE": Lens(5, 2, 4, 4, "fisheye"),
+    "SIMPLE_DIVISION": Lens(12, 1, 1, 1, "division"),
+    "DIVISION": Lens(13, 2, 1, 1, "division"),
+    "EUCM": Lens(16, 2, 2, 2, "eucm"),
 }
 
 
@@ -107,17 +116,20 @@ def to_parameters(intrinsics: Sequence[float], distortion: Sequence[float], mode
     """Name and parameters of the simplest camera model that has as many coefficients as `distortion` and holds them.
 
     intrinsics: fx, fy, cx, cy in our pixels. One of fewer coefficients would come back as another shape. Raises
-    ValueError for thin-prism coefficients that are not zero.
+    ValueError for thin-prism coefficients that are not zero, and for lenses that COLMAP has not.
     """
     fx, fy, cx, cy = intrinsics
+    if not distortion and TABLE[model].pinhole:
+        model = "radtan"
     lenses = {name: lens for name, lens in LENSES.items() if lens.model == model}
-    longest = max(lens.length for lens in lenses.values())
+    longest = max((lens.length for lens in lenses.values()), default=0)
     for name, lens in lenses.items():
         room = lens.length >= min(len(distortion), longest) and not any(distortion[lens.coefficients :])
         if room and (lens.focal_lengths == 2 or fx == fy):
             coefficients = [*distortion, *[0.0] * lens.coefficients][: lens.coefficients]
             return name, [*(fx, fy)[2 - lens.focal_lengths :], cx + _HALF_PIXEL, cy + _HALF_PIXEL, *coefficients]
-    raise ValueError(f"distortion: COLMAP has no thin-prism coefficients, got {list(distortion)}")
+    lacks = "thin-prism coefficients" if model == "radtan" else f"camera model for {model!r}"
+    raise ValueError(f"distortion: COLMAP has no {lacks}, got {list(distortion)}")
 
 
 def from_parameters(name: str, parameters: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -143,7 +155,8 @@ def to_camera(K: Tensor, distortion: Tensor | None, image_size: ImageSize, model
     K (3,3), distortion (k,) or None of geometry.camera's `model`; image_size (width, height). The principal point
     shifts by half a pixel, nothing flips. The camera model is the simplest that has as many coefficients as
     `distortion` and holds its values: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or one of
-    the fisheyes. Raises ValueError for what COLMAP cannot say: skew, thin-prism coefficients.
+    the fisheyes, DIVISION, EUCM. Raises ValueError for what COLMAP cannot say: skew, thin-prism coefficients, a double
+    sphere.
     """
     check_K(K, "COLMAP")
     check_tensors_or_none(distortion=distortion)
@@ -164,8 +177,8 @@ def from_camera(
     """K (3,3), distortion (k,), (width, height) and geometry.camera's `model` of one camera; float64 on the CPU.
 
     model: COLMAP's name, or pycolmap's `camera.model`. The principal point shifts by half a pixel, nothing flips;
-    k is 0, 2, 4 or 8 (fisheye: 1, 2, 4). Raises ValueError for a camera model that is not among `LENSES`, and for
-    another number of parameters.
+    k is 0, 2, 4 or 8 (fisheye: 1, 2, 4; division: 1; EUCM: 2). Raises ValueError for a camera model that is not among
+    `LENSES`, and for another number of parameters.
     """
     name = getattr(model, "name", model)
     intrinsics, distortion = from_parameters(name, params)

@@ -16,8 +16,9 @@ from torch.nn.functional import pad
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.checks import check_distortion, check_tensors_or_none
+from geometry.checks import check_tensors_or_none
 from geometry.interop._checks import check_K, check_pose, check_rotation, host, tensor
+from geometry.lenses import check_distortion
 
 if TYPE_CHECKING:
     import numpy as np

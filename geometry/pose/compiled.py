@@ -20,7 +20,10 @@ from geometry.pose import operator
 from geometry.pose.data import Options, PnPData
 from geometry.robust import RobustKernel
 
-__all__ = ["prepared", "search", "solve"]
+__all__ = ["MODELS", "prepared", "search", "solve"]
+
+MODELS = ("radtan", "fisheye")
+"""Lenses that the kernels know."""
 
 
 def prepared(data: PnPData, init: Tensor | None) -> PnPData:

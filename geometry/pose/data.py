@@ -10,7 +10,6 @@ from geometry.alignment import Frame
 from geometry.camera import Model
 from geometry.checks import (
     boolean,
-    check_distortion,
     check_tensors,
     check_tensors_or_none,
     function,
@@ -19,6 +18,7 @@ from geometry.checks import (
     values,
     whole,
 )
+from geometry.lenses import LENSES, check_distortion
 from geometry.optim import Gradient
 from geometry.robust import Kernel
 
@@ -96,7 +96,7 @@ class PnPData(NamedTuple):
 
 def check_options(model: Model, kernel: Kernel | None, gradient: Gradient = "exact", max_steps: int = 1) -> None:
     """Raise ValueError for options that there are not."""
-    one_of("model", model, ("radtan", "fisheye"))
+    one_of("model", model, LENSES)
     function("kernel", kernel)
     one_of("gradient", gradient, ("exact", "gauss_newton", "unrolled"))
     whole("max_steps", max_steps, 1)

@@ -77,10 +77,11 @@ def pnp(
 
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; on a CUDA device
     too, where numba-cuda is installed, a problem a thread. It can be vmapped, differentiated twice, and stands in
-    torch.compile'd code. Elsewhere, and for what the kernel does not know (kernels of your own, gradient="unrolled"),
-    the tensor operations of `geometry.pose.tensors` do: the same algorithm, the same poses and derivatives, and slower.
-    `geometry.pose.back_end` says which. On a device the kernel waits for nothing, so it cannot
-    raise for values: a problem that is not finite, or whose K or init is none, ends INFEASIBLE with the identity.
+    torch.compile'd code. Elsewhere, and for what the kernel does not know (other lenses than "radtan" and "fisheye",
+    kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do: the same algorithm,
+    the same poses and derivatives, and slower. `geometry.pose.back_end` says which. On a device the kernel waits for
+    nothing, so it cannot raise for values: a problem that is not finite, or whose K or init is none, ends INFEASIBLE
+    with the identity.
     """
     check_options(model, kernel, gradient, max_steps)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
@@ -122,7 +123,7 @@ def back_end(
 
 def _back_end(points2d: Tensor, options: Options) -> ModuleType:
     """The module that does the work: `geometry.pose.compiled` where it can, `geometry.pose.tensors` elsewhere."""
-    known = options.kernel is None or isinstance(options.kernel, RobustKernel)
+    known = options.model in compiled.MODELS and (options.kernel is None or isinstance(options.kernel, RobustKernel))
     return compiled if known and options.gradient != "unrolled" and compiles_for(points2d) else tensors
 
 

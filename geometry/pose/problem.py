@@ -8,21 +8,24 @@ from torch import Tensor, nn
 from geometry import se3
 from geometry.camera import Model, in_front, project_camera_frame, projection_curvature, projection_jacobian
 from geometry.checks import one_of
+from geometry.lenses import LENSES
 from geometry.optim import Linearization, Problem
 from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["pnp_problem"]
 
 
-def _points(pose: Tensor, points3d: Tensor, mask: Tensor, model: Model) -> tuple[Tensor, Tensor, Tensor]:
+def _points(
+    pose: Tensor, points3d: Tensor, mask: Tensor, distortion: Tensor, model: Model
+) -> tuple[Tensor, Tensor, Tensor]:
     """R X (…,3,N), R X + t (…,3,N), and whether the camera sees every visible point (…).
 
-    Masked points sit at (1, 1, 1), ahead of the camera and out of harm. Coordinates come first, so that each of them
+    Masked points sit at (1, 1, 1), out of harm, if not always in sight. Coordinates come first, so that each of them
     is contiguous.
     """
     rotated = pose[..., :3, :3] @ points3d.mT
     p = torch.where(mask[..., None, :], rotated + pose[..., :3, 3:], 1.0)
-    return rotated, p, in_front(p.mT, model=model).all(-1)
+    return rotated, p, (in_front(p.mT, distortion, model=model) >= mask).all(-1)
 
 
 def turned(R: Tensor, omega: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
     The batched closed-form derivatives are tested against automatic differentiation of `residual`. Raises ValueError
     for a model that there is not, and a kernel that is no function.
     """
-    one_of("model", model, ("radtan", "fisheye"))
+    one_of("model", model, LENSES)
 
     def residual(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor
@@ -69,14 +72,14 @@ def pnp_problem(model: Model = "radtan", kernel: Kernel | None = None) -> Proble
         p = se3.transform(pose, points3d)
         p = torch.where(mask[..., None], p, 1.0)
         r = weights * (project_camera_frame(p, K, distortion, model=model) - points2d)
-        r = torch.where(in_front(p, model=model)[..., None], r, torch.inf)
+        r = torch.where(in_front(p, distortion, model=model)[..., None], r, torch.inf)
         return torch.where(mask[..., None], r, 0.0)
 
     def linearize(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
         *, exact: bool = False,
     ) -> Linearization:  # fmt: skip
-        rotated, p, seen = _points(pose, points3d, mask, model)
+        rotated, p, seen = _points(pose, points3d, mask, distortion, model)
         pixels, D = projection_jacobian(p.mT, K, distortion, model)
         weights = torch.where(mask[..., None], weights, 0.0).mT  # (B,2,N)
         J = torch.cat([_by_step(D.movedim(-3, -1), rotated), (pixels - points2d).mT[:, :, None]], 2)  # (B,2,7,N)

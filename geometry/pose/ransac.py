@@ -16,6 +16,7 @@ from geometry.consensus.minimal import p3p
 from geometry.consensus.samples import seeds
 from geometry.consensus.search import rounds
 from geometry.optim import Gradient, Status, opaque
+from geometry.pose.compiled import MODELS
 from geometry.pose.data import PnPData, check_options, prepare
 from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
@@ -82,7 +83,7 @@ def pnp_ransac(
         candidates = torch.ones(1, 1, dtype=points2d.dtype, device=points2d.device)
     elif candidates.shape not in ((B, N), (1, N)):
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
-    back_end = _back_end(points2d)
+    back_end = _back_end(points2d, model)
     if back_end is not _OnDevice:
         values(candidates=(candidates, "odds"), K=(K, "camera"))
 
@@ -111,8 +112,8 @@ def pnp_ransac(
     return solution
 
 
-def _back_end(points2d: Tensor) -> "type[_Compiled | _OnDevice | _Tensors]":
-    if not compiles_for(points2d):
+def _back_end(points2d: Tensor, model: Model) -> "type[_Compiled | _OnDevice | _Tensors]":
+    if model not in MODELS or not compiles_for(points2d):
         return _Tensors
     return _Compiled if points2d.is_cpu else _OnDevice
 
@@ -206,7 +207,7 @@ class _Tensors:
         points = se3.transform(self.frame.to_frame(pose), points3d)
         r = weights * (project_camera_frame(points, K, distortion, model=self.model) - points2d)
         square, bound = r.square().sum(-1), self.threshold**2
-        inliers = present & in_front(points, model=self.model) & (square <= bound)
+        inliers = present & in_front(points, distortion, model=self.model) & (square <= bound)
         return 0.5 * torch.where(inliers, square, torch.where(present, bound, 0.0)).sum(1), (inliers,)
 
 

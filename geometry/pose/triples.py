@@ -87,4 +87,5 @@ def _costs(pose: Tensor, data: PnPData, options: Options) -> Tensor:
     s = (data.weights[:, None] * (pixels - data.points2d[:, None])).square().sum(-1)
     rho = s if options.kernel is None else options.kernel(s)
     cost = torch.where(mask, rho, 0.0).sum(-1)
-    return torch.where(in_front(p, model=options.model).all(-1) & torch.isfinite(cost), cost, torch.inf)
+    seen = (in_front(p, data.distortion[:, None], model=options.model) | ~mask).all(-1)
+    return torch.where(seen & torch.isfinite(cost), cost, torch.inf)

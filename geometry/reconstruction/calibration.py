@@ -13,7 +13,8 @@ from torch import Tensor
 
 from geometry.alignment import Frame
 from geometry.camera import Model
-from geometry.checks import boolean, check_distortion, check_tensors, function, one_of, positive, shaped, whole
+from geometry.checks import boolean, check_tensors, function, one_of, positive, shaped, whole
+from geometry.lenses import LENSES, check_distortion
 from geometry.optim import NestedState, Solution, chain_of_blocks, margin
 from geometry.pose.data import precision, prepare
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics
@@ -83,7 +84,7 @@ def calibrate(
     Tzoumas and Carlone 2020, RA-L 5(2)).
     """
     check_tensors(points2d=points2d, points3d=points3d)
-    one_of("model", model, ("radtan", "fisheye"))
+    one_of("model", model, LENSES)
     function("kernel", kernel)
     whole("max_steps", max_steps, 1)
     whole("distortion", distortion, 0)

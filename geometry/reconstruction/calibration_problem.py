@@ -15,6 +15,7 @@ from torch.func import grad, jacfwd, jvp, vmap
 from geometry import se3
 from geometry.alignment import Frame
 from geometry.camera import Model, matrix_from_intrinsics, project_camera_frame, projection_jacobian
+from geometry.lenses import LENSES
 from geometry.optim import Status, chain_of_blocks, margin, share
 from geometry.pose import pnp
 from geometry.robust import Kernel, kernel_derivatives
@@ -32,12 +33,13 @@ def free_intrinsics(theta: Tensor) -> tuple[Tensor, Tensor]:
 def start_intrinsics(image_size: tuple[int, int], distortion: int, model: Model, like: Tensor) -> Tensor:
     """theta (4+distortion,) that knows nothing but the image size (width, height) in pixels.
 
-    Principal point at the image centre, no distortion; the focal length is the longer side ("radtan": 53 degrees
-    across), or what maps half a turn to it ("fisheye"). dtype and device are those of `like`.
+    Principal point at the image centre, and the lens's own `start`: the focal length is the longer side ("radtan": 53
+    degrees across), or what maps half a turn to it (all others). dtype and device are those of `like`.
     """
     width, height = image_size
-    f = max(width, height) / (torch.pi if model == "fisheye" else 1.0)
-    return like.new_tensor([f, f, (width - 1) / 2, (height - 1) / 2, *[0.0] * distortion])
+    part, *coefficients = LENSES[model].start
+    f = part * max(width, height)
+    return like.new_tensor([f, f, (width - 1) / 2, (height - 1) / 2, *coefficients[:distortion]])
 
 
 class Minima(NamedTuple):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from geometry.compiled.constants import SAME_COST, SAME_STEP
+from geometry.lenses import LENSES
 from geometry.optim import NestedState, Status, map_state, nested_start, nested_step, share, solve_spd
 from geometry.reconstruction.calibration_problem import CalibrationProblem, Minima, start_intrinsics
 from geometry.robust import widened
@@ -39,8 +40,6 @@ _CAUTION = 1e-2
 """Damping of the step by which it is foreseen what other minima of the views would lead to."""
 _WORTH, _ATTEMPTS = 1.01, 3
 """A place of no more than so many times the cost is worth a descent; how many of them are."""
-_ORDERS = {"radtan": (2, 4, 1, 1, 6, 2, 4, 6, 1, 3, 1, 3), "fisheye": (2, 4, 6, 8)}
-"""By which power of the focal length a coefficient grows that bends the same pixels by as much."""
 _FAR, _PLACES = 0.03, ((0.0, 0.0), (-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))
 """Where the principal point is far from the middle, in parts of the longer side; and places of it to begin from then,
 in parts of the image."""
@@ -83,11 +82,15 @@ def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: in
     the rest was found for a wrong one, descents begin from several, with as many steps of their own: the first may have
     spent theirs on a focal length that runs away. size: of the image in px.
     """
-    orders, middle = start.new_tensor(_ORDERS[problem.model][: len(start) - 4]), start[2:4]
+    orders, middle = start.new_tensor(LENSES[problem.model].powers[: len(start) - 4]), start[2:4]
 
     def plain(x: Tensor) -> Tensor:
         """theta (…,P) of x, whose coefficients say what a lens of a focal length of `size` would need."""
         return torch.cat([x[..., :4], x[..., 4:] * (x[..., :1] / size) ** orders], -1)
+
+    def at_size(theta: Tensor) -> Tensor:
+        """x (…,P) of theta (…,P)."""
+        return torch.cat([theta[..., :4], theta[..., 4:] / (theta[..., :1] / size) ** orders], -1)
 
     def freed(x: Tensor) -> Tensor:
         """x (…,P) with the principal point in its place, of x (…,P-2) without."""
@@ -100,7 +103,7 @@ def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: in
     else:
         unbent = replace(problem, unpack=lambda x: problem.unpack(plain(x)))
         held = replace(problem, unpack=lambda x: problem.unpack(plain(freed(x))))
-        # no start bends anything, which is the same in either unknowns
+        x = at_size(x)
         x, inner, steps = _together(held, torch.cat([x[:, :2], x[:, 4:]], 1), inner, max_steps, floor)
         x = freed(x)
     best = _settled(unbent, x, inner, steps, max_steps, floor)
@@ -109,7 +112,7 @@ def _search(problem: CalibrationProblem, start: Tensor, size: int, max_steps: in
         f = best.theta[:, :2].mean()
         several[:, :2] = torch.where(f < 4 * likely, f, likely)  # it may have run away
         several[:, 2:4] += 2 * middle * start.new_tensor(_PLACES)
-        x, inner, steps = _together(unbent, several, None, max_steps, floor)
+        x, inner, steps = _together(unbent, at_size(several), None, max_steps, floor)
         another = _settled(unbent, x, inner, steps, max_steps, floor)
         best = another if (another.cost < best.cost).all() else best
     return best._replace(theta=plain(best.theta))

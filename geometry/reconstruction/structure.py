@@ -19,7 +19,6 @@ from geometry.camera import Model, in_front, project_camera_frame, projection_ja
 from geometry.checks import (
     alike,
     boolean,
-    check_distortion,
     check_tensors,
     check_tensors_or_none,
     positive,
@@ -27,6 +26,7 @@ from geometry.checks import (
     values,
     whole,
 )
+from geometry.lenses import check_distortion
 from geometry.optim import NestedState, Problem, Solution, minimize, nested_start, nested_step
 from geometry.pose import pnp
 
@@ -240,7 +240,7 @@ def triangulate(
         p = se3.transform(pose, X.expand(len(pose), 1, 3))
         p = torch.where(seen[:, None, None], p, p.new_tensor([0.0, 0.0, 1.0]))
         r = project_camera_frame(p, K, distortion, model=model).squeeze(1) - pixels
-        r = torch.where(in_front(p, model=model), r, torch.inf)
+        r = torch.where(in_front(p, distortion, model=model), r, torch.inf)
         return torch.where(seen[:, None], r, 0)
 
     points2d, middle = torch.where(visible[..., None], points2d, 0), se3.centre(world_to_camera).mean(0)

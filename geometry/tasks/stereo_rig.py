@@ -9,7 +9,8 @@ from torch.func import vmap
 from geometry import se3
 from geometry.alignment import Frame
 from geometry.camera import in_front, project_camera_frame
-from geometry.checks import batched, check_distortion, check_tensors
+from geometry.checks import batched, check_tensors
+from geometry.lenses import check_distortion
 from geometry.optim import Problem, Solution, argmin
 from geometry.pose import pnp
 

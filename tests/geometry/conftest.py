@@ -13,8 +13,13 @@ from tests import numbers
 
 torch.set_num_threads(1)  # the batches are small, and the machine is shared
 
-RADTAN = (-0.28, 0.11, 0.0011, -0.0015, -0.02)
-FISHEYE = (0.06, -0.012, 0.004, -0.001)
+COEFFICIENTS = {
+    "radtan": (-0.28, 0.11, 0.0011, -0.0015, -0.02),
+    "fisheye": (0.06, -0.012, 0.004, -0.001),
+    "eucm": (0.61, 1.1),
+    "double_sphere": (-0.2, 0.58),
+    "division": (-0.3,),
+}
 
 
 class Scene(NamedTuple):
@@ -55,7 +60,7 @@ def make_scene() -> Callable[..., Scene]:
         t = normal(B, 3) * torch.tensor([0.4, 0.3, 0.0]) + torch.tensor([0.0, 0.0, depth])
         pose = se3.make(R, t)
         K = torch.tensor([[800.0, 0, 320], [0, 780, 240], [0, 0, 1]], dtype=torch.float64)
-        coefficients = (RADTAN if model == "radtan" else FISHEYE) if distorted else ()
+        coefficients = COEFFICIENTS[model] if distorted else ()
         distortion = torch.tensor(coefficients, dtype=torch.float64)
         pixels = project(points3d, pose, K, distortion, model=model)
         pixels = pixels + noise * normal(*pixels.shape)

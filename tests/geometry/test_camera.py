@@ -19,21 +19,24 @@ from geometry.camera import (
     projection_curvature,
     projection_jacobian,
 )
-from geometry.lens import even_polynomial, first_fold, radial_factor, stretch
+from geometry.lenses import fisheye, radtan
+from geometry.lenses.polynomials import even_polynomial, stretch
 from tests.numbers import close
 
 K = torch.tensor([[810.0, 0, 330], [0, 790, 235], [0, 0, 1]], dtype=torch.float64)
 COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, -0.001, 0.0015, 0.0007]
 RADIAL = torch.tensor([1.0, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=torch.float64)
 FISHEYE = [0.06, -0.012, 0.004, -0.001]
+# of models that look behind
+WIDE = {"fisheye": FISHEYE, "eucm": [0.61, 1.1], "double_sphere": [-0.2, 0.58], "division": [-0.3]}
 LENSES: list[tuple[Model, int]] = [
     ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12),
-    ("fisheye", 0), ("fisheye", 4),
+    ("fisheye", 0), ("fisheye", 4), ("eucm", 2), ("double_sphere", 2), ("division", 1),
 ]  # fmt: skip
 
 
 def lens(model: Model, k: int) -> Tensor:
-    return torch.tensor((COEFFICIENTS if model == "radtan" else FISHEYE)[:k], dtype=torch.float64)
+    return torch.tensor((COEFFICIENTS if model == "radtan" else WIDE[model])[:k], dtype=torch.float64)
 
 
 def points_ahead(*shape: int, spread: float = 0.6, seed: int = 0) -> Tensor:
@@ -84,7 +87,7 @@ def test_none_and_zero_coefficients_are_the_plain_lens(model: Model, k: int) -> 
     p = points_ahead(10)
     plain = project_camera_frame(p, K, None, model=model)
     close(project_camera_frame(p, K, torch.zeros(k, dtype=torch.float64), model=model), plain, 1e-11)
-    if model == "radtan":
+    if model != "fisheye":
         close(plain, p[:, :2] / p[:, 2:] * torch.tensor([810.0, 790.0]) + torch.tensor([330.0, 235.0]), 1e-11)
 
 
@@ -129,14 +132,15 @@ def test_fisheye_gradient_near_the_axis(offset: float) -> None:
 
 
 def points_everywhere(model: Model) -> Tensor:
-    """Points on and near the axis, in the field of view, and for a fisheye up to 174 degrees. (1,N,3)"""
+    """Points on and near the axis, in the field of view, and for wide lenses up to where they see, or 174 degrees."""
     ahead = points_ahead(6)
     theta = torch.tensor([0.0, 1e-12, 1e-9, 1e-6, 1e-4, 0.003, 0.0099, 0.00999999, 0.01, 0.0101, 0.03, 0.1])
-    if model == "fisheye":
-        theta = torch.cat([theta, torch.tensor([1.0, math.pi / 2, 1.8, 2.5, 3.0, 3.04])])
+    if model != "radtan":
+        theta = torch.cat([theta, torch.tensor([1.0, math.pi / 2, 1.8, 2.2, 2.5, 3.0, 3.04])])
     theta, phi = theta.double(), torch.linspace(0.2, 6.0, len(theta), dtype=torch.float64)
     around = torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], -1)
-    return torch.cat([ahead, 3.0 * around])[None]
+    points = torch.cat([ahead, 3.0 * around])
+    return points[in_front(points, lens(model, 12), model=model)][None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -373,9 +377,9 @@ def test_the_radial_inverse_does_not_depend_on_the_place_in_a_batch(model: Model
 
     def inverse(c: Tensor, r2: Tensor) -> Tensor:
         def factor(t: Tensor) -> tuple[Tensor, ...]:
-            return even_polynomial(c, t, 1) if model == "fisheye" else radial_factor(c, t, 1)
+            return even_polynomial(c, t, 1) if model == "fisheye" else radtan.radial_factor(c, t, 1)
 
-        return stretch(factor, r2, first_fold(model, c), 4)
+        return stretch(factor, r2, (fisheye if model == "fisheye" else radtan).first_fold(c), 4)
 
     alone = torch.cat([inverse(distortion[i : i + 1], r2[i : i + 1]) for i in range(B)])
     assert torch.equal(alone, inverse(distortion, r2))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.reconstructions.bal import read_bal
 from geometry import Prior, SolverError, Status, argmin, barron, bundle, cauchy, huber, project, se3
-from geometry.bundle_adjustment.problem import COEFFICIENTS
+from geometry.lenses import LENSES
 from tests.geometry.bundle_adjustment.scenes import (
     Tracks,
     dense_problem,
@@ -117,7 +117,7 @@ class Case:
             for i, j in (places[free] for free in self.names if free in places):
                 d[:, i, j] = 0
         if name == "distortion":
-            coefficients = COEFFICIENTS[self.tracks.model][: t.shape[1]]
+            coefficients = LENSES[self.tracks.model].names[: t.shape[1]]
             d = 0.1 * d * torch.tensor([c not in self.names for c in coefficients], **DOUBLE)
         if name.endswith("world_to_camera"):
             d[:, 3] = 0

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from geometry import project
-from geometry.camera import Model
+from geometry import project, unproject
+from geometry.camera import Model, in_front, project_camera_frame
 from geometry.interop import colmap
 from tests.geometry.interop.scenes import DTYPES, FISHEYE, RADTAN, SIZE, K, close, eps, points_before, poses
 
@@ -29,6 +29,9 @@ CASES: list[tuple[str, torch.Tensor, Model, list[float]]] = [
     ("RADIAL_FISHEYE", SQUARE, "fisheye", FISHEYE[:2]),
     ("OPENCV_FISHEYE", K, "fisheye", FISHEYE),
     ("OPENCV_FISHEYE", K, "fisheye", FISHEYE[:1]),
+    ("SIMPLE_DIVISION", SQUARE, "division", [-0.2]),
+    ("DIVISION", K, "division", [0.05]),
+    ("EUCM", K, "eucm", [0.6, 1.1]),
 ]
 
 
@@ -57,6 +60,27 @@ def test_pycolmap_projects_the_same(name: str, K: torch.Tensor, model: Model, co
     if length == len(coefficients):
         assert again == colmap.to_camera(K, distortion, SIZE, model)
     close(colmap.to_pixels(project(points3d, pose, *back[:2], model=model)), torch.from_numpy(pixels), 1e-9)
+
+
+@pytest.mark.parametrize(("name", "K", "model", "coefficients"), CASES)
+def test_pycolmap_has_the_same_rays(name: str, K: torch.Tensor, model: Model, coefficients: list[float]) -> None:
+    """Of pixels, and of points behind the camera where that sees them."""
+    pycolmap: Any = pytest.importorskip("pycolmap")
+    distortion = torch.tensor(coefficients, dtype=torch.float64)
+    camera = pycolmap.Camera(**colmap.to_camera(K, distortion, SIZE, model))
+    points = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pixels = project_camera_frame(points, K, distortion, model=model)
+    rays = unproject(pixels, K, distortion, model=model)
+    good = rays.valid & in_front(points, distortion, model=model) & (pixels.abs() < 3000).all(-1)
+    assert good.sum() > 20
+    ahead = good & (points[:, 2] > 0)
+    theirs = camera.cam_from_img(colmap.to_pixels(pixels[ahead]).numpy())
+    found = rays.directions[ahead]
+    close(found[:, :2] / found[:, 2:], torch.from_numpy(np.asarray(theirs)), 1e-6)  # COLMAP iterates, and stops there
+    for point, pixel in zip(points[good].numpy(), pixels[good], strict=True):
+        other = camera.img_from_cam(point)
+        if other is not None:
+            close(colmap.from_pixels(torch.from_numpy(np.asarray(other))), pixel, 1e-7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,6 +124,9 @@ def test_pixels_shift_by_half_and_carry_gradients() -> None:
 def test_what_colmap_cannot_say() -> None:
     with pytest.raises(ValueError, match="distortion: COLMAP has no thin-prism coefficients"):
         colmap.to_camera(K, torch.tensor(RADTAN), SIZE)
+    with pytest.raises(ValueError, match="distortion: COLMAP has no camera model for 'double_sphere'"):
+        colmap.to_camera(K, torch.tensor([0.1, 0.5]), SIZE, "double_sphere")
+    assert colmap.to_camera(K, None, SIZE, "double_sphere")["model"] == "PINHOLE"
     with pytest.raises(ValueError, match="K must have zeros below the diagonal"):
         colmap.to_camera(2 * K, None, SIZE)
     with pytest.raises(ValueError, match=r"of one camera, got \(2, 3, 3\) and \(0,\)"):

@@ -1,20 +1,12 @@
-"""The radial part of a lens: polynomials, where it first folds, and its inverse up to there.
-
-A lens takes a point at distance r from the axis, for "fisheye" the angle, to r g(r^2); `geometry.camera` says with what
-coefficients, and adds the tangential and thin-prism terms.
-"""
+"""The radial part of polynomial lenses: r g(r^2) of a distance r from the axis, or an angle, and its inverse."""
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-__all__ = ["Model", "even_polynomial", "first_fold", "horner", "radial_factor", "stretch"]
-
-Model = Literal["radtan", "fisheye"]
+__all__ = ["even_polynomial", "first_zero", "horner", "stretch"]
 
 
 def horner(coefficients: Tensor, t: Tensor) -> Tensor:
@@ -38,30 +30,6 @@ def even_polynomial(coefficients: Tensor, t: Tensor, order: int) -> tuple[Tensor
     return tuple(values)
 
 
-def _numerator_and_denominator(distortion: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Coefficients (…,2 or 3) of r2, r2^2, … in the radial factor of "radtan", above and, if there are any, below."""
-    k = distortion.shape[-1]
-    above = torch.cat([distortion[..., :2], distortion[..., 4:5]], -1) if k > 4 else distortion[..., :2]
-    return above, distortion[..., 5:8] if k > 5 else None
-
-
-def radial_factor(distortion: Tensor, r2: Tensor, order: int) -> tuple[Tensor, ...]:
-    """The radial factor of "radtan" and its first `order` derivatives by r2 (…,N)."""
-    above, denominator = _numerator_and_denominator(distortion)
-    values = even_polynomial(above, r2, order)
-    if denominator is None:
-        return values
-    below = even_polynomial(denominator, r2, order)
-    inverse = 1 / below[0]
-    g = values[0] * inverse
-    if order == 0:
-        return (g,)
-    g1 = (values[1] - g * below[1]) * inverse
-    if order == 1:
-        return g, g1
-    return g, g1, (values[2] - 2 * g1 * below[1] - g * below[2]) * inverse
-
-
 def stretch(factor: Callable[[Tensor], tuple[Tensor, ...]], r2: Tensor, end: Tensor, steps: int) -> Tensor:
     """m (…,N) with m factor(m^2 r2) = 1, the least one, where m^2 r2 <= end (…,1); otherwise m ends there.
 
@@ -83,26 +51,7 @@ def stretch(factor: Callable[[Tensor], tuple[Tensor, ...]], r2: Tensor, end: Ten
     return m
 
 
-def first_fold(model: Model, distortion: Tensor, part: float = 1.0) -> Tensor:
-    """The squared radius, or angle, (…,1) at which the radial part of a lens first ceases to grow; or infinity.
-
-    part: of that radius; what a denominator that vanishes makes infinite is taken in full.
-    """
-    if distortion.shape[-1] == 0:
-        return torch.full_like(distortion.sum(-1, keepdim=True), torch.inf)
-    above, below = (distortion, None) if model == "fisheye" else _numerator_and_denominator(distortion)
-    order = 2 * torch.arange(1, above.shape[-1] + 1, dtype=distortion.dtype, device=distortion.device)
-    if below is None:
-        return part**2 * _first_zero(above * (1 + order))
-    # b^2 times the derivative of r a / b, where a_i b_j meet in the power i + j, and where b vanishes
-    a, b = (torch.cat([torch.ones_like(c[..., :1]), c], -1) for c in (above, below))
-    order = torch.cat([torch.zeros_like(order[:1]), order])
-    products = a[..., :, None] * b[..., None, :] * (1 + order[:, None] - order)
-    shifted = pad(products, (0, 4)).flatten(-2)[..., :28].unflatten(-1, (4, 7))
-    return torch.minimum(part**2 * _first_zero(shifted.sum(-2)[..., 1:]), _first_zero(below))
-
-
-def _first_zero(c: Tensor) -> Tensor:
+def first_zero(c: Tensor) -> Tensor:
     """A point just below the first t > 0 (…,1) at which 1 + c_1 t + c_2 t^2 + … vanishes; infinite where none does.
 
     c (…,k), k > 0. All t > 0 are seen as s / (1 - s), in a unit that suits c: at equal distances and, where the slope

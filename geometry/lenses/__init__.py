@@ -1,0 +1,16 @@
+"""Lenses, a file each: from points in the camera frame to images of focal length one, and back.
+
+    radtan         OpenCV's: Brown's radial and tangential terms, a rational factor, a thin prism
+    fisheye        Kannala and Brandt: a polynomial of the angle
+    eucm, double_sphere, division    of closed form both ways (`quotients` is what these share)
+
+A `Lens` is functions: image, derivatives, what it sees, rays. `LENSES` is the table of them all: a new one is one file
+and one line there. K is applied by `geometry.camera`, which is what users call.
+"""
+
+from geometry.lenses.fisheye import FISHEYE_LIMIT_COS
+from geometry.lenses.lens import Lens, Model, Rays
+from geometry.lenses.radtan import distort
+from geometry.lenses.table import LENSES, check_distortion
+
+__all__ = ["FISHEYE_LIMIT_COS", "LENSES", "Lens", "Model", "Rays", "check_distortion", "distort"]
