@@ -29,6 +29,7 @@ __all__ = [
     "step_from",
     "rotation_angle",
     "rotation_from_quat_wxyz",
+    "rotation_to_axis",
     "rotvec_t",
     "transform",
     "cube_rotations",
@@ -179,6 +180,20 @@ def retract(pose: Tensor, step: Tensor) -> Tensor:
 def from_rotvec_t(rotvec_t: Tensor) -> Tensor:
     """Pose of a six-vector [rotvec, t]. (…,6) -> (…,4,4)."""
     return make(exp(rotvec_t[..., :3]), rotvec_t[..., 3:])
+
+
+def rotation_to_axis(direction: Tensor) -> Tensor:
+    """A rotation (…,3,3) that takes a direction (…,3), of any length but zero, to the axis z: (0, 0, 1).
+
+    Its first two rows span the plane in which the direction can move: the tangent plane of the sphere. Where z >= 0
+    it is the least rotation; elsewhere that of (x, -y, -z), after the half turn about x which makes this of it.
+    """
+    unit = direction / direction.norm(dim=-1, keepdim=True)
+    flip = torch.where(unit[..., 2:] < 0, unit.new_tensor([1.0, -1.0, -1.0]), 1.0)
+    x, y, z = (flip * unit).unbind(-1)
+    a = 1 / (1 + z)
+    rows = [1 - a * x * x, -a * x * y, -x, -a * x * y, 1 - a * y * y, -y, x, y, z]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3)) * flip[..., None, :]
 
 
 def rotvec_t(pose: Tensor) -> Tensor:

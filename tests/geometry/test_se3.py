@@ -248,3 +248,14 @@ def test_exp_axioms(shape: tuple[int, ...], dtype: torch.dtype, seed: int, size:
 def test_centre_is_where_the_inverse_puts_the_origin() -> None:
     pose = se3.from_rotvec_t(torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(se3.centre(pose), se3.inverse(pose)[:, :3, 3], rtol=0, atol=1e-15)
+
+
+def test_a_direction_is_turned_to_the_axis_wherever_it_points() -> None:
+    directions = 3 * torch.cat([axes(), -axes()]).requires_grad_()
+    R = se3.rotation_to_axis(directions)
+    close(R @ R.mT, torch.eye(3, dtype=torch.float64).expand_as(R), 1e-15)
+    close(torch.linalg.det(R), torch.ones(len(R), dtype=torch.float64), 1e-14)
+    axis = torch.tensor([0.0, 0, 1], dtype=torch.float64).expand(len(R), 3)
+    close((R @ (directions / 3)[..., None])[..., 0], axis, 1e-15)
+    off = directions[(directions[:, 2].abs() > 0.1)].detach().requires_grad_()  # it may jump where z = 0
+    assert torch.autograd.gradcheck(se3.rotation_to_axis, off)
