@@ -1,7 +1,7 @@
 """Differentiable geometric optimisation: layers whose output is the minimum of a least-squares problem.
 
     optim              Problem, minimize, argmin, covariance: any least-squares problem; programs and constraints
-    pose               pnp, BPnP: camera pose from 2D-3D points; pnp_ransac; losses of poses
+    pose               pnp, BPnP: camera pose from 2D-3D points; rig_pnp; pnp_ransac; losses of poses
     bundle_adjustment  bundle: many views at once
     reconstruction     calibrate, find_structure: intrinsics and structure learned through PnP
     consensus          ransac, minimal solvers, gradients through draws and choices
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         pnp_problem,
         pnp_ransac,
         pose_covariance,
+        rig_pnp,
         sample_poses,
     )
     from geometry.reconstruction import CalibrationSolution, calibrate, find_structure, triangulate
@@ -102,6 +103,7 @@ __all__ = [
     "project",
     "quadratic_program",
     "ransac",
+    "rig_pnp",
     "sample_poses",
     "score_function_loss",
     "set_log_probability",

@@ -4,6 +4,8 @@ layer     pnp, BPnP                                     data      PnPData: what 
 compiled  the back end of kernels                       tensors   the back end of tensor operations: one contract
 operator  torch operators: gradients, vmap, compile     cpu, cuda how a device runs them: threads and kernels
 problem   PnP as a Problem, in tensor operations        start     the global start in tensors
+rig       rig_pnp: several cameras, rigidly mounted     rig_data  what they and bearings are: a camera for every point
+form      the algebraic error that the start minimises  triples   starts from three points
 losses    losses of poses as distributions              sampling  draws from such distributions
 ransac    pnp_ransac: a pose among wrong matches
 """
@@ -19,6 +21,7 @@ from geometry.pose.losses import (
 )
 from geometry.pose.problem import pnp_problem
 from geometry.pose.ransac import pnp_ransac
+from geometry.pose.rig import rig_pnp
 from geometry.pose.sampling import PoseProposal, PoseSamples, log_normaliser, sample_poses
 
 __all__ = [
@@ -37,5 +40,6 @@ __all__ = [
     "pnp_problem",
     "pnp_ransac",
     "pose_covariance",
+    "rig_pnp",
     "sample_poses",
 ]

@@ -48,6 +48,6 @@ def _how(options: Options) -> tuple[Model, str, float, float]:
     """The lens; name, scale and shape of the robust kernel."""
     kernel = options.kernel
     if kernel is None:
-        return options.model, "none", 1.0, 1.0
+        return options.lens, "none", 1.0, 1.0
     assert isinstance(kernel, RobustKernel)
-    return options.model, kernel.name, kernel.scale, kernel.alpha
+    return options.lens, kernel.name, kernel.scale, kernel.alpha

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geometry.alignment import Frame
-from geometry.camera import Model
+from geometry.camera import Model, Rays, rays_of
 from geometry.checks import (
     boolean,
     check_tensors,
@@ -19,19 +19,42 @@ from geometry.checks import (
     whole,
 )
 from geometry.lenses import LENSES, check_distortion
-from geometry.optim import Gradient
+from geometry.optim import Gradient, Problem
+from geometry.pose.problem import PoseModel, pnp_problem
 from geometry.robust import Kernel
 
-__all__ = ["Options", "PnPData", "check_options", "check_pose", "check_shape", "precision", "prepare"]
+__all__ = [
+    "Options",
+    "PnPData",
+    "check_like",
+    "check_options",
+    "check_pose",
+    "check_shape",
+    "precision",
+    "prepare",
+    "taken",
+    "without_masked",
+]
 
 
 class Options(NamedTuple):
-    """What is to be minimised and how, beside the data: arguments of `geometry.pnp`."""
+    """What is to be minimised and how, beside the data: arguments of `geometry.pnp`, and `scale` of `rig_pnp`."""
 
-    model: Model = "radtan"
+    model: PoseModel = "radtan"
     kernel: Kernel | None = None
     gradient: Gradient = "exact"
     max_steps: int = 50
+    scale: bool = False
+
+    @property
+    def lens(self) -> Model:
+        """The camera: that of bearings is a fisheye without coefficients, which measures angles."""
+        return "fisheye" if self.model == "ray" else self.model
+
+    @property
+    def problem(self) -> Problem:
+        """What is minimised."""
+        return pnp_problem(self.model, self.kernel, self.scale)
 
 
 class PnPData(NamedTuple):
@@ -75,13 +98,9 @@ class PnPData(NamedTuple):
         A masked entry may hold anything, NaN included: it is replaced before it meets a derivative. A point of weight
         zero is as if absent, also behind the camera.
         """
-        B, N, _ = self.points2d.shape
-        mask = self.mask.expand(B, N)
-        seen = mask[..., None]
-        points2d, points3d = (torch.where(seen, d, 0.0) for d in self[:2])
-        weights = torch.where(seen, self.weights.expand(B, N, 2), 0.0)
-        K, distortion = self.K.expand(B, 3, 3), self.distortion.expand(B, -1)
-        return PnPData(points2d, points3d, K, distortion, weights, mask & (weights != 0).any(-1))
+        B = len(self.points2d)
+        points2d, points3d, weights, mask = without_masked(self.points2d, self.points3d, self.weights, self.mask)
+        return PnPData(points2d, points3d, self.K.expand(B, 3, 3), self.distortion.expand(B, -1), weights, mask)
 
     def centred(self, mask: Tensor | None = None, scaled: bool = False) -> tuple["PnPData", Frame]:
         """Prepared data with points3d about the middle of those visible (or of `mask`), and that frame.
@@ -93,10 +112,48 @@ class PnPData(NamedTuple):
         frame = Frame.amid(self.points3d, mask, scaled)
         return self._replace(points3d=frame.points(self.points3d), mask=mask), frame
 
+    def at(self, index: Tensor) -> "PnPData":
+        """Some of the points, those of index (B,M)."""
+        points2d, points3d, weights = (taken(d, index) for d in (self.points2d, self.points3d, self.weights))
+        return self._replace(points2d=points2d, points3d=points3d, weights=weights, mask=taken(self.mask, index))
 
-def check_options(model: Model, kernel: Kernel | None, gradient: Gradient = "exact", max_steps: int = 1) -> None:
-    """Raise ValueError for options that there are not."""
-    one_of("model", model, LENSES)
+    def information(self) -> Tensor:
+        """About the inverse square (B,N) of each ray's deviation, up to a common factor."""
+        return self.weights.square().mean(-1)
+
+    def rays(self, model: Model, max_steps: int = 16) -> Rays:
+        """Directions of the pixels in the frame of the camera, and which may be trusted."""
+        return rays_of(self.points2d, self.K, self.distortion, model, max_steps)
+
+
+def without_masked(
+    points2d: Tensor, points3d: Tensor, weights: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of full size, as `PnPData.masked` has them."""
+    B, N, _ = points2d.shape
+    mask = mask.expand(B, N)
+    seen = mask[..., None]
+    points2d, points3d = (torch.where(seen, d, 0.0) for d in (points2d, points3d))
+    weights = torch.where(seen, weights.expand(B, N, 2), 0.0)
+    return points2d, points3d, weights, mask & (weights != 0).any(-1)
+
+
+def taken(values: Tensor, index: Tensor) -> Tensor:
+    """Values (B,N,…) of the points of index (B,M): (B,M,…)."""
+    index = index.view(*index.shape, *[1] * (values.ndim - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def check_options(
+    model: PoseModel,
+    kernel: Kernel | None,
+    gradient: Gradient = "exact",
+    max_steps: int = 1,
+    *,
+    bearings: bool = False,
+) -> None:
+    """Raise ValueError for options that there are not. bearings: whether "ray" is a model."""
+    one_of("model", model, (*LENSES, "ray") if bearings else LENSES)
     function("kernel", kernel)
     one_of("gradient", gradient, ("exact", "gauss_newton", "unrolled"))
     whole("max_steps", max_steps, 1)
@@ -154,9 +211,9 @@ def prepare(
         if mask.device != points2d.device:
             raise ValueError(f"mask must be on the device of points2d ({points2d.device}), got {mask.device}")
     for name, value in (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights)):
-        _check_like(name, value, points2d)
+        check_like(name, value, points2d)
     if init is not None:
-        _check_like("init", init, points2d)
+        check_like("init", init, points2d)
         check_shape("init", init, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
     needed = 4 if init is None else 3
     if needed > N:
@@ -192,7 +249,7 @@ def _kept(dtype: torch.dtype) -> _Nothing:
         return _made(torch.empty(0, device="cpu"), dtype)
 
 
-def _check_like(name: str, value: Tensor, points2d: Tensor) -> None:
+def check_like(name: str, value: Tensor, points2d: Tensor) -> None:
     if value.device != points2d.device or (value.dtype != points2d.dtype and precision(value) != precision(points2d)):
         raise ValueError(
             f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
@@ -205,6 +262,6 @@ def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
     check_tensors(**{name: pose})
     B, N, _ = points2d.shape
     check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
-    _check_like(name, pose, points2d)
+    check_like(name, pose, points2d)
     values(**{name: (pose, "pose")})
     return pose.expand(B, 4, 4)

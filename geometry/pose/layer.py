@@ -7,7 +7,7 @@ After "End-to-End Learnable Geometric Vision by Backpropagating PnP Optimization
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from geometry import se3
 from geometry.camera import Model
 from geometry.checks import check_tensors, check_tensors_or_none, one_of
 from geometry.compiled.launch import compiles_for
-from geometry.optim import Gradient, Solution
+from geometry.optim import Gradient, Solution, State
 from geometry.pose import compiled, tensors
-from geometry.pose.data import Options, check_options, precision, prepare
+from geometry.pose.data import Options, PnPData, check_options, precision, prepare
+from geometry.pose.problem import PoseModel
+from geometry.pose.rig_data import RigData, bearing_data
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["BPnP", "PoseSolution", "back_end", "pnp"]
@@ -32,20 +34,20 @@ class PoseSolution(Solution):
     ratio (B,): cost of x over cost of second; near 1 the two cannot be told apart; 0 where there is no second.
     """
 
-    second: Tensor | None = None
+    second: State | None = None
     ratio: Tensor | None = None
 
 
 def pnp(
     points2d: Tensor,
     points3d: Tensor,
-    K: Tensor,
+    K: Tensor | None,
     *,
     distortion: Tensor | None = None,
     weights: Tensor | None = None,
     mask: Tensor | None = None,
     init: Tensor | None = None,
-    model: Model = "radtan",
+    model: PoseModel = "radtan",
     kernel: Kernel | None = None,
     gradient: Gradient = "exact",
     max_steps: int = 50,
@@ -70,6 +72,13 @@ def pnp(
     gradient: "exact", "gauss_newton" or "unrolled" (`geometry.argmin`). status per sample: CONVERGED;
     STALLED after max_steps; SINGULAR (collinear points); INFEASIBLE (a point behind the camera at `init`); TOO_FEW
     points left by the mask. A sample that did not converge has gradient zero and leaves the others untouched.
+
+    model="ray": points2d are bearings (B,N,3) in the frame of the camera, of any length but zero and in any direction,
+    K and distortion are None: what any central camera measures (`geometry.unproject`). The residual is the angle to
+    the bearing in radians, along its tangent plane, of which the first two rows of `geometry.se3.rotation_to_axis` are
+    the axes; weights are 1/sigma in 1/radian, (B|1,N,2) along these axes, or whitenings (B|1,N,2,2). No point lies
+    behind. Rigs of several cameras: `rig_pnp`.
+
     Compiled, a sample has the same bits in every batch of four or more, and in all of 256 points or more.
     Raises ValueError naming the argument for wrong types, shapes, dtypes, devices, too few points, values that are not
     finite, a K with another third row than (0, 0, 1), an init that is no rotation (to 1e-3) and translation; with
@@ -78,39 +87,52 @@ def pnp(
     On the CPU a compiled kernel does the work (`geometry.compiled`), on as many threads as torch has; on a CUDA device
     too, where numba-cuda is installed, a problem a thread. It can be vmapped, differentiated twice, and stands in
     torch.compile'd code. Elsewhere, and for what the kernel does not know (other lenses than "radtan" and "fisheye",
-    kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do: the same algorithm,
-    the same poses and derivatives, and slower. `geometry.pose.back_end` says which. On a device the kernel waits for
-    nothing, so it cannot raise for values: a problem that is not finite, or whose K or init is none, ends INFEASIBLE
-    with the identity.
+    bearings, kernels of your own, gradient="unrolled"), the tensor operations of `geometry.pose.tensors` do: the same
+    algorithm, the same poses and derivatives, and slower. `geometry.pose.back_end` says which. On a device the kernel
+    waits for nothing, so it cannot raise for values: a problem that is not finite, or whose K or init is none, ends
+    INFEASIBLE with the identity.
     """
-    check_options(model, kernel, gradient, max_steps)
+    check_options(model, kernel, gradient, max_steps, bearings=True)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
-    data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model).to(solve_dtype)
     options = Options(model, kernel, gradient, max_steps)
+    data: PnPData | RigData
+    if model == "ray":
+        if not (K is None and distortion is None):
+            raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
+        data = bearing_data(points2d, points3d, weights, mask, init)
+    elif K is None:
+        raise ValueError('K must be a tensor, got None, which is for model="ray"')
+    else:
+        data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model)
     module = _back_end(data.points2d, options)
-    data = module.prepared(data, init)
-    if init is not None:
-        init = init.detach().to(solve_dtype)
-    second = ratio = None
-    fewest = 3
-    if init is None:
-        init, second, ratio = module.search(data, options)
-        fewest = 4
-    pose, cost, status, steps = module.solve(data, init, options, fewest)
-    if second is not None and ratio is not None:
-        second = torch.where((ratio > 0)[:, None, None], second, pose.detach())
-    dtype = precision(points2d)
-    if dtype != solve_dtype:
-        pose, cost = pose.to(dtype), cost.to(dtype)
-        second, ratio = (None, None) if second is None or ratio is None else (second.to(dtype), ratio.to(dtype))
-    solution = PoseSolution(pose, cost, status, steps, second, ratio)
+    solution = solved(module, data.to(solve_dtype), init, options, precision(points2d))
     if throw:
         solution.raise_if_failed()
     return solution
 
 
+def solved(module: ModuleType, data: Any, init: Tensor | None, options: Options, dtype: torch.dtype) -> PoseSolution:
+    """The global minimum, or that next to init (B|1,4,4), by a back end in the precision of the data, as this dtype."""
+    data = module.prepared(data, init)
+    solve_dtype = data.points2d.dtype
+    second = ratio = None
+    fewest = 3
+    if init is not None:
+        init = init.detach().to(solve_dtype)
+    else:
+        init, second, ratio = module.search(data, options)
+        fewest = 4
+    pose, cost, status, steps = module.solve(data, init, options, fewest)
+    if second is not None and ratio is not None:
+        second = torch.where((ratio > 0)[:, None, None], second, pose.detach())
+    if dtype != solve_dtype:
+        pose, cost = pose.to(dtype), cost.to(dtype)
+        second, ratio = (None, None) if second is None or ratio is None else (second.to(dtype), ratio.to(dtype))
+    return PoseSolution(pose, cost, status, steps, second, ratio)
+
+
 def back_end(
-    points2d: Tensor, *, model: Model = "radtan", kernel: Kernel | None = None, gradient: Gradient = "exact"
+    points2d: Tensor, *, model: PoseModel = "radtan", kernel: Kernel | None = None, gradient: Gradient = "exact"
 ) -> Literal["compiled", "tensors"]:
     """What solves when `pnp` is called with such points and options: a compiled kernel, or tensor operations.
 

@@ -1,17 +1,16 @@
-"""PnP in batched tensor operations: the back end of `geometry.pnp` on any device, for every lens and kernel.
+"""PnP in batched tensor operations: the back end of `geometry.pnp` on any device, for every lens and kernel, and rigs.
 
-The contract is that of `geometry.pose.compiled`, which says it, and the algorithm the same.
+The contract is that of `geometry.pose.compiled`, which says it, and the algorithm the same. Poses of rigs have their
+scale for a last entry (`geometry.pose.problem`).
 """
 
 import torch
 from torch import Tensor, nn
 
-from geometry import se3
 from geometry.compiled.constants import CANDIDATES
 from geometry.optim import Solution, Status, argmin, attach_gradient, minimize, opaque
-from geometry.pose.data import Options, PnPData
-from geometry.pose.problem import pnp_problem
-from geometry.pose.start import Starts, find_poses
+from geometry.pose.data import Options
+from geometry.pose.start import Data, Starts, find_poses
 
 __all__ = ["prepared", "search", "solve"]
 
@@ -21,32 +20,32 @@ _STEPS = 4  # on a candidate: one that needs more runs away, or is left to `solv
 _SAME = 1e-3  # two minima less than about this many radians apart are one
 
 
-def prepared(data: PnPData, init: Tensor | None) -> PnPData:
+def prepared(data: Data, init: Tensor | None) -> Data:
     """Everything of full size, masked and checked (`PnPData.prepared`)."""
     return data.prepared(init)
 
 
-def search(data: PnPData, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+def search(data: Data, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """See `geometry.pose.compiled`."""
 
     def find(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        data, frame = PnPData(*tensors).centred(scaled=True)
-        starts = find_poses(data, options)
-        part = tuple(d[starts.owner] for d in data)
+        centred, frame = type(data)(*tensors).centred(scaled=True)
+        starts = find_poses(centred, options)
+        part = tuple(d[starts.owner] for d in centred)
         found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS), 1)
-        best, second, ratio = _best_two(found, starts, len(data.points2d))
+        best, second, ratio = _best_two(found, starts, len(centred.points2d))
         return frame.from_frame(best), (frame.from_frame(second), ratio)
 
     best, (second, ratio) = opaque(find, *data)
     return best, second, ratio
 
 
-def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def solve(data: Data, init: Tensor, options: Options, fewest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `geometry.pose.compiled`."""
     data, frame = data.centred(scaled=True)
     with torch.no_grad():
         start = frame.to_frame(_rigid(init).expand(len(data.points2d), 4, 4))
-    problem = pnp_problem(options.model, options.kernel)
+    problem = options.problem
     if options.gradient == "unrolled":
         found = argmin(problem, start, *data, gradient="unrolled", max_steps=options.max_steps)
         x = found.x
@@ -64,8 +63,7 @@ def solve(data: PnPData, init: Tensor, options: Options, fewest: int) -> tuple[T
 
 def _minima(start: Tensor, data: tuple[Tensor, ...], options: Options, max_steps: int, newton: int) -> Solution:
     """Local minima next to the starts (M,4,4): Levenberg-Marquardt as long as it pays, then Newton's method."""
-    problem = pnp_problem(options.model, options.kernel)
-    return minimize(problem, start, *data, max_steps=max_steps, polish=newton, enough=_NEAR)
+    return minimize(options.problem, start, *data, max_steps=max_steps, polish=newton, enough=_NEAR)
 
 
 def _rigid(pose: Tensor) -> Tensor:
@@ -73,7 +71,8 @@ def _rigid(pose: Tensor) -> Tensor:
     a, b = pose[..., 0, :3], pose[..., 1, :3]
     a = nn.functional.normalize(a, dim=-1)
     b = nn.functional.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
-    return se3.make(torch.stack([a, b, torch.linalg.cross(a, b)], -2), pose[..., :3, 3])
+    R = torch.stack([a, b, torch.linalg.cross(a, b)], -2)
+    return torch.cat([torch.cat([R, pose[..., :3, 3:]], -1), pose[..., 3:, :]], -2)
 
 
 def _best_two(found: Solution, starts: Starts, B: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -83,9 +83,9 @@ def _costs(pose: Tensor, data: PnPData, options: Options) -> Tensor:
     p = (pose[:, :, None, :3, :3] * data.points3d[:, None, :, None, :]).sum(-1) + pose[:, :, None, :3, 3]
     mask = data.mask[:, None]
     p = torch.where(mask[..., None], p, 1.0)
-    pixels = project_camera_frame(p, data.K[:, None], data.distortion[:, None], model=options.model)
+    pixels = project_camera_frame(p, data.K[:, None], data.distortion[:, None], model=options.lens)
     s = (data.weights[:, None] * (pixels - data.points2d[:, None])).square().sum(-1)
     rho = s if options.kernel is None else options.kernel(s)
     cost = torch.where(mask, rho, 0.0).sum(-1)
-    seen = (in_front(p, data.distortion[:, None], model=options.model) | ~mask).all(-1)
+    seen = (in_front(p, data.distortion[:, None], model=options.lens) | ~mask).all(-1)
     return torch.where(seen & torch.isfinite(cost), cost, torch.inf)

@@ -37,6 +37,7 @@ LENS = torch.zeros(V, 4, **DOUBLE)
 ONES = torch.ones(V, N, **DOUBLE)
 VIEWS, TRACKS = (t.flatten() for t in torch.meshgrid(torch.arange(V), torch.arange(N), indexing="ij"))
 SEEN = torch.ones(V, N, dtype=torch.bool)
+RIG = se3.from_rotvec_t(torch.tensor([[0.0] * 6, [0.0, 0, 0, 0.1, 0, 0]], **DOUBLE))
 MEAN = Problem(lambda x, y: x - y, dof=2)
 
 
@@ -50,6 +51,9 @@ TRACKED = {"points2d": PIXELS, "visible": SEEN, "K": K.expand(V, 3, 3), "distort
 RIGHT: dict[Callable, dict[str, Any]] = {
     pnp: PNP | {"init": POSES, "model": "radtan", "kernel": None, "gradient": "exact", "max_steps": 9,
                 "solve_dtype": torch.float64},
+    geometry.rig_pnp: PNP | {"K": K.expand(2, 3, 3), "distortion": LENS[:2], "init": POSES, "model": "radtan",
+                             "sensor_from_rig": RIG, "sensor_index": TRACKS.view(V, N) % 2, "kernel": None,
+                             "gradient": "exact", "max_steps": 9, "solve_dtype": torch.float64},
     in_a_layer: {"points2d": PIXELS, "points3d": POINTS, "K": K, "model": "radtan", "kernel": None, "gradient": "exact",
                  "max_steps": 9},
     geometry.pnp_problem: {"model": "radtan", "kernel": None},
@@ -158,7 +162,7 @@ KINDS = {
     "function": ("kernel", "callback", "residual", "retract", "equality", "minimal_solver"),
     "choice": ("model", "gradient", "gauge", "solver", "solve_dtype"),
     "camera": ("K", "K_a", "K_b"),
-    "pose": ("init", "pose_gt", "pose", "world_to_camera", "gripper", "camera", "mode"),
+    "pose": ("init", "pose_gt", "pose", "world_to_camera", "gripper", "camera", "mode", "sensor_from_rig"),
     "object": ("problem", "prior", "free"),
     "size": ("image_size",),
     "below two": ("alpha",),

@@ -9,7 +9,7 @@ from geometry import cauchy, huber, minimize, pnp, pnp_problem, project, se3, un
 from geometry.camera import in_front
 from geometry.pose import tensors
 from geometry.pose.data import Options, PnPData
-from geometry.pose.start import _descend, _quadratic_form
+from geometry.pose.form import Sights, descend, quadratic_form
 from geometry.se3 import cube_rotations
 from tests.numbers import DOUBLE
 
@@ -190,7 +190,7 @@ def test_the_quadratic_form_is_the_object_space_error(make_scene: Any) -> None:
     scene = make_scene(3, 7, 2.0, seed=8)
     rays = unproject(scene.points2d, scene.K).directions
     w2 = torch.rand(3, 7, generator=torch.Generator().manual_seed(0), **DOUBLE)
-    omega, T = _quadratic_form(rays, scene.points3d, w2)
+    omega, T = quadratic_form(Sights(rays, scene.points3d, w2))
     R = cube_rotations(torch.float64, torch.device("cpu"))[[1, 5, 20]]
     r = R.mT.flatten(-2)
     t = (T @ r[..., None]).squeeze(-1)
@@ -210,8 +210,8 @@ def test_the_quadratic_form_is_the_object_space_error(make_scene: Any) -> None:
 def test_the_descent_ends_at_minima(make_scene: Any) -> None:
     scene = make_scene(4, 10, 2.0, seed=9)
     w2 = torch.full((4, 10), 0.1, **DOUBLE)
-    omega, _ = _quadratic_form(unproject(scene.points2d, scene.K).directions, scene.points3d, w2)
-    R, value = _descend(omega, cube_rotations(torch.float64, torch.device("cpu")).expand(4, 24, 3, 3), 100)
+    omega, _ = quadratic_form(Sights(unproject(scene.points2d, scene.K).directions, scene.points3d, w2))
+    R, value = descend(omega, cube_rotations(torch.float64, torch.device("cpu")).expand(4, 24, 3, 3), 100)
     step = torch.zeros(4, 24, 3, **DOUBLE, requires_grad=True)
     r = (se3.exp(step) @ R).mT.flatten(-2)
     again = (r * (r @ omega)).sum(-1)
