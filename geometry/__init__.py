@@ -1,7 +1,7 @@
 """Differentiable geometric optimisation: layers whose output is the minimum of a least-squares problem.
 
     optim              Problem, minimize, argmin, covariance: any least-squares problem; programs and constraints
-    pose               pnp, BPnP: camera pose from 2D-3D points; rig_pnp; pnp_ransac; losses of poses
+    pose               pnp, BPnP: camera pose from 2D-3D points; rig_pnp; both among wrong matches; losses of poses
     bundle_adjustment  bundle: many views at once
     reconstruction     calibrate, find_structure: intrinsics and structure learned through PnP
     consensus          ransac, minimal solvers, gradients through draws and choices
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         pnp_ransac,
         pose_covariance,
         rig_pnp,
+        rig_pnp_ransac,
         sample_poses,
     )
     from geometry.reconstruction import CalibrationSolution, calibrate, find_structure, triangulate
@@ -104,6 +105,7 @@ __all__ = [
     "quadratic_program",
     "ransac",
     "rig_pnp",
+    "rig_pnp_ransac",
     "sample_poses",
     "score_function_loss",
     "set_log_probability",

@@ -7,7 +7,8 @@ problem   PnP as a Problem, in tensor operations        start     the global sta
 rig       rig_pnp: several cameras, rigidly mounted     rig_data  what they and bearings are: a camera for every point
 form      the algebraic error that the start minimises  triples   starts from three points
 losses    losses of poses as distributions              sampling  draws from such distributions
-ransac    pnp_ransac: a pose among wrong matches
+ransac    pnp_ransac: a pose among wrong matches        ransac_tensors   its search in tensors
+rig_ransac                                              rig_pnp_ransac
 """
 
 from geometry.pose.layer import BPnP, PoseSolution, back_end, pnp
@@ -22,6 +23,7 @@ from geometry.pose.losses import (
 from geometry.pose.problem import pnp_problem
 from geometry.pose.ransac import pnp_ransac
 from geometry.pose.rig import rig_pnp
+from geometry.pose.rig_ransac import rig_pnp_ransac
 from geometry.pose.sampling import PoseProposal, PoseSamples, log_normaliser, sample_poses
 
 __all__ = [
@@ -41,5 +43,6 @@ __all__ = [
     "pnp_ransac",
     "pose_covariance",
     "rig_pnp",
+    "rig_pnp_ransac",
     "sample_poses",
 ]

@@ -18,12 +18,13 @@ from geometry.checks import check_tensors, check_tensors_or_none, one_of
 from geometry.compiled.launch import compiles_for
 from geometry.optim import Gradient, Solution, State
 from geometry.pose import compiled, tensors
-from geometry.pose.data import Options, PnPData, check_options, precision, prepare
+from geometry.pose.data import Options, check_options, precision, prepare
 from geometry.pose.problem import PoseModel
-from geometry.pose.rig_data import RigData, bearing_data
+from geometry.pose.rig_data import bearing_data
+from geometry.pose.start import Data
 from geometry.robust import Kernel, RobustKernel
 
-__all__ = ["BPnP", "PoseSolution", "back_end", "pnp"]
+__all__ = ["BPnP", "PoseSolution", "back_end", "data_of", "pnp", "solved"]
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,33 @@ def pnp(
     check_options(model, kernel, gradient, max_steps, bearings=True)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
     options = Options(model, kernel, gradient, max_steps)
-    data: PnPData | RigData
-    if model == "ray":
-        if not (K is None and distortion is None):
-            raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
-        data = bearing_data(points2d, points3d, weights, mask, init)
-    elif K is None:
-        raise ValueError('K must be a tensor, got None, which is for model="ray"')
-    else:
-        data = prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model)
+    data = data_of(points2d, points3d, K, distortion, weights, mask, init=init, model=model)
     module = _back_end(data.points2d, options)
     solution = solved(module, data.to(solve_dtype), init, options, precision(points2d))
     if throw:
         solution.raise_if_failed()
     return solution
+
+
+def data_of(
+    points2d: Tensor,
+    points3d: Tensor,
+    K: Tensor | None,
+    distortion: Tensor | None,
+    weights: Tensor | None,
+    mask: Tensor | None,
+    *,
+    init: Tensor | None = None,
+    model: PoseModel,
+) -> Data:
+    """The arguments of `pnp`, after ValueErrors about types, shapes, dtypes and devices."""
+    if model == "ray":
+        if not (K is None and distortion is None):
+            raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
+        return bearing_data(points2d, points3d, weights, mask, init)
+    if K is None:
+        raise ValueError('K must be a tensor, got None, which is for model="ray"')
+    return prepare(points2d, points3d, K, distortion, weights, mask, init=init, model=model)
 
 
 def solved(module: ModuleType, data: Any, init: Tensor | None, options: Options, dtype: torch.dtype) -> PoseSolution:

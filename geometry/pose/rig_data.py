@@ -12,7 +12,7 @@ from geometry.checks import check_tensors, check_tensors_or_none, indices, plain
 from geometry.lenses import check_distortion
 from geometry.pose.data import PnPData, check_like, prepare, taken, without_masked
 
-__all__ = ["Rig", "RigData", "bearing_data", "check_rig", "scaled_pose"]
+__all__ = ["Rig", "RigData", "RigFrame", "bearing_data", "check_rig", "scaled_pose"]
 
 
 class RigFrame(NamedTuple):

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from geometry import se3
 
-__all__ = ["p3p"]
+__all__ = ["PAIRS", "aligned", "p3p"]
 
-_PAIRS = ((0, 1), (0, 2), (1, 2))
+PAIRS = ((0, 1), (0, 2), (1, 2))
 _POLISH = 5  # Newton steps: one is enough but near a double root
 
 
@@ -48,19 +48,23 @@ def p3p(rays: Tensor, points3d: Tensor) -> Tensor:
     a, c = torch.where(good[..., None], a.unsqueeze(-2), 1.0), torch.where(good[..., None], c.unsqueeze(-2), 0.5)
     d = _newton(torch.where(good[..., None], d, 1.0), a, c)
     camera = (d * size[..., None, None])[..., None] * rays.unsqueeze(-3)
-    world = points3d.unsqueeze(-3)
-    R = _frame(camera) @ _frame(world).mT
-    t = camera.mean(-2) - (R @ world.mean(-2)[..., None]).squeeze(-1)
-    pose = se3.make(R, t)
+    pose = aligned(camera, points3d.unsqueeze(-3))
     good = good & torch.isfinite(pose).all(-1).all(-1)
     return torch.where(good[..., None, None], pose, torch.nan)
+
+
+def aligned(camera: Tensor, world: Tensor) -> Tensor:
+    """The pose (…,4,4) that takes a triangle of the world (…,3,3) to its like (…,3,3)."""
+    R = _frame(camera) @ _frame(world).mT
+    t = camera.mean(-2) - (R @ world.mean(-2)[..., None]).squeeze(-1)
+    return se3.make(R, t)
 
 
 def _triangle(rays: Tensor, points3d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Unit rays, squared sides (…,3) of the triangle in units of its size, cosines (…,3) of the rays, size (…)."""
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    c = torch.stack([(rays[..., i, :] * rays[..., j, :]).sum(-1) for i, j in _PAIRS], -1)
-    a = torch.stack([(points3d[..., i, :] - points3d[..., j, :]).square().sum(-1) for i, j in _PAIRS], -1)
+    c = torch.stack([(rays[..., i, :] * rays[..., j, :]).sum(-1) for i, j in PAIRS], -1)
+    a = torch.stack([(points3d[..., i, :] - points3d[..., j, :]).square().sum(-1) for i, j in PAIRS], -1)
     size = a.sum(-1)
     return rays, a / size[..., None], c, size.sqrt()
 

@@ -15,7 +15,8 @@ from datasets.images.matches import read_box_matches
 from geometry import RansacSolution, SolverError, Status, pnp, pnp_ransac, se3
 from geometry.camera import in_front, project_camera_frame
 from geometry.pose.data import PnPData
-from geometry.pose.ransac import _Compiled, _Tensors, mirrored
+from geometry.pose.ransac import _Compiled
+from geometry.pose.ransac_tensors import TensorSearch, mirrored
 from tests.numbers import close, generator
 
 torch.set_num_threads(1)
@@ -132,7 +133,7 @@ def test_tensors_find_the_lowest_score_of_a_flat_box_as_well(real_data: Callable
         points2d, points3d = matches.points2d.double()[None].expand(24, -1, -1), matches.points3d.double()
         nothing, ones = torch.zeros(1, 0).double(), torch.ones(1, 1, 1).double()
         data = PnPData(points2d, points3d[None], BOX[None], nothing, ones, torch.ones(1, 1, dtype=torch.bool))
-        pose, *_ = _Tensors(data, torch.ones(1, 1).double(), 4.0, "radtan").search(10_000, 0.9999, generator())
+        pose, *_ = TensorSearch(data, torch.ones(1, 1).double(), 4.0, "radtan").search(10_000, 0.9999, generator())
         assert msac(points2d, points3d, pose, BOX).max() < 1.02 * lowest
 
 
@@ -305,7 +306,7 @@ def test_threads_change_nothing(spoil: Callable[..., Any]) -> None:
     assert torch.equal(one.x, two.x)
 
 
-def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tuple[_Tensors, _Compiled]:
+def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tuple[TensorSearch, _Compiled]:
     """The two ways to search, given the same data."""
     data = PnPData(
         points2d,
@@ -316,7 +317,7 @@ def both(scene: Any, points2d: Tensor, threshold: float, **options: Any) -> tupl
         options.get("mask", torch.ones(1, 1, dtype=torch.bool)),
     )
     candidates = options.get("candidates", torch.ones(1, 1).double())
-    return tuple(back_end(data, candidates, threshold, "radtan") for back_end in (_Tensors, _Compiled))
+    return tuple(back_end(data, candidates, threshold, "radtan") for back_end in (TensorSearch, _Compiled))
 
 
 @pytest.mark.slow

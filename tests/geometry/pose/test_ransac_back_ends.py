@@ -9,7 +9,8 @@ import torch
 from geometry import RansacSolution, Status, pnp_ransac, project, se3
 from geometry.camera import Model
 from geometry.pose import ransac
-from geometry.pose.ransac import _Compiled, _Tensors
+from geometry.pose.ransac import _Compiled
+from geometry.pose.ransac_tensors import TensorSearch
 from tests.numbers import DOUBLE, close, generator
 
 torch.set_num_threads(1)
@@ -49,7 +50,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RansacSolutio
 
     def solve(**data: Any) -> tuple[RansacSolution, RansacSolution]:
         found = []
-        for back_end in (_Compiled, _Tensors):
+        for back_end in (_Compiled, TensorSearch):
             monkeypatch.setattr(ransac, "_Compiled", back_end)
             found.append(pnp_ransac(**data, hypotheses=512, generator=generator()))
         return found[0], found[1]

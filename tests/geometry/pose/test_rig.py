@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from geometry.pose.data import PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.pose.rig_data import bearing_data, check_rig, scaled_pose
 from geometry.robust import Kernel
+from tests.geometry.pose.solving import of_poselib
 from tests.numbers import DOUBLE, central_difference, close, generator, normal
 
 LENS = torch.tensor([0.05, -0.01, 0.003, -0.001], **DOUBLE)
@@ -106,26 +106,6 @@ def test_the_gradient_of_every_input(name: str, kernel: Kernel | None, scale: bo
 # ---- what is found ----
 
 
-def of_poselib(seen: RigViews) -> Tensor:
-    """PoseLib's poses (B,4,4) of so wide a threshold that all matches are right."""
-    poselib = pytest.importorskip("poselib")
-    poses = []
-    for x, X, K, sensors, index in zip(*(a.numpy() for a in seen[:5]), strict=True):
-        members = [index == s for s in range(len(K))]
-        cameras = [poselib.Camera("PINHOLE", [k[0, 0], k[1, 1], k[0, 2], k[1, 2]], 640, 480) for k in K]
-        mounted = []
-        for T in sensors:
-            mounted.append(poselib.CameraPose())
-            mounted[-1].R, mounted[-1].t = T[:3, :3], T[:3, 3]
-        options = {"max_reproj_error": 1e3, "min_iterations": 100, "max_iterations": 200}
-        found, _ = poselib.estimate_generalized_absolute_pose(
-            [x[m] for m in members], [X[m] for m in members], mounted, cameras, options, {}
-        )
-        poses.append(found.Rt)
-    Rt = torch.from_numpy(np.array(poses))
-    return se3.make(Rt[..., :3], Rt[..., 3])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mounting", get_args(Mounting))
 @pytest.mark.parametrize(("N", "S", "noise"), [(4, 2, 0.1), (5, 4, 5.0), (30, 6, 1.0)])
@@ -134,7 +114,7 @@ def test_the_cost_is_never_above_poselib_s(mounting: Mounting, N: int, S: int, n
     seen = views(20, N, S, noise, seed=N, mounting=mounting, baseline=baseline)
     found = rig_pnp(**seen.given)
     assert found.converged.all()
-    theirs = of_poselib(seen)
+    theirs = of_poselib(seen, max_reproj_error=1e3, min_iterations=100, max_iterations=200)
     there = torch.isfinite(theirs).all(-1).all(-1)
     start = torch.where(there[:, None, None], theirs, seen.world_to_rig_gt)
     for other in (start, seen.world_to_rig_gt):
