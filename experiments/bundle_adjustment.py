@@ -70,7 +70,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     with torch.no_grad():
         r = problem.residual(problem.compose(found.state, data.given), data)
         start = problem.residual(data.given, data)
-    poses, points, K, distortion = (t.cpu() for t in found.x)
+    poses, points, K, distortion = (t.cpu() for t in found.x[:4])
     model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
     run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
     run.save_model("colmap", model)

@@ -32,7 +32,7 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
         points2d, camera, point, poses, points, *given, intrinsics_index=index, model=scene.model,
         free=("poses", "points", *scene.free), kernel=cauchy(robust_px) if scene.robust else None, max_steps=300,
     )  # fmt: skip
-    poses, points, K, distortion = (t.detach().cpu() for t in solution.x)
+    poses, points, K, distortion = (t.detach().cpu() for t in solution.x[:4])
     errors: dict[str, float] = {}
     note = ""
     if scene.poses_gt is not None:

@@ -21,10 +21,12 @@ _GROUP = 8
 
 
 class Coarse(NamedTuple):
-    """groups (V,): which group a view belongs to; motions (V,p,c): how the columns of a view move with its group."""
+    """groups (V,): which group a view belongs to; motions (V,p,c): how the columns of a view move with its group; first
+    (V,p) bool: whether no view before has the same column."""
 
     groups: Tensor
     motions: Tensor
+    first: Tensor
 
     @property
     def size(self) -> int:
@@ -50,8 +52,8 @@ def similarities(pose: Tensor, points: Tensor, centroid: Tensor, size: Tensor) -
     return torch.cat([shift, turn, scale], -1), moved
 
 
-def coarse_motions(pose: Tensor, layout: Layout) -> Coarse:
-    """Groups of cameras by place, and their common motions. pose (V,4,4)."""
+def coarse_motions(pose: Tensor, layout: Layout, frame: Tensor) -> Coarse:
+    """Groups of poses by place, and their common motions. pose (F,4,4), frame (V,): which of them a view has."""
     centre = se3.centre(pose)
     groups = _halve(centre)
     count = int(groups.max()) + 1
@@ -61,12 +63,18 @@ def coarse_motions(pose: Tensor, layout: Layout) -> Coarse:
     local = pose.clone()
     local[:, :3, 3] += (pose[:, :3, :3] @ middle[groups][..., None]).squeeze(-1)
     motions, _ = similarities(local, centre[:0], torch.zeros_like(centre[0]), centre.new_ones(()))
-    P = layout.rows.shape[1] - 6
-    users = torch.bincount(layout.rows.flatten(), minlength=layout.size + 1)
-    own = (layout.rows < layout.size) & (users[layout.rows] == 1)
-    motions = torch.nn.functional.pad(motions, (0, P, 0, P))
+    rows = layout.rows
+    P = rows.shape[1] - 6
+    motions = torch.nn.functional.pad(motions[frame], (0, P, 0, P))
     motions[:, 6:, 7:] = torch.eye(P, dtype=pose.dtype, device=pose.device)
-    return Coarse(groups, motions * own[..., None])
+    # what views of several poses share moves with none of them
+    V = len(rows)
+    each = torch.arange(V, device=rows.device)[:, None].expand_as(rows)
+    first = torch.full((layout.size + 1,), V, device=rows.device)
+    first = first.scatter_reduce(0, rows.flatten(), each.flatten(), "amin")
+    users = torch.bincount(rows[:, 6:].flatten(), minlength=layout.size + 1)
+    own = (rows < layout.size) & (users[rows] <= 1)
+    return Coarse(groups[frame], motions * own[..., None], first[rows] == each)
 
 
 def _halve(places: Tensor) -> Tensor:

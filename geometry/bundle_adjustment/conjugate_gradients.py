@@ -23,7 +23,8 @@ _ENOUGH = 0.001
 class TwoLevel:
     """Approximate inverse of the reduced matrix: its diagonal blocks, plus the coarse problem where one is given.
 
-    The blocks are those of S for what one view owns, of U for what views share. `ok` (): whether all are definite.
+    The blocks are those of S for poses and what one view owns, of U for what else views share. `ok` (): whether all are
+    definite.
     """
 
     def __init__(self, reduced: Reduced, coarse: Coarse | None) -> None:
@@ -32,7 +33,7 @@ class TwoLevel:
         own = U - own_blocks(reduced.W, reduced.V_inverse, layout)
         self.ok = torch.ones((), dtype=torch.bool, device=U.device)
         self.factors = []
-        users = torch.bincount(layout.rows.flatten(), minlength=layout.size + 1)
+        users = torch.bincount(layout.rows[:, 6:].flatten(), minlength=layout.size + 1)
         for block in layout.blocks:
             n, size = block.shape
             place = torch.full((layout.size + 1,), -1, device=U.device)
@@ -53,15 +54,16 @@ class TwoLevel:
 
     def _factorise_coarse(self, reduced: Reduced, coarse: Coarse) -> None:
         """The reduced matrix of the coarse unknowns: the same equations, between groups instead of views."""
-        layout, (groups, motions) = self.layout, coarse
+        layout, (groups, motions, first) = self.layout, coarse
+        self.once = motions * first[..., None]
         c = motions.shape[2]
         rows = c * groups[:, None] + torch.arange(c, device=groups.device)
         between = Layout(layout.view, layout.point, rows, c * coarse.size, (), layout.held)
-        damped = torch.diag_embed(layout.to_views(reduced.damping))
+        damped = torch.diag_embed(layout.to_views(reduced.damping) * first)
         U = motions.mT @ (reduced.U + damped) @ motions
         matrix = reduce(U, project_blocks(reduced.W, motions, layout), reduced.V_inverse, between)
         if reduced.border is not None:
-            border = between.from_views(motions.mT @ layout.to_views(reduced.border))
+            border = between.from_views(self.once.mT @ layout.to_views(reduced.border))
             matrix += border @ border.T
         diagonal = matrix.diagonal()
         self.scale = torch.where(diagonal > 0, diagonal, 1).rsqrt()[:, None]
@@ -78,11 +80,11 @@ class TwoLevel:
         for block, factor in zip(self.layout.blocks, self.factors, strict=True):
             z[block.flatten()] = torch.cholesky_solve(r[block], factor).flatten(0, 1)
         if self.coarse is not None:
-            groups, motions = self.coarse
-            each = motions.mT @ self.layout.to_views(r)
+            groups = self.coarse.groups
+            each = self.once.mT @ self.layout.to_views(r)
             together = each.new_zeros(self.coarse.size, *each.shape[1:]).index_add_(0, groups, each)
             found = self.scale * torch.cholesky_solve(self.scale * together.flatten(0, 1), self.coarse_factor)
-            z += self.layout.from_views(motions @ found.view_as(together)[groups])
+            z += self.layout.from_views(self.once @ found.view_as(together)[groups])
         return z
 
 

@@ -1,7 +1,8 @@
 """The freedom of a reconstruction: similarities of the world that change no pixel, and how to choose among them.
 
-With N the motions of all unknowns under the g similarities that are free (7, fewer where something is fixed), and C
-as many normals of the chosen section, a tangent vector is brought into the section by
+With N the motions of all unknowns under the g similarities that are free (7, fewer where something is fixed; six more
+where no mounting of a rig is held, whose own frame is then anywhere), and C as many normals of the chosen section, a
+tangent vector is brought into the section by
 
     Pi u = u - N (C^T N)^-1 C^T u,
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from geometry import se3
 from geometry.bundle_adjustment.coarse import similarities
 from geometry.bundle_adjustment.equations import Tangent
-from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
+from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, State
 
 __all__ = ["Gauge", "GaugeChoice", "choose_rows", "gauge_at"]
 
@@ -87,20 +88,31 @@ def _moves(pose: Tensor, motions: Tensor, size: Tensor) -> Tensor:
 def _measure(problem: BundleProblem, state: State, data: BundleData, cameras: Tensor) -> Tensor:
     """A^T A cameras (D,g), with A the turns of all cameras and the shifts of their centres in units of their spread."""
     scene, layout = problem.compose(state, data.given), problem.layout
-    pose = scene.world_to_camera
-    size = _place(pose[layout.rows[:, 0] < layout.size], scene.points3d[layout.point])[1]
-    turn, moved = _moves(pose, layout.to_views(cameras)[:, :6], size).split(3, 1)
-    # the transpose takes the shift's share back
-    share = -pose[:, :3, :3] @ moved / size
-    t = pose[:, :3, 3, None].expand_as(turn)
-    measured = torch.cat([turn - torch.linalg.cross(t, share, dim=1), share], 1)
-    return layout.from_views(torch.nn.functional.pad(measured, (0, 0, 0, layout.rows.shape[1] - 6)))
+    unknowns = torch.cat([cameras, cameras.new_zeros(1, cameras.shape[1])])
+    out, points = torch.zeros_like(unknowns), scene.points3d[layout.point]
+    for pose, rows in _free_poses(problem, scene):
+        size = _place(pose[rows[:, 0] < layout.size], points)[1]
+        turn, moved = _moves(pose, unknowns[rows], size).split(3, 1)
+        # the transpose takes the shift's share back
+        share = -pose[:, :3, :3] @ moved / size
+        t = pose[:, :3, 3, None].expand_as(turn)
+        measured = torch.cat([turn - torch.linalg.cross(t, share, dim=1), share], 1)
+        out.index_copy_(0, rows.flatten(), measured.flatten(0, 1))
+    return out[:-1]
+
+
+def _free_poses(problem: BundleProblem, scene: Bundle) -> list[tuple[Tensor, Tensor]]:
+    """Poses (n,4,4) and where they lie among the camera unknowns (n,6): of views or frames, and mountings that move."""
+    found = [(scene.world_to_camera, problem.pose_rows)]
+    if problem.rig is not None and problem.rig.moving and scene.sensor_from_rig is not None:
+        found.append((scene.sensor_from_rig, problem.sensor_rows))
+    return found
 
 
 def _null_space(held: Tensor) -> Tensor:
-    """Orthonormal columns (7,g): the motions that leave all in place whose motions (n,7) are given."""
+    """Orthonormal columns (c,g): the motions that leave all in place whose motions (n,c) are given."""
     if len(held) == 0:
-        return torch.eye(7, dtype=held.dtype, device=held.device)
+        return torch.eye(held.shape[1], dtype=held.dtype, device=held.device)
     held = held / held.norm(dim=1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
     # columns of like size, so that what is left over can be told from rounding
     size = held.norm(dim=0).clamp_min(1e-6)
@@ -118,38 +130,79 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> tup
     layout, prior = problem.layout, data.prior
     scene = problem.compose(state, data.given)
     seen_points = torch.bincount(layout.point, minlength=len(layout.held)) > 0
-    seen_views = torch.bincount(layout.view, minlength=len(layout.rows)) > 0
+    seen_poses = torch.bincount(problem.frame[layout.view], minlength=len(problem.fixed_poses)) > 0
     # about the cameras: points may lie anywhere, as far as at infinity
-    place, size = _place(scene.world_to_camera[seen_views], scene.points3d[seen_points])
+    place, size = _place(scene.world_to_camera[seen_poses], scene.points3d[seen_points])
     poses, points = similarities(scene.world_to_camera, scene.points3d, place, size)
-    moves = _moves(scene.world_to_camera, poses, size)
-    anchors = [
-        moves[problem.fixed_poses & seen_views].flatten(0, 1),
-        points[problem.fixed_points & seen_points].flatten(0, 1),
-    ]
-    if prior.pose_weights is not None:
-        anchors.append((prior.pose_weights[..., None] * moves)[seen_views].flatten(0, 1))
+    anchors, rows = [], [problem.pose_rows]
+    moving = [(scene.world_to_camera, poses, size, problem.fixed_poses, seen_poses, prior.pose_weights)]
+    if problem.rig is not None and scene.sensor_from_rig is not None:
+        mounted, rig, view = scene.sensor_from_rig, problem.rig, layout.view
+        if rig.moving:
+            seen_sensors = torch.bincount(rig.sensor[view], minlength=len(mounted)) > 0
+            middle, spread = _place(mounted[seen_sensors], scene.points3d[:0])
+            poses, sensors = _with_rig_frame(scene.world_to_camera, poses, mounted, middle, spread)
+            points = torch.cat([points[..., :6], points.new_zeros(len(points), 3, 6), points[..., 6:]], -1)
+            moving.append((mounted, sensors, spread, rig.fixed, seen_sensors, prior.sensor_weights))
+            rows.append(problem.sensor_rows)
+        else:
+            poses, apart = _about_cameras(poses, se3.centre(mounted)[rig.sensor[view]], rig.frame[view])
+            anchors.append(torch.eye(7, dtype=poses.dtype, device=poses.device)[6:] * (apart > _ONE_PLACE * size))
+        moving[0] = (scene.world_to_camera, poses, *moving[0][2:])
+    anchors.append(points[problem.fixed_points & seen_points].flatten(0, 1))
     if prior.point_weights is not None:
         anchors.append((prior.point_weights[..., None] * points)[seen_points].flatten(0, 1))
+    all_moves = []
+    for pose, motions, unit, fixed, seen, weights in moving:
+        moves = _moves(pose, motions, unit)
+        anchors.append(moves[fixed & seen].flatten(0, 1))
+        if weights is not None:
+            anchors.append((weights[..., None] * moves)[seen].flatten(0, 1))
+        all_moves.append(moves[seen & ~fixed].flatten(0, 1))
     free = _null_space(torch.cat(anchors))
     # of these, what moves cameras
-    own = moves[seen_views & (layout.rows[:, 0] < layout.size)].flatten(0, 1) @ free
+    own = torch.cat(all_moves) @ free
     values, vectors = torch.linalg.eigh(own.T @ own)
     still = values <= 1e-12 * len(own)
     free = free @ vectors[:, ~still] if still.any() else free
-    poses = torch.where(seen_views[:, None, None], poses, 0)
-    columns = torch.cat([poses, poses.new_zeros(len(poses), layout.rows.shape[1] - 6, 7)], 1)
-    cameras = poses.new_zeros(layout.size + 1, 7)
-    cameras = cameras.index_copy(0, layout.rows.flatten(), columns.flatten(0, 1))[:-1]
+    cameras = points.new_zeros(layout.size + 1, points.shape[2])
+    for (_, motions, _, _, seen, _), where in zip(moving, rows, strict=True):
+        motions = torch.where(seen[:, None, None], motions, 0)
+        cameras.index_copy_(0, where.flatten(), motions.flatten(0, 1))
     points = torch.where((layout.held | ~seen_points)[:, None, None], 0, points)
-    return Tangent(cameras @ free, points @ free), bool((free[-1].abs() > 1e-6).any())
+    return Tangent(cameras[:-1] @ free, points @ free), bool((free[-1].abs() > 1e-6).any())
+
+
+def _about_cameras(motions: Tensor, centres: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Motions (F,6,7) of rigs whose mountings are held, the scale about the middle of the cameras that each frame has;
+    and how far () any is from there, so that it would have to move. centres (M,3) in the rig, frame (M,)."""
+    count = torch.bincount(frame, minlength=len(motions))[:, None].clamp_min(1)
+    middle = centres.new_zeros(len(motions), 3).index_add_(0, frame, centres) / count
+    moved = torch.cat([torch.zeros_like(middle), middle], 1)[..., None]
+    apart = (centres - middle[frame]).norm(dim=-1).amax() if len(frame) else centres.new_zeros(())
+    return torch.cat([motions[..., :6], motions[..., 6:] - moved], -1), apart
+
+
+def _with_rig_frame(
+    poses: Tensor, motions: Tensor, mounted: Tensor, middle: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How rig poses (F,6,13) and mountings (S,6,13) move: motions (F,6,7) of the world's similarities, with the motions
+    of the rigs' own frame about its middle (3,), in units of a size (), in front of the last one, the scale."""
+    sensors, _ = similarities(mounted, mounted[:0, :3, 3], middle, size)
+    t = poses[:, :3, 3] - middle
+    eye = torch.eye(3, dtype=poses.dtype, device=poses.device).expand(len(poses), 3, 3)
+    shift = torch.cat([torch.zeros_like(eye), size * eye], 1)
+    turn = torch.cat([eye, -se3.hat(t)], 1)
+    scale = motions[:, :, 6:] - torch.cat([torch.zeros_like(middle), middle])[:, None]
+    still = sensors.new_zeros(len(sensors), 6, 6)
+    return torch.cat([motions[..., :6], shift, turn, scale], -1), torch.cat([still, sensors], -1)
 
 
 def _leading_rows(motions: Tensor, problem: BundleProblem) -> Tensor:
     """The camera unknowns (g,) that "fixed" holds, of motions (D,g)."""
     left = motions / motions.norm(dim=0).clamp_min(torch.finfo(motions.dtype).tiny)
-    free = problem.layout.rows[:, 0] < problem.layout.size
-    first = problem.layout.rows[free][:1, :6].flatten()
+    free = problem.pose_rows[:, 0] < problem.layout.size
+    first = problem.pose_rows[free][:1].flatten()
     chosen: list[Tensor] = []
     for _ in range(motions.shape[1]):
         size = left.norm(dim=1)

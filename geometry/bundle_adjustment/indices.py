@@ -72,10 +72,15 @@ class Layout:
         return [0, *inner.clamp_max(N).tolist(), N]
 
     @cached_property
-    def starts(self) -> Tensor:
-        """(V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics."""
-        pose = self.rows[:, 0]
-        return torch.stack([pose, self.rows[:, 6] if self.rows.shape[1] > 6 else pose + 6], 1)
+    def runs(self) -> tuple[Tensor, Tensor]:
+        """starts (V,r): the rows where runs of a view's columns begin, which lie side by side; bounds (r+1,): where
+        the runs begin among the columns. Those that lie side by side in all views are one."""
+        p = self.rows.shape[1]
+        apart = self.rows[:, 1:] != self.rows[:, :-1] + 1
+        # a fixed one is nowhere with all that belongs to it
+        apart &= (self.rows[:, 1:] < self.size) | (self.rows[:, :-1] < self.size)
+        begin = [0, *(1 + apart.any(0).nonzero().flatten()).tolist()]
+        return self.rows[:, begin].contiguous(), torch.tensor([*begin, p])
 
     @cached_property
     def most(self) -> int:

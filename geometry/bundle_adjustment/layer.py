@@ -20,7 +20,15 @@ from torch.func import grad
 from geometry import se3
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
-from geometry.bundle_adjustment.layout import check_prior, check_scene, components, determining, free_names, lay_out
+from geometry.bundle_adjustment.layout import (
+    check_prior,
+    check_rig,
+    check_scene,
+    components,
+    determining,
+    free_names,
+    lay_out,
+)
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
 from geometry.camera import Model
@@ -45,10 +53,10 @@ __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]
 
 @dataclass(frozen=True)
 class _Optimum:
-    """`Equation` of a bundle: the gradient of its cost vanishes at poses (V,4,4), points (N,3), intrinsics (C,P).
+    """`Equation` of a bundle: the gradient of its cost vanishes at a `State`.
 
-    x holds besides them the rays (N,3) of points without depth, which do not move. The tensors are those of `_flatten`
-    that are there, in its order: there (12,). A tangent vector is flat: the D camera unknowns, then the points.
+    x holds besides it the rays (N,3) of points without depth, which do not move. The tensors are those of `_flatten`
+    that are there, in its order. A tangent vector is flat: the D camera unknowns, then the points.
     """
 
     task: Task
@@ -62,7 +70,7 @@ class _Optimum:
     def find(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
         data = _unflatten(tensors, self.there)
         task = replace(self.task, data=data)
-        start = State(*data.given[:2], task.problem.theta_of(*data.given[2:]))
+        start = task.problem.start(data.given)
         state, cost, status, steps, stiff = solve(task, start, self.max_steps, self.callback)
         converged = torch.tensor(status == Status.CONVERGED, device=cost.device)
         code = torch.full((1,), status, dtype=torch.int8, device=cost.device)
@@ -77,18 +85,19 @@ class _Optimum:
         return Tangent(step[:D], step[D:].view(-1, 3, *step.shape[1:]))
 
     def retract(self, x: Sequence[Tensor], step: Tensor) -> tuple[Tensor, ...]:
-        return *self.task.problem.retract(State(*x[:3]), self._tangent(step)), x[3]
+        return *self.task.problem.retract(State(*x[:-1]), self._tangent(step)), x[-1]
 
     def slope(self, x: Sequence[Tensor], *tensors: Tensor) -> Tensor:
         problem, data = replace(self.task.problem, in_tensors=True), _unflatten(tensors, self.there)
-        return grad(lambda step: problem.cost(State(*self.retract(x, step)[:3]), data))(self.step(x))
+        return grad(lambda step: problem.cost(State(*self.retract(x, step)[:-1]), data))(self.step(x))
 
     def solve(self, x: Sequence[Tensor], tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
         return solved(self._solve, b, *x, *tensors)
 
     def _solve(self, b: Tensor, *x_and_tensors: Tensor) -> tuple[Tensor, Tensor]:
-        state, data = State(*x_and_tensors[:3]), _unflatten(x_and_tensors[4:], self.there)
-        task = replace(self.task, data=data, stiff=x_and_tensors[3])
+        size = len(State._fields)
+        state, data = State(*x_and_tensors[:size]), _unflatten(x_and_tensors[size + 1 :], self.there)
+        task = replace(self.task, data=data, stiff=x_and_tensors[size])
         gauge = task.gauge_at(state)
         system = task.factorise(state, task.problem.linearize(state, data, exact=self.exact), gauge)
         columns = self._tangent(b)
@@ -107,7 +116,8 @@ def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
     points2d, weights, *rest = (next(every) if one else None for one in there)
     assert points2d is not None
     assert weights is not None
-    return BundleData(points2d, weights, Bundle(*rest[:4]), Prior(*rest[4:]))  # type: ignore[arg-type]
+    size = len(Bundle._fields)
+    return BundleData(points2d, weights, Bundle(*rest[:size]), Prior(*rest[size:]))  # type: ignore[arg-type]
 
 
 def _used(tensors: Sequence[Tensor], there: Sequence[bool], order: Tensor, place: Tensor) -> list[Tensor]:
@@ -143,8 +153,9 @@ def _moved_back(found: State, given: Bundle, task: Task) -> State:
 
 
 class BundleCovariance(NamedTuple):
-    """Covariances of tangent steps: cameras (V,6+P,6+P), the pose (omega, v) and free intrinsics of each view;
-    points (n,3,3). Zero where something is fixed."""
+    """Covariances of tangent steps: cameras (V,6+P,6+P), the pose (omega, v) and free intrinsics of each view, of rigs
+    the pose of its frame and, where "sensors" are free, six more of its mounting; points (n,3,3). Zero where something
+    is fixed."""
 
     cameras: Tensor
     points: Tensor
@@ -172,11 +183,14 @@ class BundleSolution(Solution):
     def component(self) -> Tensor:
         """Which part of the scene each view belongs to (V,), from 0, -1 for a view that was not used.
 
-        Parts share no point: how they lie to one another is not determined, and together they are SINGULAR unless
-        something fixed or known places each of them.
+        Parts share no point and no frame of a rig: how they lie to one another is not determined, and together they
+        are SINGULAR unless something fixed or known places each of them.
         """
-        layout = self.task.problem.layout
-        return components(layout.view, layout.point, len(layout.rows), len(layout.held))
+        problem, layout = self.task.problem, self.task.problem.layout
+        frame = problem.frame
+        part = components(frame[layout.view], layout.point, len(problem.fixed_poses), len(layout.held))[frame]
+        seen = torch.bincount(layout.view, minlength=len(frame)) > 0
+        return torch.where(seen, part, -1)
 
     @property
     def message(self) -> str:
@@ -256,6 +270,11 @@ class BundleSolution(Solution):
         return BundleCovariance(cameras, torch.cat(blocks) if blocks else cameras.new_zeros(0, 3, 3))
 
 
+def _each(scene: Bundle, function: Callable[[Tensor], Tensor]) -> Bundle:
+    """A function of every tensor of a scene."""
+    return Bundle(*(None if t is None else function(t) for t in scene))  # type: ignore[arg-type]
+
+
 def _mask(mask: Tensor | None, size: int, like: Bundle) -> Tensor:
     return torch.zeros(size, dtype=torch.bool, device=like.K.device) if mask is None else mask
 
@@ -275,6 +294,10 @@ def bundle(
     fixed_poses: Tensor | None = None,
     fixed_points: Tensor | None = None,
     prior: Prior | None = None,
+    rig_index: Tensor | None = None,
+    sensor_index: Tensor | None = None,
+    sensor_from_rig: Tensor | None = None,
+    fixed_sensors: Tensor | None = None,
     model: Model = "radtan",
     kernel: Kernel | None = None,
     gauge: GaugeChoice = "fixed",
@@ -294,6 +317,12 @@ def bundle(
     free: what is sought: "poses", "points", and intrinsics by name: "f" (fx and fy in their given ratio) or "fx", "fy";
     "cx", "cy"; distortion coefficients as "k1". All else is fixed, as are the views where fixed_poses (V,) and the
     points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each observation.
+
+    Rigs: rig_index (V,) and sensor_index (V,) say of which frame and which sensor each view is, sensor_from_rig (S,4,4)
+    where the sensors sit; world_to_camera (F,4,4), fixed_poses (F,) and the prior's poses then are those of the frames,
+    world_to_rig, and K (3,3) of all sensors or (S,3,3) of each, unless intrinsics_index says otherwise. With "sensors"
+    in free the mountings are sought, too, but where fixed_sensors (S,) is True: None holds the first one, to which the
+    rig's frame is fastened. What no view uses stays as it is given.
 
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
     free view stays, and one coordinate of the place amid the points as another view sees it; "free": no similarity is
@@ -320,22 +349,27 @@ def bundle(
     function("callback", callback)
     whole("max_steps", max_steps, 0)
     check_tensors(points2d=points2d, world_to_camera=world_to_camera, points3d=points3d, K=K)
-    check_tensors_or_none(distortion=distortion, weights=weights)
+    check_tensors_or_none(distortion=distortion, weights=weights, sensor_from_rig=sensor_from_rig)
     indices("camera_index", camera_index)
     indices("point_index", point_index)
     for name, mask in (("fixed_poses", fixed_poses), ("fixed_points", fixed_points)):
         if mask is not None:
             boolean(name, mask)
-    V, N, M = len(world_to_camera), len(points3d), len(points2d)
-    given, index = check_scene(world_to_camera, points3d, K, distortion, intrinsics_index, model)
+    F, N, M = len(world_to_camera), len(points3d), len(points2d)
+    rig = check_rig(rig_index, sensor_index, sensor_from_rig, fixed_sensors, F, free)
+    distortion = K.new_zeros(len(K) if K.ndim == 3 else 1, 0) if distortion is None else distortion
+    given = Bundle(world_to_camera, points3d, K, distortion, sensor_from_rig)
+    given, index = check_scene(given, intrinsics_index, model, rig)
+    V, C, S = len(index), len(given.K), 0 if rig is None else len(rig.fixed)
     names = free_names(free, given.distortion.shape[-1], model)
     weights = points2d.new_ones(M, 2) if weights is None else weights
     weights = weights[:, None].expand(M, 2) if weights.shape == (M,) else weights
     shapes = {
         "points2d": (points2d, (M, 2)), "camera_index": (camera_index, (M,)), "point_index": (point_index, (M,)),
-        "weights": (weights, (M, 2)), "fixed_poses": (fixed_poses, (V,)), "fixed_points": (fixed_points, (N,)),
+        "weights": (weights, (M, 2)), "fixed_poses": (fixed_poses, (F,)), "fixed_points": (fixed_points, (N,)),
     }  # fmt: skip
-    sizes = ((V, 4, 4), (V, 6), (N, 3), (N, 3), (len(given.K), len(names)), (len(given.K), len(names)))
+    P = len(names)
+    sizes = ((F, 4, 4), (F, 6), (N, 3), (N, 3), (C, P), (C, P), (S, 4, 4), (S, 6))
     prior = Prior() if prior is None else prior
     check_prior(prior)
     shapes |= {f"prior.{name}": (t, size) for name, t, size in zip(Prior._fields, prior, sizes, strict=True)}
@@ -345,7 +379,7 @@ def bundle(
     floating = {
         name: tensor for name, (tensor, _) in shapes.items() if tensor is not None and tensor.is_floating_point()
     }
-    kinds: dict[str, What] = {"prior.world_to_camera": "pose"}
+    kinds: dict[str, What] = {"prior.world_to_camera": "pose", "prior.sensor_from_rig": "pose"}
     values(**{name: (tensor, kinds.get(name, "finite")) for name, tensor in floating.items()})
     for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):
         if M and (int(which.min()) < 0 or int(which.max()) >= size):
@@ -354,41 +388,45 @@ def bundle(
 
     tensors = _flatten(BundleData(points2d, weights, given, prior))
     there = tuple(t is not None for t in tensors)
-    still = _mask(fixed_poses, V, given) | ("poses" not in free), _mask(fixed_points, N, given) | ("points" not in free)
+    still = _mask(fixed_poses, F, given) | ("poses" not in free), _mask(fixed_points, N, given) | ("points" not in free)
 
     def numbered(camera: Tensor, point: Tensor, index: Tensor, *rest: Tensor) -> tuple[Tensor, Task]:
         """The observations that determine something, in the order of their points (m,), and the task that they are."""
         (still_poses, still_points), data = rest[:2], _unflatten(rest[2:], there)
-        known_poses, known_points = (
+        prior = data.prior
+        known_poses, known_points, known_sensors = (
             _mask(None if w is None else (w != 0).all(-1), size, data.given)
-            for w, size in ((data.prior.pose_weights, V), (data.prior.point_weights, N))
+            for w, size in ((prior.pose_weights, F), (prior.point_weights, N), (prior.sensor_weights, S))
         )
-        keep = determining(camera, point, data.weights != 0, still_poses | known_poses, still_points | known_points)
+        held = known_sensors if rig is None else known_sensors | rig.fixed
+        settled = still_poses | known_poses, still_points | known_points, held
+        keep = determining(camera, point, data.weights != 0, settled, rig)
         order = keep.nonzero().flatten()
         order = order[torch.argsort(point[order], stable=True)]
-        known = (known_poses, known_points)
-        layout = lay_out(camera[order], point[order], (still_poses, still_points), known, index, len(names))
-        problem = BundleProblem(layout, len(given.K), index, still_poses, still_points, names, model, kernel)
-        seen, seen_from = data.given.points3d[point[order].unique()], data.given.world_to_camera[camera[order].unique()]
+        known = (known_poses, known_points, known_sensors)
+        layout = lay_out(camera[order], point[order], (still_poses, still_points), known, index, P, rig)
+        problem = BundleProblem(layout, C, index, still_poses, still_points, names, model, kernel, rig)
+        seen = data.given.points3d[point[order].unique()]
+        seen_from = data.given.world_to_camera[problem.frame[camera[order]].unique()]
         place = _amid(se3.centre(seen_from.double()), seen.double())
         data = _unflatten(_used(rest[2:], there, order, place), there)
-        start = State(*data.given[:2], problem.theta_of(*data.given[2:]))
-        return order, Task(problem, data, place, gauge, choose_rows(problem, start, data), solver)
+        rows = choose_rows(problem, problem.start(data.given), data)
+        return order, Task(problem, data, place, gauge, rows, solver)
 
     inputs = [t for t in tensors if t is not None]
     order, task = plainly(numbered, camera_index, point_index, index, *still, *inputs, batched=False)
-    plain = Bundle(*(t.detach().double() for t in given))
+    exact = _each(given, Tensor.double)
     inputs = _used(inputs, there, order, task.place)
     optimum = _Optimum(task, there, gradient == "exact", max_steps, callback)
     (*found, stiff), (_, cost, status, steps) = implicit(optimum, *inputs)
-    x = task.problem.compose(_moved_back(State(*found), plain, task), Bundle(*(t.double() for t in given)))
+    x = task.problem.compose(_moved_back(State(*found), _each(exact, Tensor.detach), task), exact)
     state = State(*(t.detach() for t in found))
     nothing = torch.zeros(M, dtype=torch.bool, device=order.device)
     with torch.no_grad():
         behind = nothing.index_copy(0, order, task.problem.behind(task.problem.compose(state, task.data.given)))
     left_out = (~nothing).index_fill(0, order, False)
     solution = BundleSolution(
-        Bundle(*(t.to(points3d.dtype) for t in x)),
+        _each(x, lambda t: t.to(points3d.dtype)),
         cost.to(points3d.dtype), status, steps, left_out, behind, (stiff != 0).any(-1),
         replace(task, stiff=stiff), state,
     )  # fmt: skip

@@ -8,19 +8,58 @@ from torch import Tensor
 
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import Bundle, Prior
+from geometry.bundle_adjustment.rigs import Rig
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none, indices, values
+from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, values
 from geometry.lenses import LENSES, check_distortion
 
-__all__ = ["check_prior", "check_scene", "components", "determining", "free_names", "lay_out"]
+__all__ = ["check_prior", "check_rig", "check_scene", "components", "determining", "free_names", "lay_out"]
 
 
-def check_scene(
-    world_to_camera: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor | None, index: Tensor | None, model: Model
-) -> tuple[Bundle, Tensor]:
-    """What is given as a `Bundle` with one row of intrinsics for each of the C cameras, and the index (V,) of views."""
-    V, N = len(world_to_camera), len(points3d)
-    if world_to_camera.shape != (V, 4, 4):
+def check_rig(
+    rig_index: Tensor | None,
+    sensor_index: Tensor | None,
+    sensor_from_rig: Tensor | None,
+    fixed_sensors: Tensor | None,
+    frames: int,
+    free: Sequence[str],
+) -> Rig | None:
+    """How views are mounted, None where nothing is said of it. frames: F, how many poses there are."""
+    given = (rig_index, sensor_index, sensor_from_rig)
+    if rig_index is None or sensor_index is None or sensor_from_rig is None:
+        if any(t is not None for t in (*given, fixed_sensors)) or "sensors" in free:
+            raise ValueError(
+                "rig_index, sensor_index and sensor_from_rig must come together, and with them fixed_sensors and the "
+                f'name "sensors" in free, got {[None if t is None else tuple(t.shape) for t in given]}'
+            )
+        return None
+    check_tensors(sensor_from_rig=sensor_from_rig)
+    V, S = len(rig_index), len(sensor_from_rig)
+    if sensor_from_rig.shape != (S, 4, 4) or S == 0:
+        raise ValueError(f"sensor_from_rig must have shape (S,4,4), S > 0, got {tuple(sensor_from_rig.shape)}")
+    for name, index, size in (("rig_index", rig_index, frames), ("sensor_index", sensor_index, S)):
+        indices(name, index)
+        if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= size)):
+            raise ValueError(f"{name} must have shape ({V},) and values 0 … {size - 1}, got {tuple(index.shape)}")
+    values(sensor_from_rig=(sensor_from_rig, "pose"))
+    if fixed_sensors is None:
+        fixed_sensors = torch.arange(S, device=rig_index.device) == 0
+    boolean("fixed_sensors", fixed_sensors)
+    if fixed_sensors.shape != (S,):
+        raise ValueError(f"fixed_sensors must have shape ({S},), got {tuple(fixed_sensors.shape)}")
+    fixed = fixed_sensors | ("sensors" not in free)
+    return Rig(rig_index.long(), sensor_index.long(), fixed, not bool(fixed.all()))
+
+
+def check_scene(given: Bundle, index: Tensor | None, model: Model, rig: Rig | None) -> tuple[Bundle, Tensor]:
+    """What is given with one row of intrinsics for each of the C cameras, and the index (V,) of views.
+
+    The K given may be (3,3), the distortion (k,).
+    """
+    world_to_camera, points3d, K, distortion, _ = given
+    F, N = len(world_to_camera), len(points3d)
+    V = F if rig is None else len(rig.frame)
+    if world_to_camera.shape != (F, 4, 4):
         raise ValueError(f"world_to_camera must have shape (V,4,4), got {tuple(world_to_camera.shape)}")
     if points3d.shape != (N, 3):
         raise ValueError(f"points3d must have shape (N,3), got {tuple(points3d.shape)}")
@@ -28,24 +67,24 @@ def check_scene(
     C = len(K)
     if K.shape != (C, 3, 3):
         raise ValueError(f"K must have shape (3,3) or (C,3,3), got {tuple(K.shape)}")
-    distortion = K.new_zeros(C, 0) if distortion is None else distortion
     distortion = distortion.expand(C, -1) if distortion.ndim == 1 else distortion
     if distortion.ndim != 2 or len(distortion) != C:
         raise ValueError(f"distortion must have shape (k,) or ({C},k), got {tuple(distortion.shape)}")
     check_distortion(distortion, model)
     if index is None:
-        if C not in (1, V):
-            raise ValueError(f"K must have size 1 or {V} (the views) without intrinsics_index, got {C}")
-        index = torch.arange(V, device=K.device) if C == V else torch.zeros(V, dtype=torch.long, device=K.device)
+        which = torch.arange(V, device=K.device) if rig is None else rig.sensor
+        owners, all_of_them = (V, "views") if rig is None else (len(rig.fixed), "sensors")
+        if C not in (1, owners):
+            raise ValueError(f"K must have size 1 or {owners} (the {all_of_them}) without intrinsics_index, got {C}")
+        index = which if owners == C else torch.zeros_like(which)
     indices("intrinsics_index", index)
     if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= C)):
         raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
-    given = Bundle(world_to_camera, points3d, K, distortion)
     values(
         world_to_camera=(world_to_camera, "pose"), points3d=(points3d, "finite"), K=(K, "camera"),
         distortion=(distortion, "finite"),
     )  # fmt: skip
-    return given, index.long()
+    return given._replace(K=K, distortion=distortion), index.long()
 
 
 def check_prior(prior: Any) -> None:
@@ -63,7 +102,8 @@ def check_prior(prior: Any) -> None:
 
 def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
     """The free intrinsics among `free`, checked."""
-    known = ("poses", "points", "f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
+    unknowns = ("poses", "points", "sensors")
+    known = (*unknowns, "f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
     if (
         isinstance(free, str)
         or not isinstance(free, Iterable)
@@ -73,26 +113,34 @@ def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[st
         raise ValueError(f"free must hold names among {known} (distortion has {coefficients}), each once, got {free!r}")
     if "f" in free and ("fx" in free or "fy" in free):
         raise ValueError(f'free may hold "f" or "fx" and "fy", not both, got {free!r}')
-    return tuple(name for name in free if name not in ("poses", "points"))
+    return tuple(name for name in free if name not in unknowns)
 
 
-def determining(view: Tensor, point: Tensor, seen: Tensor, known_pose: Tensor, known_point: Tensor) -> Tensor:
-    """Observations (M,) that are left when points and views are taken away that they cannot determine.
+def determining(
+    view: Tensor, point: Tensor, seen: Tensor, known: tuple[Tensor, Tensor, Tensor], rig: Rig | None
+) -> Tensor:
+    """Observations (M,) that are left when points, poses and mountings are taken away that they cannot determine.
 
-    A point has three unknowns and a view six; of each other they see two numbers, less where only one component is
-    `seen` (M,2), and no more where the same is observed several times.
+    A point has three unknowns, a pose or a mounting six; a view and a point see two numbers of each other, less where
+    only one component is `seen` (M,2), and no more where the same is observed several times. known: poses (F,), points
+    (N,) and mountings (S,) that need not be determined.
     """
+    known_pose, known_point, known_sensor = known
     N = len(known_point)
     pairs, which = torch.unique(view * N + point, return_inverse=True)
     numbers = seen.new_zeros(len(pairs), 2, dtype=torch.long).index_add_(0, which, seen.long()).clamp_max(1).sum(1)
     view, point = pairs // max(1, N), pairs % max(1, N)
+    frame = view if rig is None else rig.frame[view]
 
     def few(of: Tensor, known: Tensor, unknowns: int) -> Tensor:
         count = numbers.new_zeros(len(known)).index_add_(0, of, numbers)
         return ((count < unknowns) & ~known)[of]
 
     while True:
-        fewer = torch.where(few(view, known_pose, 6) | few(point, known_point, 3), 0, numbers)
+        too_few = few(frame, known_pose, 6) | few(point, known_point, 3)
+        if rig is not None:
+            too_few |= few(rig.sensor[view], known_sensor, 6)
+        fewer = torch.where(too_few, 0, numbers)
         if bool((fewer == numbers).all()):
             return (numbers > 0)[which] & seen.any(1)
         numbers = fewer
@@ -123,36 +171,63 @@ def lay_out(
     view: Tensor,
     point: Tensor,
     still: tuple[Tensor, Tensor],
-    known: tuple[Tensor, Tensor],
+    known: tuple[Tensor, Tensor, Tensor],
     index: Tensor,
     free_intrinsics: int,
+    rig: Rig | None,
 ) -> Layout:
-    """Number the camera unknowns: those of a view that nobody shares side by side, shared intrinsics at the end.
+    """Number the camera unknowns: those of a pose, and of the one view that has it, side by side; at the end what views
+    share otherwise, intrinsics, then mountings.
 
-    still, known: poses (V,) and points (N,) that are fixed, and that a prior determines, seen or not.
+    still, known: poses (F,), points (N,) and mountings (S,) that are fixed, and that a prior determines, seen or not;
+    mountings that are fixed tells the rig.
     """
-    V, P, device = len(still[0]), free_intrinsics, view.device
+    V, F, P, device = len(index), len(still[0]), free_intrinsics, view.device
+    frame = torch.arange(V, device=device) if rig is None else rig.frame
     seen = torch.bincount(view, minlength=V) > 0
     users = torch.bincount(index[seen], minlength=int(index.max()) + 1 if V else 0)
-    own = (users == 1)[index] & seen if P else torch.zeros_like(seen)
-    pose_free = (seen | known[0]) & ~still[0]
-    width = 6 * pose_free + P * own
+    views = torch.bincount(frame, minlength=F)
+    own = (users == 1)[index] & (views == 1)[frame] & seen if P else torch.zeros_like(seen)
+    pose_free = (_any(seen, frame, F) | (known[0] & (views > 0))) & ~still[0]
+    width = 6 * pose_free + P * _any(own, frame, F)
     start = width.cumsum(0) - width
     size = int(width.sum())
-    groups = (users > 1).nonzero().flatten() if P else index[:0]
-    total = size + P * len(groups)
-    rows = torch.full((V, 6 + P), total, device=device)
-    rows[:, :6] = torch.where(pose_free[:, None], start[:, None] + torch.arange(6, device=device), total)
-    kappa = torch.where(own, start + 6 * pose_free, total)
-    place = torch.full_like(users, total)
-    place[groups] = size + P * torch.arange(len(groups), device=device)
-    kappa = torch.where(seen & ~own, place[index], kappa) if P else kappa
-    rows[:, 6:] = torch.where(kappa[:, None] < total, kappa[:, None] + torch.arange(P, device=device), total)
+    shared = users > 0
+    shared[index[own]] = False
+    groups = shared.nonzero().flatten() if P else index[:0]
+    mounted = index[:0]
+    if rig is not None and rig.moving:
+        S = len(rig.fixed)
+        there = _any(seen, rig.sensor, S) | (known[2] & (torch.bincount(rig.sensor, minlength=S) > 0))
+        mounted = (there & ~rig.fixed).nonzero().flatten()
+    sensors = size + P * len(groups)
+    total = sensors + 6 * len(mounted)
+
+    def columns(begin: Tensor, count: int) -> Tensor:
+        """(V,count): so many columns from there on, or nowhere."""
+        return torch.where(begin[:, None] < total, begin[:, None] + torch.arange(count, device=device), total)
+
+    rows = [columns(torch.where(pose_free, start, total)[frame], 6)]
+    if P:
+        place = torch.full_like(users, total)
+        place[groups] = size + P * torch.arange(len(groups), device=device)
+        beside = (start + 6 * pose_free)[frame]
+        rows.append(columns(torch.where(own, beside, torch.where(seen, place[index], total)), P))
+    if rig is not None and rig.moving:
+        place = torch.full((len(rig.fixed),), total, device=device)
+        place[mounted] = sensors + 6 * torch.arange(len(mounted), device=device)
+        rows.append(columns(place[rig.sensor], 6))
     # blocks of equal width for the preconditioner
     blocks = [
         start[width == w][:, None] + torch.arange(w, device=device) for w in torch.unique(width).tolist() if w > 0
     ]
-    if len(groups):
-        blocks.append(torch.arange(size, total, device=device).view(-1, P))
+    for begin, end, count in ((size, sensors, P), (sensors, total, 6)):
+        if end > begin:
+            blocks.append(torch.arange(begin, end, device=device).view(-1, count))
     held = still[1] | ~(known[1] | (torch.bincount(point, minlength=len(known[1])) > 0))
-    return Layout(view, point, rows, total, tuple(blocks), held)
+    return Layout(view, point, torch.cat(rows, 1), total, tuple(blocks), held)
+
+
+def _any(what: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Whether it is so (n,) of any of a group: (groups,)."""
+    return what.new_zeros(groups).index_put_((group[what],), what.new_ones(()))

@@ -22,6 +22,7 @@ from geometry._forward import directional, one_at_a_time
 from geometry.bundle_adjustment import operator
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
+from geometry.bundle_adjustment.rigs import Rig, pull_back, view_poses
 from geometry.camera import Model, in_front, project_camera_frame
 from geometry.lenses import LENSES
 from geometry.robust import Kernel, kernel_derivatives
@@ -30,20 +31,26 @@ __all__ = ["Bundle", "BundleData", "BundleProblem", "Prior", "State"]
 
 
 class Bundle(NamedTuple):
-    """What is seen, and by what: world_to_camera (V,4,4), points3d (N,3), K (C,3,3), distortion (C,k)."""
+    """What is seen, and by what: world_to_camera (V,4,4), points3d (N,3), K (C,3,3), distortion (C,k).
+
+    Of rigs world_to_camera (F,4,4) is the world_to_rig of each frame, sensor_from_rig (S,4,4) where its cameras sit.
+    """
 
     world_to_camera: Tensor
     points3d: Tensor
     K: Tensor
     distortion: Tensor
+    sensor_from_rig: Tensor | None = None
 
 
 class State(NamedTuple):
-    """The unknowns: world_to_camera (V,4,4), points3d (N,3), theta (C,P): values of the free intrinsics."""
+    """The unknowns: world_to_camera (F,4,4) of views or frames, points3d (N,3), theta (C,P): values of the free
+    intrinsics, sensor_from_rig (S,4,4), which are none without rigs."""
 
     world_to_camera: Tensor
     points3d: Tensor
     theta: Tensor
+    sensor_from_rig: Tensor
 
 
 class Prior(NamedTuple):
@@ -52,7 +59,8 @@ class Prior(NamedTuple):
     world_to_camera (V,4,4), pose_weights (V,6): the residual is the rotation vector of R R_prior^T (radians, camera
     axes) and the difference of the camera centres (world units, world axes; what a GPS measures). points3d (N,3),
     point_weights (N,3): control points. theta (C,P), theta_weights (C,P): the free intrinsics in the order of their
-    names, "f" standing for fx.
+    names, "f" standing for fx. sensor_from_rig (S,4,4), sensor_weights (S,6): mountings, the residual as for poses. Of
+    rigs the poses are those of the frames.
     """
 
     world_to_camera: Tensor | None = None
@@ -61,6 +69,8 @@ class Prior(NamedTuple):
     point_weights: Tensor | None = None
     theta: Tensor | None = None
     theta_weights: Tensor | None = None
+    sensor_from_rig: Tensor | None = None
+    sensor_weights: Tensor | None = None
 
 
 class BundleData(NamedTuple):
@@ -78,12 +88,27 @@ def _pose_prior(pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
     return weights * torch.cat([turn, se3.centre(pose) - se3.centre(prior)])
 
 
+def _pose_prior_derivatives(
+    poses: Tensor, priors: Tensor, weights: Tensor, exact: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Residuals (n,6), their Jacobians by the steps of the poses, and J^T J or the exact Hessians (n,6,6)."""
+
+    def moved(step: Tensor, pose: Tensor, known: Tensor, weights: Tensor) -> Tensor:
+        return _pose_prior(se3.retract(pose, step), known, weights)
+
+    inputs = (poses.new_zeros(len(poses), 6), poses, priors, weights)
+    with one_at_a_time():
+        r, J = vmap(moved)(*inputs), vmap(jacfwd(moved))(*inputs)
+        return r, J, vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*inputs) if exact else J.mT @ J
+
+
 @dataclass(frozen=True)
 class BundleProblem:
     """Half the sum of rho(|weighted reprojection error|^2), plus half the squared prior, over a `State`.
 
-    layout: who sees what. cameras: C; intrinsics_index (V,): which of them took which image. fixed_poses (V,),
-    fixed_points (N,) bool. names: free intrinsics. in_tensors: do without the compiled kernels.
+    layout: who sees what. cameras: C; intrinsics_index (V,): which of them took which image. fixed_poses (F,),
+    fixed_points (N,) bool. names: free intrinsics. rig: how views are mounted, None where each has a pose of its own.
+    in_tensors: do without the compiled kernels.
     """
 
     layout: Layout
@@ -94,6 +119,7 @@ class BundleProblem:
     names: tuple[str, ...]
     model: Model
     kernel: Kernel | None
+    rig: Rig | None = None
     in_tensors: bool = False
 
     def intrinsics(self, K: Tensor, distortion: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,44 +150,98 @@ class BundleProblem:
         places |= dict(zip(LENSES[self.model].names, distortion.unbind(-1), strict=False))
         return torch.stack([places[name] for name in self.names], -1) if self.names else K.new_zeros(len(K), 0)
 
+    def start(self, given: Bundle) -> State:
+        """The state that is given."""
+        sensors = given.K.new_zeros(0, 4, 4) if given.sensor_from_rig is None else given.sensor_from_rig
+        return State(given.world_to_camera, given.points3d, self.theta_of(given.K, given.distortion), sensors)
+
     def compose(self, state: State, given: Bundle) -> Bundle:
         """The scene of unknowns and what is fixed, differentiable in both."""
         poses = torch.where(self.fixed_poses[:, None, None], given.world_to_camera, state.world_to_camera)
         points = torch.where(self.fixed_points[:, None], given.points3d, state.points3d)
-        return Bundle(poses, points, *self.intrinsics(given.K, given.distortion, state.theta))
+        lens = self.intrinsics(given.K, given.distortion, state.theta)
+        if self.rig is None or given.sensor_from_rig is None:
+            return Bundle(poses, points, *lens)
+        sensors = torch.where(self.rig.fixed[:, None, None], given.sensor_from_rig, state.sensor_from_rig)
+        return Bundle(poses, points, *lens, sensors)
+
+    def views(self, scene: Bundle) -> Bundle:
+        """The scene with a pose of its own for each view: world_to_camera (V,4,4)."""
+        if self.rig is None or scene.sensor_from_rig is None:
+            return scene
+        poses = view_poses(scene.world_to_camera, scene.sensor_from_rig, self.rig)
+        return scene._replace(world_to_camera=poses, sensor_from_rig=None)
 
     @cached_property
-    def _theta_rows(self) -> Tensor:
-        """(C,P): where the free intrinsics of each K lie among the camera unknowns; those of all its views agree."""
-        rows, index = self.layout.rows[:, 6:], self.intrinsics_index
-        nowhere = torch.full((self.cameras, rows.shape[1]), self.layout.size, device=rows.device)
+    def frame(self) -> Tensor:
+        """Whose pose a view has (V,): its own, or that of its rig."""
+        V = len(self.intrinsics_index)
+        return torch.arange(V, device=self.intrinsics_index.device) if self.rig is None else self.rig.frame
+
+    def _rows_of(self, first: int, end: int, index: Tensor, count: int) -> Tensor:
+        """Where columns first to end - 1 lie among the camera unknowns (count, end - first), by what views share."""
+        rows = self.layout.rows[:, first:end]
+        nowhere = torch.full((count, end - first), self.layout.size, device=rows.device)
         return nowhere.scatter_reduce(0, index[:, None].expand_as(rows), rows, "amin")
+
+    @cached_property
+    def pose_rows(self) -> Tensor:
+        """(F,6): where the poses lie among the camera unknowns."""
+        return self._rows_of(0, 6, self.frame, len(self.fixed_poses))
+
+    @cached_property
+    def theta_rows(self) -> Tensor:
+        """(C,P): where the free intrinsics of each K lie."""
+        return self._rows_of(6, 6 + len(self.names), self.intrinsics_index, self.cameras)
+
+    @cached_property
+    def sensor_rows(self) -> Tensor:
+        """(S,6): where the mountings lie."""
+        if self.rig is None or not self.rig.moving:
+            sensors = 0 if self.rig is None else len(self.rig.fixed)
+            return torch.full((sensors, 6), self.layout.size, device=self.layout.rows.device)
+        end = self.layout.rows.shape[1]
+        return self._rows_of(end - 6, end, self.rig.sensor, len(self.rig.fixed))
+
+    def _once(self, first: int, index: Tensor) -> Tensor:
+        """Whether a view (V,) is the first of all that share columns of which it has the first one."""
+        V, there = len(index), self.layout.rows[:, first] < self.layout.size
+        each = torch.arange(V, device=index.device)
+        earliest = torch.full((V + 1,), V, device=index.device)
+        earliest = earliest.scatter_reduce(0, torch.where(there, index, V), each, "amin")
+        return there & (earliest[index] == each)
 
     def redundancy(self, data: BundleData) -> int:
         """Numbers that are observed, or known beforehand of what is sought, less unknowns."""
         layout, prior = self.layout, data.prior
         known = int((data.weights != 0).sum())
-        if prior.pose_weights is not None:
-            known += int((prior.pose_weights[layout.rows[:, 0] < layout.size] != 0).sum())
+        for weights, rows in (
+            (prior.pose_weights, self.pose_rows),
+            (prior.theta_weights, self.theta_rows),
+            (prior.sensor_weights, self.sensor_rows),
+        ):
+            if weights is not None:
+                known += int((weights[rows < layout.size] != 0).sum())
         if prior.point_weights is not None:
             known += int((prior.point_weights[~layout.held] != 0).sum())
-        if prior.theta_weights is not None:
-            known += int((prior.theta_weights[self._theta_rows < layout.size] != 0).sum())
         return known - layout.size - 3 * int((~layout.held).sum())
 
-    def columns(self, step: Tangent) -> tuple[Tensor, Tensor]:
-        """The pose steps (V,6) and the intrinsics' (C,P) of a tangent vector, zero where fixed."""
+    def columns(self, step: Tangent) -> tuple[Tensor, Tensor, Tensor]:
+        """The steps of poses (F,6), intrinsics (C,P) and mountings (S,6) of a tangent vector, zero where fixed."""
         cameras = torch.cat([step.cameras, step.cameras.new_zeros(1)])
-        return cameras[self.layout.rows[:, :6]], cameras[self._theta_rows]
+        return cameras[self.pose_rows], cameras[self.theta_rows], cameras[self.sensor_rows]
 
     def retract(self, state: State, step: Tangent) -> State:
         """Move the unknowns."""
-        pose_step, kappa = self.columns(step)
+        pose_step, kappa, sensor_step = self.columns(step)
+        poses, sensors = state.world_to_camera, state.sensor_from_rig
         points = state.points3d + torch.where(self.layout.held[:, None], 0, step.points)
-        return State(se3.retract(state.world_to_camera, pose_step), points, state.theta + kappa)
+        if self.rig is not None and self.rig.moving:
+            sensors = se3.retract(sensors, sensor_step)
+        return State(se3.retract(poses, pose_step), points, state.theta + kappa, sensors)
 
     def _camera_frame(self, scene: Bundle) -> tuple[Tensor, Tensor, Tensor]:
-        """R (M,3,3), rotated points R X (M,3) and points in the camera frame (M,3) of all observations."""
+        """R (M,3,3), rotated points R X (M,3) and points in the camera frame (M,3), of observations by `views`."""
         pose = scene.world_to_camera[self.layout.view]
         rotated = (pose[:, :3, :3] * scene.points3d[self.layout.point][:, None]).sum(-1)
         return pose[:, :3, :3], rotated, rotated + pose[:, :3, 3]
@@ -171,12 +251,12 @@ class BundleProblem:
 
     def behind(self, scene: Bundle) -> Tensor:
         """Observations (M,) of points that their camera cannot see, which the formula projects nonetheless."""
-        p, index = self._camera_frame(scene)[2][:, None], self.intrinsics_index[self.layout.view]
+        p, index = self._camera_frame(self.views(scene))[2][:, None], self.intrinsics_index[self.layout.view]
         return ~in_front(p, scene.distortion[index], model=self.model).squeeze(1)
 
     def residual(self, scene: Bundle, data: BundleData) -> Tensor:
         """Weighted reprojection errors (M,2)."""
-        p = self._camera_frame(scene)[2]
+        p = self._camera_frame(self.views(scene))[2]
         index = self.intrinsics_index[self.layout.view]
         r = data.weights * (self._pixels(p, scene.K[index], scene.distortion[index]) - data.points2d)
         # weight zero is as good as absent, wherever the point lies
@@ -185,7 +265,8 @@ class BundleProblem:
     def _point_costs(self, scene: Bundle, data: BundleData) -> Tensor:
         """Costs (N,) of the points' observations and priors, which add up to the cost but for the cameras' priors."""
         if self._compiled(data) and not torch.is_grad_enabled():
-            costs = operator.point_costs(scene, self.intrinsics_index, *data[:2], self.layout, self.kernel)
+            views = self.views(scene)[:4]
+            costs = operator.point_costs(views, self.intrinsics_index, *data[:2], self.layout, self.kernel)
         else:
             s = self.residual(scene, data).square().sum(-1)
             costs = self.layout.per_point(0.5 * (s if self.kernel is None else self.kernel(s)))
@@ -194,11 +275,20 @@ class BundleProblem:
             costs = costs + 0.5 * (prior.point_weights * (scene.points3d - prior.points3d)).square().sum(-1)
         return costs
 
+    def _known_poses(self, scene: Bundle, prior: Prior) -> list[tuple[tuple[Tensor, Tensor, Tensor], int, Tensor]]:
+        """Poses, their priors and weights, of frames and of mountings; the first of their columns, the views' index."""
+        found = []
+        if prior.world_to_camera is not None and prior.pose_weights is not None:
+            found.append(((scene.world_to_camera, prior.world_to_camera, prior.pose_weights), 0, self.frame))
+        sensors, known, weights = scene.sensor_from_rig, prior.sensor_from_rig, prior.sensor_weights
+        if self.rig is not None and sensors is not None and known is not None and weights is not None:
+            found.append(((sensors, known, weights), 6 + len(self.names), self.rig.sensor))
+        return found
+
     def _camera_prior_cost(self, scene: Bundle, theta: Tensor, prior: Prior) -> Tensor:
         cost = theta.new_zeros(())
-        if prior.world_to_camera is not None and prior.pose_weights is not None:
-            r = vmap(_pose_prior)(scene.world_to_camera, prior.world_to_camera, prior.pose_weights)
-            cost = cost + 0.5 * r.square().sum()
+        for known, _, _ in self._known_poses(scene, prior):
+            cost = cost + 0.5 * vmap(_pose_prior)(*known).square().sum()
         if prior.theta is not None and prior.theta_weights is not None:
             cost = cost + 0.5 * (prior.theta_weights * (theta - prior.theta)).square().sum()
         return cost
@@ -211,7 +301,10 @@ class BundleProblem:
     def rays(self, state: State) -> Tensor:
         """From the camera that saw a point first to the point: (N,3)."""
         first = self.layout.begin[:-1].clamp_max(max(0, len(self.layout.view) - 1))
-        return state.points3d - se3.centre(state.world_to_camera)[self.layout.view[first]]
+        poses = state.world_to_camera
+        if self.rig is not None:
+            poses = view_poses(poses, state.sensor_from_rig, self.rig)
+        return state.points3d - se3.centre(poses)[self.layout.view[first]]
 
     def advance(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
         """Move the unknowns along a step, every point on the better of two ways; returns the cost () there.
@@ -237,11 +330,14 @@ class BundleProblem:
         """Normal equations at a state: Gauss-Newton's, or with the exact Hessian."""
         scene = self.compose(state, data.given)
         if self._compiled(data):
-            index, layout = self.intrinsics_index, self.layout
-            observed = *data[:2], layout, self.kernel
-            blocks = operator.linearize(scene, index, *observed, names=self.names, exact=exact)
+            observed = *data[:2], self.layout, self.kernel
+            index = self.intrinsics_index
+            blocks = operator.linearize(self.views(scene)[:4], index, *observed, names=self.names, exact=exact)
         else:
-            blocks = self._blocks(scene, state, data, exact)
+            blocks = self._blocks(self.views(scene), state, data, exact)
+        if self.rig is not None and scene.sensor_from_rig is not None:
+            frames = scene.world_to_camera, scene.sensor_from_rig, self.rig
+            blocks = pull_back(blocks, *frames, self.layout, exact)
         return self._with_prior(blocks, scene, state, data, exact)
 
     def _compiled(self, data: BundleData) -> bool:
@@ -295,27 +391,22 @@ class BundleProblem:
         """The normal equations of observations and prior."""
         prior, layout = data.prior, self.layout
         cost, g, points, U, W, V = blocks
-        if prior.world_to_camera is not None and prior.pose_weights is not None:
-
-            def moved(step: Tensor, pose: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-                return _pose_prior(se3.retract(pose, step), known, weights)
-
-            inputs = (U.new_zeros(len(U), 6), scene.world_to_camera, prior.world_to_camera, prior.pose_weights)
-            with one_at_a_time():
-                r, J = vmap(moved)(*inputs), vmap(jacfwd(moved))(*inputs)
-                H = vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*inputs) if exact else J.mT @ J
+        width = layout.rows.shape[1]
+        for known, first, shared in self._known_poses(scene, prior):
+            r, J, H = _pose_prior_derivatives(*known, exact)
             cost = cost + 0.5 * r.square().sum()
-            g = g + torch.nn.functional.pad((J.mT @ r[..., None]).squeeze(-1), (0, len(self.names)))
-            U = U + torch.nn.functional.pad(H, (0, len(self.names), 0, len(self.names)))
-        if prior.theta is not None and prior.theta_weights is not None:
+            # what views share is known once: in the first of them
+            once = self._once(first, shared)[:, None]
+            room = first, width - first - 6
+            g = g + once * torch.nn.functional.pad((J.mT @ r[..., None]).squeeze(-1)[shared], room)
+            U = U + once[..., None] * torch.nn.functional.pad(H[shared], room + room)
+        if prior.theta is not None and prior.theta_weights is not None and self.names:
             r = prior.theta_weights * (state.theta - prior.theta)
             cost = cost + 0.5 * r.square().sum()
-            # once for each K: in the first view that it took
-            index = self.intrinsics_index
-            earlier = (index[:, None] == index).tril(-1).any(1)
-            once = torch.where(earlier[:, None], 0, prior.theta_weights[index])
-            g = g + torch.nn.functional.pad(once * r[index], (6, 0))
-            U = U + torch.diag_embed(torch.nn.functional.pad(once.square(), (6, 0)))
+            index, room = self.intrinsics_index, (6, width - 6 - len(self.names))
+            weights = self._once(6, index)[:, None] * prior.theta_weights[index]
+            g = g + torch.nn.functional.pad(weights * r[index], room)
+            U = U + torch.diag_embed(torch.nn.functional.pad(weights.square(), room))
         if prior.points3d is not None and prior.point_weights is not None:
             r = prior.point_weights * (scene.points3d - prior.points3d)
             cost = cost + 0.5 * r.square().sum()

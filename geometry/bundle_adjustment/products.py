@@ -10,14 +10,14 @@ from torch import Tensor
 
 from geometry.bundle_adjustment import cuda, sums
 from geometry.bundle_adjustment.indices import Layout
-from geometry.compiled.launch import in_parallel
+from geometry.compiled.launch import arrays, in_parallel
 
 __all__ = ["couple", "couple_back", "own_blocks", "project_blocks", "reduce", "schur_product", "symmetric"]
 
 # Entries of S that a chunk of pairs of observations may touch at a time.
 _CHUNK = 4_000_000
 # Numbers that the vectors of `reduce_pairs` may touch behind the last column.
-_MARGIN = 24
+_MARGIN = 32
 
 
 def symmetric(lower: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def project_blocks(W: Tensor, motions: Tensor, layout: Layout) -> Tensor:
     from geometry.compiled.bundle_adjustment import products as kernels
 
     out = W.new_empty(len(W), motions.shape[2], 3)
-    arrays = W.numpy(), motions.contiguous().numpy(), (layout.view.numpy(), layout.begin.numpy())
-    in_parallel(layout.parts, lambda first, last, _: kernels.project_blocks(*arrays, first, last, out.numpy()))
+    inputs = arrays((W, motions.contiguous(), (layout.view, layout.begin)))
+    in_parallel(layout.parts, lambda first, last, _: kernels.project_blocks(*inputs, first, last, out.numpy()))
     return out
 
 
@@ -105,11 +105,10 @@ def _reduce(U: Tensor, W: Tensor, V_inverse: Tensor, layout: Layout) -> Tensor:
 
     size = layout.size + _MARGIN
     sums = torch.zeros(len(layout.parts) - 1, size, size, dtype=W.dtype)
-    arrays = [t.contiguous().numpy() for t in (W, V_inverse, layout.starts)]
-    index = layout.view.numpy(), layout.begin.numpy()
+    inputs = arrays((W.contiguous(), V_inverse.contiguous(), layout.runs, (layout.view, layout.begin)))
 
     def work(first: int, last: int, slot: int) -> None:
-        reduce_pairs(*arrays, index, first, last, sums[slot].numpy())
+        reduce_pairs(*inputs, first, last, sums[slot].numpy())
 
     in_parallel(layout.parts, work)
     for other in sums[1:]:

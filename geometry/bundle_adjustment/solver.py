@@ -44,8 +44,8 @@ class Task:
         return (eps * self.data.weights * self.data.points2d).square().sum()
 
     def poses(self, state: State) -> Tensor:
-        """world_to_camera (V,4,4), the fixed ones among them."""
-        return self.problem.compose(state, self.data.given).world_to_camera
+        """world_to_camera (V,4,4), the fixed ones among them; of rigs the world_to_rig of each view."""
+        return self.problem.compose(state, self.data.given).world_to_camera[self.problem.frame]
 
     def gauge_at(self, state: State) -> Gauge | None:
         return gauge_at(self.problem, state, self.data, self.gauge, self.rows)
@@ -72,7 +72,8 @@ class Task:
         unseen = None if gauge is None else gauge.motions.cameras
         coarse = None
         if iterative:
-            coarse = coarse_motions(self.poses(state), layout)
+            poses = self.problem.compose(state, self.data.given).world_to_camera
+            coarse = coarse_motions(poses, layout, self.problem.frame)
         return Schur(
             equations, layout, damping, unseen, self.stiff, iterative=iterative, truncated=truncated, coarse=coarse
         )

@@ -137,26 +137,27 @@ def own_blocks(W: Any, V_inverse: Any, index: Any, first: Any, last: Any, out: A
                     to[a, b] += dot_row(Wi, b, X)
 
 
-@entry(f"void(float64[:,:,::1], float64[:,:,::1], int64[:,::1], {_POINTS}, float64[:,::1])")
-def reduce_pairs(W: Any, V_inverse: Any, starts: Any, index: Any, first: Any, last: Any, T: Any) -> None:
+@entry(
+    f"void(float64[:,:,::1], float64[:,:,::1], Tuple((int64[:,::1], int64[::1])), {_POINTS}, float64[:,::1])"
+)  # fmt: skip
+def reduce_pairs(W: Any, V_inverse: Any, runs: Any, index: Any, first: Any, last: Any, T: Any) -> None:
     """Add -W V^-1 W^T to T, in such a way that T + T^T is the sum: every pair of observations of a point once.
 
-    starts (V,2): the rows where the six columns of a view's pose begin, and those of its intrinsics. T: square, with
-    room behind the last column, where zeros are added.
+    runs: starts (V,r), the rows where runs of a view's columns begin, which lie side by side in T, and bounds (r+1,),
+    where the runs begin among the columns. T: square, with room behind the last column, where zeros are added.
     """
+    starts, bounds = runs
     view, begin = index
-    stride, most = T.shape[1], 0
+    stride, most, p = T.shape[1], 0, W.shape[1]
     for j in range(first, last):
         most = max(most, begin[j + 1] - begin[j])
-    p = W.shape[1]
-    P = p - 6
-    one_run = True
-    for v in range(len(starts)):
-        one_run &= starts[v, 1] == starts[v, 0] + 6
-    # runs of columns that lie side by side in T, padded with zeros to whole vectors
-    wide = (p + L - 1) // L * L if one_run else L + (P + L - 1) // L * L
-    kappa = 6 if one_run else L
-    rows, left = np.zeros((most, 3 * wide), W.dtype), np.empty(3 * p, W.dtype)
+    # runs padded with zeros to whole vectors: where each of them begins, and which one a column is of
+    padded, run = np.zeros(len(bounds), np.int64), np.empty(p, np.int64)
+    for r in range(len(bounds) - 1):
+        padded[r + 1] = padded[r] + (bounds[r + 1] - bounds[r] + L - 1) // L * L
+        run[bounds[r] : bounds[r + 1]] = r
+    wide = padded[-1]
+    rows, left, into = np.zeros((most, 3 * wide), W.dtype), np.empty(3 * p, W.dtype), np.empty(p, np.int64)
     for j in range(first, last):
         count = begin[j + 1] - begin[j]
         B = V_inverse[j]
@@ -165,22 +166,22 @@ def reduce_pairs(W: Any, V_inverse: Any, starts: Any, index: Any, first: Any, la
         for m in range(count):
             Wi, to = W[begin[j] + m], rows[m]
             for k in range(3):
-                for a in range(6):
-                    to[k * wide + a] = Wi[a, k]
-                for a in range(P):
-                    to[k * wide + kappa + a] = Wi[6 + a, k]
+                for a in range(p):
+                    to[k * wide + padded[run[a]] + a - bounds[run[a]]] = Wi[a, k]
         for m in range(count):
             Wi, v = W[begin[j] + m], view[begin[j] + m]
             for a in range(p):
+                into[a] = (starts[v, run[a]] + a - bounds[run[a]]) * stride
                 for k in range(3):
                     left[3 * a + k] = -(Wi[a, 0] * B[0, k] + Wi[a, 1] * B[1, k] + Wi[a, 2] * B[2, k])
             for o in range(m + 1):
                 other, c = rows[o], view[begin[j] + o]
                 half = 0.5 if o == m else 1.0
-                for k in range(0, wide, L):
-                    x, y, z = half * load(other, k), half * load(other, wide + k), half * load(other, 2 * wide + k)
-                    place = starts[c, 0] + k if one_run or k < L else starts[c, 1] + k - L
-                    for a in range(p):
-                        row = place + (starts[v, 0] + a if a < 6 else starts[v, 1] + a - 6) * stride
-                        more = get(left, 3 * a) * x + get(left, 3 * a + 1) * y + get(left, 3 * a + 2) * z
-                        store(T, row, load(T, row) + more)
+                for r in range(len(bounds) - 1):
+                    place = starts[c, r] - padded[r]
+                    for k in range(padded[r], padded[r + 1], L):
+                        x, y, z = half * load(other, k), half * load(other, wide + k), half * load(other, 2 * wide + k)
+                        for a in range(p):
+                            to_row = into[a] + place + k
+                            more = get(left, 3 * a) * x + get(left, 3 * a + 1) * y + get(left, 3 * a + 2) * z
+                            store(T, to_row, load(T, to_row) + more)

@@ -19,6 +19,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     moving,
     random_tangent,
     relative,
+    solved_scene,
     still_steps,
     system_of,
     unflat,
@@ -185,7 +186,7 @@ def test_free_keeps_the_cameras_as_a_whole() -> None:
 @pytest.mark.parametrize("options", [{}, {"free": ("poses", "points", "f"), "kernel": cauchy(1.0)}])
 def test_what_no_similarity_changes_has_one_gradient(options: dict[str, Any]) -> None:
     tracks = make_tracks(5, 20)
-    at = replace(tracks, **tracks.solve(**options).x._asdict())
+    at = replace(tracks, **solved_scene(tracks.solve(**options)))
     index, gradients, dependent = tracks.intrinsics_index, [], []
     for gauge in GAUGES:
         leaves = at.points2d.clone().requires_grad_(), torch.ones_like(at.points2d).requires_grad_()

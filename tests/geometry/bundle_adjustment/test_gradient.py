@@ -17,6 +17,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     dense_problem,
     keep_only,
     make_tracks,
+    solved_scene,
     still_steps,
     with_gradient,
 )
@@ -95,7 +96,7 @@ class Case:
         self.inputs = {**given, "weights": weights, **{f"prior {k}": t for k, t in known.items() if t is not None}}
         optimum = self.solve(self.inputs)
         assert optimum.converged
-        self.inputs |= optimum.x._asdict()
+        self.inputs |= solved_scene(optimum)
 
     def solve(self, inputs: dict[str, Tensor], **options: Any) -> Any:
         prior = Prior(**{k.removeprefix("prior "): t for k, t in inputs.items() if k.startswith("prior ")})
@@ -130,14 +131,14 @@ class Case:
 def covectors(x: Any) -> list[list[Tensor]]:
     """Three random linear functions of the scene, in units of its parts."""
     g = torch.Generator().manual_seed(13)
-    size = (1.0, 1.0, 1e-2, 1.0)
-    return [[s * torch.randn(t.shape, generator=g, **DOUBLE) for s, t in zip(size, x, strict=True)] for _ in range(3)]
+    parts = list(zip((1.0, 1.0, 1e-2, 1.0), x[:4], strict=True))
+    return [[s * torch.randn(t.shape, generator=g, **DOUBLE) for s, t in parts] for _ in range(3)]
 
 
 def functions(x: Any) -> Tensor:
     """The values (3,) of `covectors`."""
     return torch.stack(
-        [torch.stack([(c * t).sum() for c, t in zip(some, x, strict=True)]).sum() for some in covectors(x)]
+        [torch.stack([(c * t).sum() for c, t in zip(some, x[:4], strict=True)]).sum() for some in covectors(x)]
     )
 
 
@@ -234,7 +235,7 @@ def test_gradient_on_ladybug(
     covector = torch.randn(200, 3, generator=g, **DOUBLE)
 
     def losses(points2d: Tensor, weights: Tensor) -> Tensor:
-        x = bundle(points2d, *seen, *optimum.x, weights=weights, **options).x
+        x = bundle(points2d, *seen, *optimum.x[:4], weights=weights, **options).x
         X = x.points3d[settled]
         distance = (X[:100] - X[100:]).norm(dim=1)
         return torch.stack([(covector * X).sum(), (covector[:99, 0] * (distance[1:] / distance[:-1])).sum()])
@@ -265,11 +266,11 @@ def test_backward_twice_gives_the_same() -> None:
 
 def test_no_graph_where_no_gradient_is_wanted() -> None:
     tracks = make_tracks(4, 12)
-    assert not any(t.requires_grad for t in tracks.solve().x)
+    assert not any(t.requires_grad for t in tracks.solve().x[:4])
     wanted = replace(tracks, points2d=tracks.points2d.clone().requires_grad_())
     assert wanted.solve().x.points3d.requires_grad
     with torch.no_grad():
-        assert not any(t.requires_grad for t in wanted.solve().x)
+        assert not any(t.requires_grad for t in wanted.solve().x[:4])
     # cost and state are plain numbers
     assert not wanted.solve().cost.requires_grad
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from geometry import Prior, Status
-from tests.geometry.bundle_adjustment.scenes import ALL, assert_same, keep_only, make_tracks
+from tests.geometry.bundle_adjustment.scenes import ALL, assert_same, keep_only, make_tracks, solved_scene
 
 BAD: dict[str, dict[str, Any]] = {
     "points2d": {"points2d": torch.zeros(3, 3)},
@@ -55,7 +55,7 @@ def test_no_steps_move_nothing() -> None:
     assert torch.equal(found.x.points3d, tracks.points3d)
     assert torch.equal(found.x.world_to_camera, tracks.world_to_camera)
     # at the minimum none are needed
-    best = replace(tracks, **tracks.solve().x._asdict()).solve(max_steps=0)
+    best = replace(tracks, **solved_scene(tracks.solve())).solve(max_steps=0)
     assert best.converged
 
 

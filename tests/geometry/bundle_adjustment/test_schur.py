@@ -28,6 +28,7 @@ from tests.geometry.bundle_adjustment.scenes import (
     moving,
     random_tangent,
     relative,
+    solved_scene,
     system_of,
     unflat,
     with_gradient,
@@ -256,7 +257,8 @@ def damped_system(scene: str, damping: float = 1e-2, **options: Any) -> tuple[Sc
     equations = problem.linearize(state, data)
     H = dense_hessian(equations, problem.layout)
     if options.get("coarse"):
-        options["coarse"] = coarse_motions(problem.compose(state, data.given).world_to_camera, problem.layout)
+        poses = problem.compose(state, data.given).world_to_camera
+        options["coarse"] = coarse_motions(poses, problem.layout, problem.frame)
     schur = Schur(equations, problem.layout, damping, **options)
     return schur, H + damping * H.diagonal().diag(), problem.layout
 
@@ -427,7 +429,7 @@ def test_dense_and_iterative_solver_agree(gauge: str, cameras: int | None) -> No
     tracks = make_tracks(6, 40, cameras=cameras)
     dense = tracks.solve(free=ALL)
     # both from there: the free gauge depends on the way
-    at = replace(tracks, **dense.x._asdict())
+    at = replace(tracks, **solved_scene(dense))
     a, ga = with_gradient(at, free=ALL, gauge=gauge, solver="iterative")
     b, gb = with_gradient(at, free=ALL, gauge=gauge, solver="dense")
     assert_same(a, b, 1e-8)
