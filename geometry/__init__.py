@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geometry.alignment import Similarity, align_similarity
     from geometry.bundle_adjustment import Bundle, BundleSolution, GaugeChoice, Prior, bundle
-    from geometry.camera import project, unproject
+    from geometry.camera import bearing_whitening, equirectangular_pixels, equirectangular_rays, project, unproject
     from geometry.consensus import (
         RansacSolution,
         draw_sets,
@@ -85,11 +85,14 @@ __all__ = [
     "argmin",
     "attach_gradient",
     "barron",
+    "bearing_whitening",
     "bundle",
     "calibrate",
     "cauchy",
     "covariance",
     "draw_sets",
+    "equirectangular_pixels",
+    "equirectangular_rays",
     "expected_loss",
     "find_structure",
     "geman_mcclure",

@@ -27,13 +27,27 @@ from geometry.checks import (
     values,
     whole,
 )
-from geometry.lenses import FISHEYE_LIMIT_COS, LENSES, Lens, Model, Rays, check_distortion, distort
+from geometry.lenses import (
+    FISHEYE_LIMIT_COS,
+    LENSES,
+    Lens,
+    Model,
+    Rays,
+    bearing_whitening,
+    check_distortion,
+    distort,
+    equirectangular_pixels,
+    equirectangular_rays,
+)
 
 __all__ = [
     "FISHEYE_LIMIT_COS",
     "Model",
     "Rays",
+    "bearing_whitening",
     "distort",
+    "equirectangular_pixels",
+    "equirectangular_rays",
     "in_front",
     "intrinsics_from_matrix",
     "matrix_from_intrinsics",

@@ -4,13 +4,27 @@
     fisheye        Kannala and Brandt: a polynomial of the angle
     eucm, double_sphere, division    of closed form both ways (`quotients` is what these share)
 
+    bearings       cameras without a lens: panoramas, covariances of directions
+
 A `Lens` is functions: image, derivatives, what it sees, rays. `LENSES` is the table of them all: a new one is one file
 and one line there. K is applied by `geometry.camera`, which is what users call.
 """
 
+from geometry.lenses.bearings import bearing_whitening, equirectangular_pixels, equirectangular_rays
 from geometry.lenses.fisheye import FISHEYE_LIMIT_COS
 from geometry.lenses.lens import Lens, Model, Rays
 from geometry.lenses.radtan import distort
 from geometry.lenses.table import LENSES, check_distortion
 
-__all__ = ["FISHEYE_LIMIT_COS", "LENSES", "Lens", "Model", "Rays", "check_distortion", "distort"]
+__all__ = [
+    "FISHEYE_LIMIT_COS",
+    "LENSES",
+    "Lens",
+    "Model",
+    "Rays",
+    "bearing_whitening",
+    "check_distortion",
+    "distort",
+    "equirectangular_pixels",
+    "equirectangular_rays",
+]

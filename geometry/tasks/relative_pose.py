@@ -1,17 +1,19 @@
 """The relative pose of two calibrated views from matches: rotation and direction of the least epipolar error."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from geometry.checks import batched
-from geometry.consensus.minimal import five_point
+from geometry.checks import batched, one_of
+from geometry.consensus.minimal import angles_to_meet, five_point
 from geometry.optim import Problem, Solution, argmin, levenberg_marquardt
 from geometry.se3 import exp, hat, make
 
-__all__ = ["fundamental", "relative_pose", "relative_pose_problem"]
+__all__ = ["bearing_problem", "fundamental", "relative_pose", "relative_pose_problem"]
 
 SAMPLES = 16
 SAMPLE_STEPS = 5
@@ -31,6 +33,11 @@ def residual(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b:
     return weights * (b * line_b).sum(-1) * size.rsqrt()
 
 
+def residual_of_bearings(pose: Tensor, rays_a: Tensor, rays_b: Tensor, weights: Tensor) -> Tensor:
+    """(N,): angles in rad of each match from the nearest rays that meet, to first order, times weights (N,)."""
+    return weights * angles_to_meet(hat(pose[:3, 3]) @ pose[:3, :3], rays_a, rays_b)
+
+
 def homogeneous(points: Tensor) -> Tensor:
     return pad(points, (0, 1), value=1.0)
 
@@ -47,9 +54,18 @@ def retract(pose: Tensor, step: Tensor) -> Tensor:
 relative_pose_problem = Problem(residual, dof=5, retract=retract, alike=(5,))
 """x (4,4) with |t| = 1, data points_a (N,2), points_b (N,2), K_a (3,3), K_b (3,3), weights (N,)."""
 
+bearing_problem = Problem(residual_of_bearings, dof=5, retract=retract, alike=(5,))
+"""The same of data rays_a (N,3), rays_b (N,3), of any length but zero, weights (N,)."""
+
 
 def relative_pose(
-    points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor | None = None
+    points_a: Tensor,
+    points_b: Tensor,
+    K_a: Tensor | None,
+    K_b: Tensor | None,
+    weights: Tensor | None = None,
+    *,
+    model: Literal["radtan", "ray"] = "radtan",
 ) -> Solution:
     """Where camera b stands in the frame of camera a, up to the length of the translation.
 
@@ -57,26 +73,33 @@ def relative_pose(
     weights (B,N) or (N,) multiply the errors. x (B,4,4) with p_b = R p_a + t and |t| = 1, differentiable in all. What
     fails says so in `status`, as where a turn alone explains the matches. Raises ValueError for other shapes.
 
+    model="ray": points_a, points_b (B,N,3) or (N,3) are bearings, directions of any length but zero in the camera
+    frames, behind them as well, as `unproject` gives them of any lens; K_a and K_b are None, errors are angles in rad.
+
     Minimises Sampson's error (Hartley and Zisserman, "Multiple View Geometry", equation 11.9), whose minimum is four
     poses; the one with most points before both cameras is returned. Starts at the five-point poses (Nistér, TPAMI
     2004) of 16 samples, drawn evenly and not at random, of which the best after a few steps goes on.
     """
-    points_a, points_b, K_a, K_b, weights = batched(
-        6, points_a=(points_a, "N,2"), points_b=(points_b, "N,2"), K_a=(K_a, "3,3", "camera"),
-        K_b=(K_b, "3,3", "camera"), weights=(weights, "N"),
-    )  # fmt: skip
-    data = points_a, points_b, K_a, K_b, weights
-    found = argmin(relative_pose_problem, sampled, *data)
+    one_of("model", model, ("radtan", "ray"))
+    bearings = model == "ray"
+    for name, K in (("K_a", K_a), ("K_b", K_b)):
+        if bearings != (K is None):
+            raise ValueError(f"{name} must be {'None' if bearings else 'given'} for model={model!r}")
+    cameras = {name: (K, "3,3", "camera") for name, K in (("K_a", K_a), ("K_b", K_b)) if K is not None}
+    shape = "N,3" if bearings else "N,2"
+    data = batched(6, points_a=(points_a, shape), points_b=(points_b, shape), **cameras, weights=(weights, "N"))
+    problem = bearing_problem if bearings else relative_pose_problem
+    found = argmin(problem, partial(sampled, problem), *data)
     return replace(found, x=before_both(found.x, *(d.detach() for d in data)))
 
 
-def sampled(points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor) -> Tensor:
+def sampled(problem: Problem, *data: Tensor) -> Tensor:
     """A pose (B,4,4) near the least error. A match of weight zero is in no sample."""
+    weights = data[-1]
     places = torch.arange(5 * SAMPLES, device=weights.device).view(5, SAMPLES).mT.flatten()
     count = (weights != 0).cumsum(-1)
     index = torch.searchsorted(count, places * count[:, -1:] // (5 * SAMPLES) + 1).clamp_max(weights.shape[-1] - 1)
-    rays = directions(points_a, K_a), directions(points_b, K_b)
-    a, b = (r.gather(1, index[..., None].expand(-1, -1, 3)).unflatten(1, (SAMPLES, 5)) for r in rays)
+    a, b = (r.gather(1, index[..., None].expand(-1, -1, 3)).unflatten(1, (SAMPLES, 5)) for r in rays_of(*data))
     E = five_point(a, b).nan_to_num()
     B, _, roots = E.shape[:3]
     U, _, Vh = torch.linalg.svd(E)
@@ -85,22 +108,26 @@ def sampled(points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weight
 
     def best(poses: Tensor, count: int) -> Tensor:
         """Of every `count` poses (…,4,4) in a row the one of the least error."""
-        cost = relative_pose_problem.costs(poses, *repeated(len(poses) // B)).nan_to_num(torch.inf).view(-1, count)
+        cost = problem.costs(poses, *repeated(len(poses) // B)).nan_to_num(torch.inf).view(-1, count)
         return poses.unflatten(0, (-1, count))[torch.arange(len(cost), device=cost.device), cost.argmin(-1)]
 
     def repeated(times: int) -> tuple[Tensor, ...]:
-        return tuple(d.repeat_interleave(times, 0) for d in (points_a, points_b, K_a, K_b, weights))
+        return tuple(d.repeat_interleave(times, 0) for d in data)
 
     chosen = best(poses.flatten(0, 2), roots)  # of each sample
-    return best(levenberg_marquardt(relative_pose_problem, chosen, repeated(SAMPLES), SAMPLE_STEPS)[0], SAMPLES)
+    return best(levenberg_marquardt(problem, chosen, repeated(SAMPLES), SAMPLE_STEPS)[0], SAMPLES)
 
 
-def directions(points: Tensor, K: Tensor) -> Tensor:
-    """The rays (B,N,3) of pixels (B,N,2)."""
-    return torch.linalg.solve_ex(K, homogeneous(points).mT)[0].mT
+def rays_of(points_a: Tensor, points_b: Tensor, *K_and_weights: Tensor) -> tuple[Tensor, ...]:
+    """The rays (B,N,3) of both views, which are given, or those of pixels (B,N,2)."""
+    *K, _ = K_and_weights
+    if not K:
+        return points_a, points_b
+    pairs = zip(K, (points_a, points_b), strict=True)
+    return tuple(torch.linalg.solve_ex(k, homogeneous(points).mT)[0].mT for k, points in pairs)
 
 
-def before_both(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K_b: Tensor, weights: Tensor) -> Tensor:
+def before_both(pose: Tensor, *data: Tensor) -> Tensor:
     """Of the four poses (B,4,4) of the same errors the one with most points, of those that count, before both cameras.
 
     They differ by the sign of t and by half a turn about it (Hartley and Zisserman, section 9.6.3).
@@ -110,9 +137,9 @@ def before_both(pose: Tensor, points_a: Tensor, points_b: Tensor, K_a: Tensor, K
     poses = torch.stack([make(turn, sign * t) for turn in (R, twisted) for sign in (1, -1)], 1)
     with torch.no_grad():
         # the depths of the nearest points of two rays, z_b b = z_a R a + t, times what is positive
-        a = directions(points_a, K_a)[:, None] @ poses[..., :3, :3].mT
-        b, t = directions(points_b, K_b)[:, None], poses[..., None, :3, 3]
+        a, b = (rays[:, None] for rays in rays_of(*data))
+        a, t = a @ poses[..., :3, :3].mT, poses[..., None, :3, 3]
         n = torch.linalg.cross(a, b)
         ahead = ((torch.linalg.cross(b, t) * n).sum(-1) > 0) & ((torch.linalg.cross(a, t) * n).sum(-1) > 0)
-        best = (ahead & (weights != 0)[:, None]).sum(-1).argmax(-1)
+        best = (ahead & (data[-1] != 0)[:, None]).sum(-1).argmax(-1)
     return poses[torch.arange(len(best), device=best.device), best]

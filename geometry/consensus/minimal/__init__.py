@@ -8,14 +8,21 @@
 Leading dimensions are the batch. What does not exist (fewer real roots, a degenerate sample) is NaN, and only that.
 """
 
-from geometry.consensus.minimal.essential import essential_problem, five_point
+from geometry.consensus.minimal.essential import (
+    angles_to_meet,
+    essential_problem,
+    essential_ray_problem,
+    five_point,
+)
 from geometry.consensus.minimal.generalised_p3p import generalised_p3p
 from geometry.consensus.minimal.homography import homography, homography_problem, normalised, oriented, transfer
 from geometry.consensus.minimal.line import line, line_problem
 from geometry.consensus.minimal.p3p import p3p
 
 __all__ = [
+    "angles_to_meet",
     "essential_problem",
+    "essential_ray_problem",
     "five_point",
     "generalised_p3p",
     "homography",

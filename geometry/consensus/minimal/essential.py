@@ -9,7 +9,7 @@ from torch import Tensor
 from geometry import se3
 from geometry.optim import Problem
 
-__all__ = ["essential_problem", "five_point"]
+__all__ = ["angles_to_meet", "essential_problem", "essential_ray_problem", "five_point"]
 
 # Exponents of x, y, z: the monomials of degree three, then those of less.
 _CUBIC = ((3, 0, 0), (2, 1, 0), (2, 0, 1), (1, 2, 0), (1, 1, 1), (1, 0, 2), (0, 3, 0), (0, 2, 1), (0, 1, 2), (0, 0, 3))
@@ -140,6 +140,19 @@ def _sampson(E: Tensor, points_a: Tensor, points_b: Tensor) -> Tensor:
     return (b * line_b).sum(-1) / size.sqrt()
 
 
+def angles_to_meet(E: Tensor, rays_a: Tensor, rays_b: Tensor) -> Tensor:
+    """(N,): angles in rad by which two rays, together, miss the nearest ones that meet, to first order.
+
+    E (3,3); rays_a, rays_b (N,3) of any length but zero, behind the cameras as well. Sampson's error on the sphere.
+    """
+    a, b = (torch.nn.functional.normalize(rays, dim=-1) for rays in (rays_a, rays_b))
+    line_b, line_a = a @ E.mT, b @ E
+    off = (b * line_b).sum(-1)
+    # a ray moves across itself alone, and along themselves both lines have the part `off`
+    size = (line_b.square() + line_a.square()).sum(-1) - 2 * off.square()
+    return off * size.rsqrt()
+
+
 def _retract(E: Tensor, step: Tensor) -> Tensor:
     """exp(w) E exp(v)^T with v across the right epipole: a turn about that one is a turn about the left one."""
     crossed = torch.linalg.cross(E, E.roll(1, 0))
@@ -154,3 +167,6 @@ def _retract(E: Tensor, step: Tensor) -> Tensor:
 
 essential_problem = Problem(_sampson, dof=5, retract=_retract)
 """x = E (3,3), data points_a (N,2), points_b (N,2) in units of the focal length: Sampson's errors (N,)."""
+
+essential_ray_problem = Problem(angles_to_meet, dof=5, retract=_retract)
+"""The same of data rays_a (N,3), rays_b (N,3): angles (N,) in radians."""

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -144,3 +145,74 @@ def test_bad_input_is_named(change: dict[str, Tensor], message: str) -> None:
     a, b = matches()
     with pytest.raises(ValueError, match=message):
         relative_pose(**{"points_a": a, "points_b": b, "K_a": K, "K_b": K_B} | change)
+
+
+def bearings(noise: float = 0.001, N: int = 30) -> tuple[Tensor, Tensor]:
+    """Of points all around both cameras, ahead of neither, of any length. (3,N,3) each."""
+    generator = torch.Generator().manual_seed(5)
+    X = 3 * torch.randn(3, N, 3, generator=generator, dtype=torch.float64)
+    both = torch.stack([X, se3.transform(se3.make(TRUE[:, :3, :3], SHIFTS), X)])
+    both = both / both.norm(dim=-1, keepdim=True)
+    both = both + noise * torch.randn(both.shape, generator=generator, dtype=torch.float64)
+    a, b = both * (0.5 + torch.rand(2, 3, N, 1, generator=generator, dtype=torch.float64))
+    return a, b
+
+
+def test_bearings_on_all_sides_give_the_pose() -> None:
+    a, b = bearings(noise=0.0)
+    assert (a[..., 2] < 0).double().mean() > 0.3
+    found = relative_pose(a, b, None, None, model="ray")
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, TRUE, rtol=0, atol=1e-8)
+    noisy = relative_pose(*bearings(), None, None, model="ray")
+    assert noisy.converged.all()
+    assert (noisy.x - TRUE).abs().max() < 0.01
+
+
+def test_the_cost_of_bearings_is_that_of_the_angles_to_rays_that_meet() -> None:
+    """To first order: the least sum of squared angles by which both rays can turn so that they meet, by SciPy."""
+    a, b = bearings()
+    found = relative_pose(a, b, None, None, model="ray")
+    R, t = found.x[0, :3, :3].numpy(), found.x[0, :3, 3].numpy()
+    total = 0.0
+    for one, two in zip(a[0].numpy(), b[0].numpy(), strict=True):
+        depth = np.linalg.lstsq(np.stack([R @ one, -two], 1), -t, rcond=None)[0][0]
+
+        def angles(X: np.ndarray, one: np.ndarray = one, two: np.ndarray = two) -> np.ndarray:
+            pairs = ((one, X), (two, R @ X + t))
+            return np.array([np.arctan2(np.linalg.norm(np.cross(r, p)), r @ p) for r, p in pairs])
+
+        total += scipy.optimize.least_squares(angles, depth * one, xtol=1e-15, ftol=1e-15, gtol=1e-15).cost
+    assert found.cost[0] == pytest.approx(total, rel=0.01)
+
+
+def test_bearings_do_not_tell_where_a_camera_looks() -> None:
+    a, b = bearings()
+    wanted = relative_pose(a, b, None, None, model="ray")
+    S, Q = se3.rotation_from_quat_wxyz(torch.randn(2, 4, generator=torch.Generator().manual_seed(3)).double())
+    found = relative_pose(a @ S.mT, 2 * b @ Q.mT, None, None, model="ray")
+    R, t = wanted.x[:, :3, :3], wanted.x[:, :3, 3]
+    torch.testing.assert_close(found.x, se3.make(Q @ R @ S.mT, t @ Q.mT), rtol=0, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_gradients_of_bearings_agree_with_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(4)
+    a, b = bearings(noise=0.01)
+    weights = torch.rand(3, 30, generator=generator, dtype=torch.float64) + 0.5
+    data = one_each([a, b, weights])
+    directions = directions_of(data, (0.01, 0.01, 0.1), generator)
+    probe = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+
+    def value(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        return (relative_pose(a, b, None, None, w, model="ray").x * probe).sum((1, 2))
+
+    assert errors_in_turn(value, data, directions).max() < 1e-6
+
+
+def test_bearings_have_no_K_and_pixels_have() -> None:
+    a, b = bearings()
+    with pytest.raises(ValueError, match="K_a must be None for model='ray'"):
+        relative_pose(a, b, K, None, model="ray")
+    with pytest.raises(ValueError, match="K_b must be given for model='radtan'"):
+        relative_pose(*matches(), K, None)

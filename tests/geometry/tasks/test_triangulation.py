@@ -128,3 +128,72 @@ def test_bad_input_is_named(change: dict[str, Tensor], message: str) -> None:
     pixels, pose, K = views()
     with pytest.raises(ValueError, match=message):
         triangulation(**{"points2d": pixels, "world_to_camera": pose, "K": K} | change)
+
+
+def bearings_around(noise: float = 0.002, N: int = 5) -> tuple[Tensor, Tensor]:
+    """Bearings (3,N,3) of any length and world_to_camera (N,4,4) of cameras that look anywhere."""
+    generator = torch.Generator().manual_seed(2)
+    R = se3.rotation_from_quat_wxyz(torch.randn(N, 4, generator=generator, dtype=torch.float64))
+    pose = se3.make(R, 4 * torch.randn(N, 3, generator=generator, dtype=torch.float64))
+    p = se3.transform(pose, POINTS[:, None, None].expand(3, N, 1, 3)).squeeze(2)
+    p = p + noise * p.norm(dim=-1, keepdim=True) * torch.randn(3, N, 3, generator=generator, dtype=torch.float64)
+    return p / p.norm(dim=-1, keepdim=True) * (
+        0.5 + torch.rand(3, N, 1, generator=generator, dtype=torch.float64)
+    ), pose
+
+
+def test_bearings_on_all_sides_of_the_cameras() -> None:
+    exact, pose = bearings_around(noise=0.0)
+    assert (exact[..., 2] < 0).any()
+    found = triangulation(exact, pose, None, model="ray")
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, POINTS, rtol=0, atol=1e-10)
+
+
+def test_it_is_the_minimum_that_scipy_finds_of_the_angles() -> None:
+    bearings, pose = bearings_around()
+    found = triangulation(bearings, pose, None, model="ray")
+    for i, seen in enumerate(bearings.numpy()):
+
+        def angles(X: np.ndarray, seen: np.ndarray = seen) -> np.ndarray:
+            p = np.stack([R @ X + t for R, t in zip(pose[:, :3, :3].numpy(), pose[:, :3, 3].numpy(), strict=True)])
+            return np.arctan2(np.linalg.norm(np.cross(seen, p), axis=1), (seen * p).sum(1))
+
+        theirs = least_squares(angles, POINTS[i].numpy(), xtol=1e-15, ftol=1e-15, gtol=1e-15)
+        assert found.cost[i] == pytest.approx(theirs.cost, rel=1e-6)
+        np.testing.assert_allclose(found.x[i].numpy(), theirs.x, atol=1e-5)
+
+
+def test_bearings_do_not_tell_where_a_camera_looks() -> None:
+    bearings, pose = bearings_around()
+    wanted = triangulation(bearings, pose, None, model="ray")
+    turn = se3.rotation_from_quat_wxyz(torch.randn(5, 4, generator=torch.Generator().manual_seed(3)).double())
+    turned = (turn @ (2 * bearings)[..., None]).squeeze(-1)
+    found = triangulation(turned, se3.make(turn, torch.zeros(5, 3).double()) @ pose, None, model="ray")
+    torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.cost, wanted.cost, rtol=1e-9, atol=0)
+
+
+@pytest.mark.slow
+def test_gradients_of_bearings_agree_with_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(4)
+    bearings, pose = bearings_around(noise=0.01)
+    weights = torch.rand(3, 5, generator=generator, dtype=torch.float64) + 0.5
+    data = one_each([bearings, pose.expand(3, 5, 4, 4), weights])
+    directions = directions_of(data, (0.01, 0.001, 0.1), generator)
+    directions[1][..., 3, :] = 0
+    probe = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    errors = errors_in_turn(
+        lambda b, T, w: (triangulation(b, T, None, w, model="ray").x * probe).sum(1), data, directions
+    )
+    assert errors.max() < 1e-6
+
+
+def test_bearings_have_no_K_and_pixels_have() -> None:
+    bearings, pose = bearings_around()
+    with pytest.raises(ValueError, match="K must be None for model='ray'"):
+        triangulation(bearings, pose, torch.eye(3).double().expand(5, 3, 3), model="ray")
+    with pytest.raises(ValueError, match="K must be given for model='radtan'"):
+        triangulation(bearings[..., :2], pose, None)
+    with pytest.raises(ValueError, match=r"points2d must have shape \(N,3\)"):
+        triangulation(bearings[..., :2], pose, None, model="ray")

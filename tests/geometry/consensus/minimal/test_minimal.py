@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from geometry import Problem, Status, minimize, ransac, se3
 from geometry.consensus.minimal import (
     essential_problem,
+    essential_ray_problem,
     five_point,
     homography,
     homography_problem,
@@ -229,15 +230,19 @@ def noisy() -> list[tuple[Problem, Tensor, tuple[Tensor, ...], Callable[[Tensor]
     a, b = a[..., :2] / a[..., 2:], b[..., :2] / b[..., 2:]
     b = torch.where(wrong[..., None], b.flip(1), b + 1e-3 * normal(g, B, N, 2))
     lift = lambda x: torch.nn.functional.pad(x, (0, 1), value=1.0)
+    # of cameras that look another way, so that what they see may be behind them
+    S, Q = se3.rotation_from_quat_wxyz(normal(g, 2, 4))
+    c, d, E_turned = -2 * lift(a) @ S.mT, 3 * lift(b) @ Q.mT, Q @ E @ S.mT
     return [
         (line_problem, truth, (points,), lambda i: line(points[rows, i]), 2, 4e-3),
         (homography_problem, H, (p, q), lambda i: homography(p[rows, i], q[rows, i]), 4, 4.0),
         (essential_problem, E, (a, b), lambda i: five_point(lift(a[rows, i]), lift(b[rows, i])).flatten(1, 2), 5, 4e-3),
+        (essential_ray_problem, E_turned, (c, d), lambda i: five_point(c[rows, i], d[rows, i]).flatten(1, 2), 5, 4e-3),
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", noisy(), ids=["line", "homography", "essential"])
+@pytest.mark.parametrize("case", noisy(), ids=["line", "homography", "essential", "essential of rays"])
 def test_ransac_finds_it_among_outliers_and_minimize_agrees(case: Any) -> None:
     problem, truth, data, solver, size, threshold = case
     options: dict[str, Any] = {"candidates": torch.ones(3, 80, dtype=torch.float64), "size": size}
@@ -278,7 +283,7 @@ def test_a_step_stays_on_the_manifold() -> None:
     assert homography_problem.retract(E[0], normal(generator(), 8)).norm().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("case", noisy(), ids=["line", "homography", "essential"])
+@pytest.mark.parametrize("case", noisy(), ids=["line", "homography", "essential", "essential of rays"])
 def test_the_unknowns_are_all_of_them(case: Any) -> None:
     problem, truth, *_ = case
     x = truth[0]
