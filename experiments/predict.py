@@ -286,9 +286,8 @@ def _told_pose(estimator: PoseEstimator, number: int, K: np.ndarray, found: Esti
     points3d = estimator.keypoints3d[row].cpu()
     pose, points2d, sigma = (torch.from_numpy(v) for v in (found.estimate.pose, found.keypoints2d, found.deviation))
     projected = project(points3d, pose, torch.from_numpy(K))
-    C = pose_covariance(points2d[None], points3d[None], torch.from_numpy(K)[None], pose[None], weights=1 / sigma[None])[
-        0
-    ]
+    seen = points2d[None], points3d[None], torch.from_numpy(K)[None]
+    C = pose_covariance(*seen, pose[None], weights=1 / sigma[None], sigma=1.0)[0]
     deviation = C.diagonal().sqrt()
     return {
         "R": pose[:3, :3].tolist(),

@@ -57,7 +57,7 @@ from geometry.optim.transforms import (
     solved,
     transpose,
 )
-from geometry.optim.uncertainty import covariance
+from geometry.optim.uncertainty import covariance, laplace, score_variance
 
 __all__ = [
     "ADJOINT",
@@ -93,6 +93,7 @@ __all__ = [
     "forward_mode",
     "implicit",
     "jacobian",
+    "laplace",
     "levenberg_marquardt",
     "linearize",
     "map_state",
@@ -104,6 +105,7 @@ __all__ = [
     "polish",
     "primals",
     "quadratic_program",
+    "score_variance",
     "select",
     "share",
     "share_by_solving",

@@ -1,4 +1,16 @@
-"""How well the data determine a minimum: `covariance`."""
+"""How well the data determine a minimum: `covariance`.
+
+The minimum of sum rho(|r_i|^2) / 2 lies where the scores J_i^T psi_i, psi_i = rho'(|r_i|^2) r_i, add up to zero. To
+first order in the noise it moves by -A^-1 times their sum, with A the exact Hessian, and has the covariance
+A^-1 B A^-1, B that of the sum (Huber 1967, "The behavior of maximum likelihood estimates under nonstandard
+conditions"). With a kernel, 2 cost / (M - P) (J^T J)^-1, which is right for plain least squares, is wrong by a factor,
+either way.
+
+B here is s J^T J, with s the variance of a number of psi, one for all observations (Huber and Ronchetti 2009, "Robust
+statistics", section 7.6): weights are there to make their noise alike. The sum of the products of every observation's
+score with itself asks for no such thing, but a point has only its few observations to learn its spread from, and at
+the minimum their residuals are shorter than the noise: of ten points' poses it covers 82 to 93 % where it says 95.
+"""
 
 import torch
 from torch import Tensor
@@ -6,31 +18,55 @@ from torch.func import vmap
 
 from geometry.checks import positive
 from geometry.optim.linear import inverse_spd
-from geometry.optim.problem import Problem, batch_data, linearize, singular_below
+from geometry.optim.problem import Problem, batch_data, exact_hessian, jacobian, linearize, singular_below
 from geometry.optim.solution import State
+from geometry.robust import Kernel, kernel_derivatives
 
-__all__ = ["covariance"]
+__all__ = ["covariance", "laplace", "score_variance"]
 
 
 def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = None) -> Tensor:
     """Covariance (B,P,P) of the tangent step at the minimum x, to first order in the noise.
 
-    sigma^2 (J^T J)^-1 with sigma the standard deviation of one residual component; None estimates it per problem
-    from the residual, 2 cost / (M - P) with M the number of residual components that are not identically zero.
-    NaN where the data do not determine x.
+    Without a kernel sigma^2 (J^T J)^-1, sigma being the standard deviation of one residual component; None estimates it
+    per problem from the residual, 2 cost / (M - P) with M the number of components that are not identically zero.
+    With a kernel s A^-1 J^T J A^-1, A the exact Hessian and s the sum of |rho' r|^2 over the rows r of the residual,
+    the observations, by M - P: wrong ones may be among them, if it can happen to all alike. What the kernel leaves of
+    the noise no sigma tells: ValueError where there are both.
+    NaN where the data do not determine x, and with a kernel where x is no minimum.
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
-    if sigma is not None:
-        positive("sigma", sigma)
     data = batch_data(x, data)
     with torch.no_grad():
-        lin = linearize(problem, x, data)
-        inverse, ok = inverse_spd(lin.gauss_newton, singular_below(problem, x, data), problem.alike)
-        if sigma is None:
-            r = vmap(problem.residual)(x, *data).flatten(1)
-            freedom = ((r != 0).sum(-1) - problem.dof).clamp_min(1)
-            variance = 2 * lin.cost / freedom
-        else:
-            variance = torch.full_like(lin.cost, sigma * sigma)
-        return torch.where(ok[:, None, None], inverse * variance[:, None, None], torch.nan)
+        r = vmap(problem.residual)(x, *data)
+        r = r[..., None] if r.ndim == 2 else r
+        freedom = ((r != 0).sum((-1, -2)) - problem.dof).clamp_min(1)
+        variance = score_variance(r.square().sum(-1), freedom, problem.kernel, sigma)[:, None, None]
+        if problem.kernel is None:
+            return variance * laplace(problem, x, data)
+        J = jacobian(problem, x, data)[1].flatten(1, 2)
+        inverse, ok = inverse_spd(exact_hessian(problem, x, data), singular_below(problem, x, data), problem.alike)
+        return torch.where(ok[:, None, None], variance * inverse @ (J.mT @ J) @ inverse, torch.nan)
+
+
+def score_variance(s: Tensor, freedom: Tensor | int, kernel: Kernel | None, sigma: float | None) -> Tensor:
+    """Variance (…) of a number of rho' r, from the squared lengths s (…,M) of the rows r; or sigma^2 where it is given.
+
+    freedom: numbers less unknowns. Raises ValueError for a sigma that is not positive, or stands beside a kernel.
+    """
+    if sigma is None:
+        slope = kernel_derivatives(kernel, s)[1]
+        return (slope.square() * s).sum(-1) / freedom
+    positive("sigma", sigma)
+    if kernel is not None:
+        raise ValueError(f"sigma must be None where there is a kernel, which changes the noise, got {sigma}")
+    return s.new_full(s.shape[:-1], sigma * sigma)
+
+
+def laplace(problem: Problem, x: State, data: tuple[Tensor, ...]) -> Tensor:
+    """(J^T rho' J)^-1 (B,P,P): covariance of the Gaussian near the density exp(-cost) about its mode x, NaN where the
+    data do not determine x."""
+    lin = linearize(problem, x, data)
+    inverse, ok = inverse_spd(lin.gauss_newton, singular_below(problem, x, data), problem.alike)
+    return torch.where(ok[:, None, None], inverse, torch.nan)

@@ -222,12 +222,14 @@ def pose_covariance(
     mask: Tensor | None = None,
     model: Model = "radtan",
     kernel: Kernel | None = None,
-    sigma: float | None = 1.0,
+    sigma: float | None = None,
 ) -> Tensor:
-    """Laplace's covariance (B,6,6) of a pose that `pnp` found: of (omega, v), R <- exp(omega) R, t <- t + v.
+    """Covariance (B,6,6) of a pose that `pnp` found: of (omega, v), R <- exp(omega) R, t <- t + v.
 
-    `covariance` of the PnP problem: sigma^2 (J^T J)^-1, sigma times 1/weights being the standard deviation of
-    each coordinate, in pixels; None estimates it from the residuals. Arguments as for `pnp`; pose (B|1,4,4).
+    `covariance` of the PnP problem: without a kernel sigma^2 (J^T J)^-1, sigma times 1/weights being the standard
+    deviation of each coordinate, in pixels; None estimates it from the residuals. Weights that are 1/sigma in earnest
+    want sigma=1. With a kernel, with which there is no sigma, the covariance of what the kernel makes of the noise.
+    Arguments as for `pnp`; pose (B|1,4,4), the kernel that it was found with.
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
     """

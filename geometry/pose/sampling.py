@@ -33,7 +33,7 @@ from torch.func import vmap
 
 from geometry import se3
 from geometry.checks import shaped, values, whole
-from geometry.optim import Problem, batch_data, covariance, stop_gradient_where
+from geometry.optim import Problem, batch_data, laplace, stop_gradient_where
 
 __all__ = ["PoseProposal", "PoseSamples", "log_normaliser", "sample_poses"]
 
@@ -201,7 +201,7 @@ def sample_poses(
     """Draw weighted poses from p(y) proportional to exp(-cost(y)).
 
     problem: its state a pose (4,4), its retract that of `se3`; mode (B,4,4): a minimiser, about which the first
-    proposal is Laplace's approximation (`geometry.covariance`); data as for `minimize`. samples are drawn in
+    proposal is Laplace's approximation; data as for `minimize`. samples are drawn in
     `iterations` equal parts, each but the first from a proposal refitted to all before it. One mode is followed: of
     two far apart, the other is hardly ever seen. Raises ValueError where samples is not a multiple of iterations.
 
@@ -209,6 +209,8 @@ def sample_poses(
     A cost that stays bounded as t goes to infinity (PnP: all points in one pixel) makes Z infinite, strictly; draws
     do not get there as long as the cost there is far above that of the mode, as it is with a useful number of points.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
     whole("iterations", iterations, 1)
     whole("samples", samples, 1)
     if samples % iterations != 0:
@@ -217,7 +219,8 @@ def sample_poses(
     shaped(mode=(mode, "B,4,4"))
     values(mode=(mode, "pose"))
     mode = mode.detach()
-    C = covariance(problem, mode, *data, sigma=1.0)
+    with torch.no_grad():
+        C = laplace(problem, mode, data)
     ok = torch.isfinite(C).all(-1).all(-1) & torch.isfinite(problem.costs(mode, *data))
     C = torch.where(ok[:, None, None], C, torch.eye(6, dtype=C.dtype, device=C.device))
     first = PoseProposal.from_covariance(C)

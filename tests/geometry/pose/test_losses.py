@@ -109,7 +109,8 @@ def test_monte_carlo_loss_is_lowest_at_the_truth_in_the_mean(make_scene: Callabl
 
 
 def covariance_of(scene: Any, weights: Tensor) -> Tensor:
-    return pose_covariance(scene.points2d, scene.points3d, scene.K, scene.world_to_camera_gt, weights=weights)
+    at = scene.points2d, scene.points3d, scene.K, scene.world_to_camera_gt
+    return pose_covariance(*at, weights=weights, sigma=1.0)
 
 
 def test_a_start_is_as_good_as_the_search(make_scene: Callable[..., Any]) -> None:
