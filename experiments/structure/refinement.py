@@ -69,7 +69,8 @@ def intrinsics_found(scene: Scene, solution: BundleSolution) -> tuple[str, dict[
         truth = f" (given: {given[name]:.6g})" if name in given else ""
         pixels = not name.startswith("k")
         lost = pixels and not deviation < 0.05 * solution.x.K[0, 0, 0].item()
-        told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}" + (", not determined" if lost else ""))
+        note = (", not determined" if lost else "") if solution.converged else ", not at a minimum"
+        told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:
             errors |= {f"{name}_off_px": value - given[name], f"{name}_deviation_px": deviation}
     return ", ".join(told), errors

@@ -5,11 +5,13 @@ layout     which unknowns there are, and their order    indices    which observa
 equations  normal equations in blocks                   reduced    the reduced camera matrix
 schur      its solution, dense or by                    conjugate_gradients, coarse
 gauge      which of the similar solutions is meant      solver     the descent
+uncertainty  covariances at the optimum
 operator, products  what the compiled kernels do, and the same in tensor operations
 """
 
 from geometry.bundle_adjustment.gauge import GaugeChoice
-from geometry.bundle_adjustment.layer import BundleCovariance, BundleSolution, bundle
+from geometry.bundle_adjustment.layer import BundleSolution, bundle
 from geometry.bundle_adjustment.problem import Bundle, Prior
+from geometry.bundle_adjustment.uncertainty import BundleCovariance
 
 __all__ = ["Bundle", "BundleCovariance", "BundleSolution", "GaugeChoice", "Prior", "bundle"]

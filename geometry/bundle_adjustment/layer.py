@@ -11,7 +11,7 @@ a camera does not see costs nothing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from geometry.bundle_adjustment.layout import (
 )
 from geometry.bundle_adjustment.problem import Bundle, BundleData, BundleProblem, Prior, State
 from geometry.bundle_adjustment.solver import Solver, Task, solve
+from geometry.bundle_adjustment.uncertainty import BundleCovariance, covariance
 from geometry.camera import Model
 from geometry.checks import (
     What,
@@ -41,14 +42,13 @@ from geometry.checks import (
     indices,
     one_of,
     plainly,
-    positive,
     values,
     whole,
 )
 from geometry.optim import Batch, Solution, SolverError, Status, implicit, solved
 from geometry.robust import Kernel
 
-__all__ = ["Bundle", "BundleCovariance", "BundleSolution", "Prior", "bundle"]
+__all__ = ["Bundle", "BundleSolution", "Prior", "bundle"]
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,6 @@ def _moved_back(found: State, given: Bundle, task: Task) -> State:
     return found._replace(world_to_camera=se3.make(R, t), points3d=given.points3d + (found.points3d - start.points3d))
 
 
-class BundleCovariance(NamedTuple):
-    """Covariances of tangent steps: cameras (V,6+P,6+P), the pose (omega, v) and free intrinsics of each view, of rigs
-    the pose of its frame and, where "sensors" are free, six more of its mounting; points (n,3,3). Zero where something
-    is fixed."""
-
-    cameras: Tensor
-    points: Tensor
-
-
 @dataclass(frozen=True)
 class BundleSolution(Solution):
     """A `Solution` (cost, status and steps of size 1) whose x is a `Bundle`.
@@ -217,57 +208,17 @@ class BundleSolution(Solution):
             raise SolverError(self.message)
 
     def covariance(self, points: Tensor | None = None, sigma: float | None = None) -> BundleCovariance:
-        """Covariance at the optimum, to first order in the noise: sigma^2 (J^T J)^-1 in the chosen gauge.
+        """Covariance at the optimum, to first order in the noise and in the chosen gauge (`geometry.covariance`).
 
-        points (n,): indices of the points wanted, None for none. sigma: standard deviation of one weighted residual
-        component; None estimates it from the cost. NaN where the data do not determine the cameras.
+        points (n,): indices of the points wanted, None for none. Without a kernel sigma^2 (J^T J)^-1; sigma, the
+        standard deviation of one weighted residual component, is estimated from the residuals where it is None. With
+        a kernel A^-1 B A^-1 with the exact Hessian A, and no sigma. A prior is taken to be as exact as it says.
+        NaN where the data do not determine the cameras, and with a kernel where x is no minimum.
         """
-        task, layout, state = self.task, self.task.problem.layout, self.state
-        if sigma is not None:
-            positive("sigma", sigma)
         if points is not None:
             indices("points", points)
         with torch.no_grad():
-            gauge = task.gauge_at(state)
-            equations = task.problem.linearize(state, task.data)
-            system = task.factorise(state, equations, gauge)
-            if sigma is None:
-                variance = 2 * equations.cost / max(1, task.problem.redundancy(task.data) + task.freedom(state))
-            else:
-                variance = torch.full_like(equations.cost, sigma * sigma)
-
-            def columns(b: Tangent) -> Tangent:
-                """Columns of the covariance for unit vectors b."""
-                u = system.solve(b if gauge is None else gauge.ignore(b))
-                # whether it is solved, conjugate gradients know afterwards
-                known = torch.where(system.ok, variance, torch.nan)
-                return (u if gauge is None else gauge.section(u)).times(known)
-
-            D, N, p = layout.size, len(layout.held), layout.rows.shape[1]
-            cameras = state.theta.new_zeros(len(layout.rows), p, p)
-            some = max(1, 4_000_000 // (p * (D + 3 * N)))
-            for views in torch.arange(len(layout.rows), device=cameras.device).split(some):
-                rows = layout.rows[views]
-                b = cameras.new_zeros(D + 1, rows.numel())
-                b[rows.flatten(), torch.arange(rows.numel(), device=rows.device)] = 1
-                u = columns(Tangent(b[:-1], cameras.new_zeros(N, 3, rows.numel()))).cameras
-                u = torch.cat([u, u.new_zeros(1, u.shape[1])]).view(D + 1, len(views), p)
-                cameras[views] = u[rows, torch.arange(len(views), device=rows.device)[:, None]]
-            chosen = torch.zeros(0, dtype=torch.long) if points is None else points
-            blocks = []
-            for some_points in chosen.to(cameras.device).split(max(1, 4_000_000 // (3 * (D + 3 * N)))):
-                n = len(some_points)
-                b = cameras.new_zeros(N, 3, n, 3)
-                each = torch.arange(n, device=b.device)
-                b[some_points[:, None], torch.arange(3), each[:, None], torch.arange(3)] = 1
-                b[layout.held] = 0
-                u = columns(Tangent(cameras.new_zeros(D, 3 * n), b.flatten(2))).points.view(N, 3, n, 3)
-                blocks.append(u[some_points, :, each])
-            # a turn about a camera's place in the world moves t besides
-            moved = torch.eye(p, dtype=cameras.dtype, device=cameras.device).repeat(len(cameras), 1, 1)
-            moved[:, :6, :6] = se3.step_from(task.poses(state), task.place)
-            cameras = moved @ cameras @ moved.mT
-        return BundleCovariance(cameras, torch.cat(blocks) if blocks else cameras.new_zeros(0, 3, 3))
+            return covariance(self.task, self.state, points, sigma)
 
 
 def _each(scene: Bundle, function: Callable[[Tensor], Tensor]) -> Bundle:
