@@ -76,7 +76,7 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
     K = camera(learning.prediction)[0]
     run.frame(last, world_to_camera=poses, K=K)
     share, median = inliers(problem, learning.prediction, poses, config.inlier)
-    deviation = problem.covariance(state.theta, state.inner, state.cost)[0, 0].sqrt()
+    deviation = problem.covariance(state.theta, state.inner)[0, 0].sqrt()
     run.figure("scene", last, picture(run.recorded()), final=True)
     run.figure("focal", last, trajectories(torch.stack(learning.history), ["f (px)"]), final=True)
     run.save_points("object", points3d[mask], cameras=poses, K=K[None])

@@ -55,7 +55,7 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
 def intrinsics_found(scene: Scene, solution: BundleSolution) -> tuple[str, dict[str, float]]:
     """The free intrinsics in words, with standard deviations, and f's difference from the truth and deviation in px.
 
-    The deviations hold for Gaussian noise of the size that the robust cost tells.
+    The deviations hold for tracks whose errors are as large in one place as in another, wrong ones among them.
     """
     values = solution.state.theta[0].tolist()
     deviations = solution.covariance().cameras[0, 6:, 6:].diagonal().sqrt().tolist()

@@ -40,7 +40,7 @@ class CalibrationSolution(Solution):
 
     def covariance(self, sigma: float | None = None) -> Tensor:
         """Covariance (4+k,4+k) of fx, fy, cx, cy and the coefficients (`CalibrationProblem.covariance`)."""
-        found = self.problem.covariance(self.state.theta, self.state.inner, self.state.cost, sigma)
+        found = self.problem.covariance(self.state.theta, self.state.inner, sigma=sigma)
         return found.to(self.x[0].dtype)
 
 

@@ -5,7 +5,7 @@ The poses are found by PnP; the intrinsics take the Gauss-Newton step of the red
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from geometry import se3
 from geometry.alignment import Frame
 from geometry.camera import Model, matrix_from_intrinsics, project_camera_frame, projection_jacobian
 from geometry.lenses import LENSES
-from geometry.optim import Status, chain_of_blocks, margin, share
+from geometry.optim import Status, chain_of_blocks, margin, score_variance, share
 from geometry.pose import pnp
 from geometry.robust import Kernel, kernel_derivatives
 
@@ -152,6 +152,16 @@ class CalibrationProblem:
 
     def of_views(self, theta: Tensor, inner: Tensor, exact: bool = False) -> Reduced:
         """`reduced` of each view."""
+        P = theta.shape[1]
+        gradient, matrix, _ = self._joint(theta, inner, exact)
+        follow, C = _following(matrix, P), matrix[..., P:, P:]
+        gradient = gradient[..., :P] - (follow.mT @ gradient[..., P:, None])[..., 0]
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)[..., :P]
+        reduced = matrix[..., :P, :P] - matrix[..., :P, P:] @ follow
+        return Reduced(gradient, reduced, diagonal, share(C.flatten(0, 1)).view(C.shape[:2]))
+
+    def _joint(self, theta: Tensor, inner: Tensor, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each view, by theta and its pose: gradient (S,V,P+6), matrix (S,V,P+6,P+6); squared errors (S,V,N), px."""
         # turns and shifts of the poses are told apart best about the middle of the target
         points, frame = self._target()
         pose = frame.to_frame(inner.transpose(0, 1)).transpose(0, 1)
@@ -164,21 +174,17 @@ class CalibrationProblem:
         r = torch.where(mask, pixels - self.points2d, 0.0)
         turn = torch.linalg.cross(rotated[..., None, :].expand_as(D), D)
         J = torch.cat([vmap(jacfwd(self._pixels))(theta, p), turn, D], -1)
-        slope = torch.where(self.mask, kernel_derivatives(self.kernel, r.square().sum(-1))[1], 0.0)
+        s = r.square().sum(-1)
+        slope = torch.where(self.mask, kernel_derivatives(self.kernel, s)[1], 0.0)
         weighted = (slope[..., None, None] * J).flatten(2, 3).mT
         gradient = (weighted @ r.flatten(2)[..., None])[..., 0]
-        matrix = weighted @ J.flatten(2, 3)
-        if exact:
-            points2d = torch.where(mask, self.points2d, 0.0)
-            slope_at = grad(lambda step: self._costs(theta, pose, step, points2d, points).sum())
-            columns = torch.eye(P + 6, dtype=theta.dtype, device=theta.device)[:, None, None].expand(-1, S, V, -1)
-            none = torch.zeros_like(columns[0])
-            matrix = vmap(lambda column: jvp(slope_at, (none,), (column,))[1], out_dims=-1)(columns)
-        A, B, C = matrix[..., :P, :P], matrix[..., :P, P:], matrix[..., P:, P:]
-        scale = C.diagonal(dim1=-2, dim2=-1).abs().clamp_min(torch.finfo(C.dtype).tiny).rsqrt()[..., None]
-        follow = scale * torch.linalg.solve_ex(scale * C * scale.mT, scale * B.mT)[0]
-        gradient = gradient[..., :P] - (follow.mT @ gradient[..., P:, None])[..., 0]
-        return Reduced(gradient, A - B @ follow, A.diagonal(dim1=-2, dim2=-1), share(C.flatten(0, 1)).view(S, V))
+        if not exact:
+            return gradient, weighted @ J.flatten(2, 3), s
+        points2d = torch.where(mask, self.points2d, 0.0)
+        slope_at = grad(lambda step: self._costs(theta, pose, step, points2d, points).sum())
+        columns = torch.eye(P + 6, dtype=theta.dtype, device=theta.device)[:, None, None].expand(-1, S, V, -1)
+        none = torch.zeros_like(columns[0])
+        return gradient, vmap(lambda column: jvp(slope_at, (none,), (column,))[1], out_dims=-1)(columns), s
 
     def _pixels(self, theta: Tensor, p: Tensor) -> Tensor:
         return project_camera_frame(p, *self.unpack(theta), model=self.model)
@@ -228,20 +234,35 @@ class CalibrationProblem:
         open_ = values <= len(values) * self.margin(theta)
         return none | ((vectors.square() * open_).sum(1) > torch.finfo(values.dtype).eps ** 0.5)
 
-    def covariance(self, theta: Tensor, inner: Tensor, cost: Tensor, sigma: float | None = None) -> Tensor:
-        """Covariance (P,P) of theta with the poses marginalised, to first order in the noise.
+    def covariance(self, theta: Tensor, inner: Tensor, *, sigma: float | None = None) -> Tensor:
+        """Covariance (P,P) of theta, the poses of the views being unknown, too: that block of `geometry.covariance`.
 
-        sigma: standard deviation of a coordinate in px; None estimates it from the cost. NaN where the data do not
-        determine theta, and where no more numbers were measured than are unknown and sigma is to be estimated.
+        sigma: standard deviation of a coordinate in px, where there is no kernel; None estimates it from the residual
+        and the numbers that are measured less all unknowns, those of the poses among them. NaN where the data do not
+        determine theta, where no numbers are left to estimate sigma from, and, with a kernel, at no minimum.
         """
+        P = theta.shape[1]
+        nothing = theta.new_full((P, P), torch.nan)
+        freedom = 2 * int(self.mask.sum()) - P - 6 * len(self.mask)
         if len(self.mask) == 0:
-            return theta.new_full((theta.shape[1], theta.shape[1]), torch.nan)
-        reduced = self.reduced(theta, inner)
-        matrix, diagonal = reduced.matrix[0], reduced.diagonal[0]
-        freedom = 2 * int(self.mask.sum()) - theta.shape[1] - 6 * len(self.mask)
-        variance = 2 * cost[0] / freedom if sigma is None else cost.new_tensor(sigma * sigma)
-        if not self.determined(theta, reduced).all() or (sigma is None and freedom <= 0):
-            return torch.full_like(matrix, torch.nan)
-        scale = diagonal.rsqrt()
-        inverse = torch.linalg.inv(matrix * scale[:, None] * scale) * scale[:, None] * scale
-        return inverse * variance
+            return nothing
+        _, B, s = replace(self, kernel=None)._joint(theta, inner, exact=False)
+        variance = score_variance(s.flatten(), max(1, freedom), self.kernel, sigma)
+        if not self.determined(theta, self.reduced(theta, inner)).all() or (sigma is None and freedom <= 0):
+            return nothing
+        A = self._joint(theta, inner, exact=True)[1] if self.kernel is not None else B
+        follow = _following(A, P)
+        moved = torch.cat([torch.eye(P, dtype=A.dtype, device=A.device).expand(*A.shape[:2], P, P), -follow], -2)
+        A, B = ((moved.mT @ M @ moved).sum((0, 1)) for M in (A, B))
+        if not share(A[None]) > self.margin(theta):
+            return nothing
+        scale = A.diagonal().rsqrt()
+        inverse = torch.linalg.inv(A * scale[:, None] * scale) * scale[:, None] * scale
+        return variance * inverse @ B @ inverse
+
+
+def _following(matrix: Tensor, P: int) -> Tensor:
+    """How poses follow theta, but for the sign: C^-1 B^T (…,6,P) of matrices (…,P+6,P+6) with the blocks A, B and C."""
+    B, C = matrix[..., :P, P:], matrix[..., P:, P:]
+    scale = C.diagonal(dim1=-2, dim2=-1).abs().clamp_min(torch.finfo(C.dtype).tiny).rsqrt()[..., None]
+    return scale * torch.linalg.solve_ex(scale * C * scale.mT, scale * B.mT)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.func import jacfwd
+from torch.func import hessian, jacfwd
 
 from datasets.images.chessboard import Views, detect, read_corners
 from geometry import Solution, Status, calibrate, cauchy, project, se3
@@ -74,9 +74,8 @@ def test_a_real_camera_is_calibrated_as_opencv_does(real_data: Callable[[str], P
     assert rms(found.cost, mask) == pytest.approx(theirs, abs=1e-6)
     expected = np.concatenate([K[[0, 1, 0, 1], [0, 1, 2, 2]], k.ravel()[:5]])
     np.testing.assert_allclose(parameters(found), expected, rtol=1e-4)
-    covariance = CalibrationProblem(views.points2d, views.points3d, mask).covariance(
-        parameters(found)[None], found.x[2], found.cost
-    )
+    problem = CalibrationProblem(views.points2d, views.points3d, mask)
+    covariance = problem.covariance(parameters(found)[None], found.x[2])
     np.testing.assert_allclose(covariance.diagonal().sqrt(), deviations.ravel()[:9], rtol=1e-2)
     torch.testing.assert_close(covariance, covariance.T, rtol=1e-6, atol=0)
 
@@ -182,27 +181,43 @@ def test_noise_free_views_give_the_truth(model: Model) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", [None, cauchy(0.2)])
 @pytest.mark.parametrize("model", ["radtan", "fisheye"])
-def test_the_covariance_is_a_block_of_the_joint_one(model: Model) -> None:
-    """sigma^2 (J^T J)^-1 of intrinsics and poses together, sigma^2 from the residual over the degrees of freedom."""
+def test_the_covariance_is_a_block_of_the_joint_one(model: Model, kernel: Any) -> None:
+    """A^-1 s J^T J A^-1 of intrinsics and poses together, s from what psi is over the degrees of freedom; A is J^T J
+    without a kernel, else the Hessian."""
     made = make(model, V=3, noise=0.1)
     mask = torch.rand(3, 30, generator=torch.Generator().manual_seed(0)) < 0.8
-    problem = CalibrationProblem(made.points2d, made.points3d, mask, model=model)
+    problem = CalibrationProblem(made.points2d, made.points3d, mask, model=model, kernel=kernel)
     theta = made.theta_gt
-    cost, inner = problem.evaluate(theta[None], None)
+    _, inner = problem.evaluate(theta[None], None)
     P = len(theta)
 
     def residual(unknowns: Tensor) -> Tensor:
         K, distortion = free_intrinsics(theta + unknowns[:P])
         poses = se3.retract(inner[0], unknowns[P:].view(3, 6))
-        return (project(made.points3d, poses, K, distortion, model=model) - made.points2d)[mask].flatten()
+        return (project(made.points3d, poses, K, distortion, model=model) - made.points2d)[mask]
+
+    def cost(unknowns: Tensor) -> Tensor:
+        return 0.5 * 0.04 * torch.log1p(residual(unknowns).square().sum(-1) / 0.04).sum()
 
     zero = torch.zeros(P + 18, dtype=torch.float64)
-    r, J = residual(zero), jacfwd(residual)(zero)
-    expected = torch.linalg.inv(J.T @ J)[:P, :P] * r.square().sum() / (len(r) - P - 18)
+    r, J = residual(zero), jacfwd(residual)(zero).flatten(0, 1)
+    A = J.T @ J if kernel is None else hessian(cost)(zero)
+    psi = r if kernel is None else r / (1 + r.square().sum(-1, keepdim=True) / 0.04)
+    expected = torch.linalg.solve(A, torch.linalg.solve(A, J.T @ J).T)[:P, :P]
+    expected = expected * psi.square().sum() / (r.numel() - P - 18)
     scale = expected.diagonal().rsqrt()
-    found = problem.covariance(theta[None], inner, cost)
+    found = problem.covariance(theta[None], inner)
     torch.testing.assert_close(found * scale * scale[:, None], expected * scale * scale[:, None], rtol=0, atol=1e-6)
+
+
+def test_with_a_kernel_no_sigma_is_taken() -> None:
+    made = make(V=3, noise=0.1)
+    problem = CalibrationProblem(made.points2d, made.points3d, all_of(made.points2d), kernel=cauchy(1.5))
+    theta = made.theta_gt[None]
+    with pytest.raises(ValueError, match="sigma must be None where there is a kernel"):
+        problem.covariance(theta, problem.evaluate(theta, None)[1], sigma=1.0)
 
 
 @pytest.mark.slow
