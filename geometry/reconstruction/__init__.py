@@ -2,20 +2,35 @@
 
 calibration  intrinsics and distortion from views of known points
 structure    points, with no pose given
+models       which unknowns the data ask for, and whether what was found fits
 """
 
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry.reconstruction.models import (
+    Estimate,
+    ModelChoice,
+    ModelTrial,
+    ResidualPattern,
+    choose_model,
+    residual_pattern,
+)
 from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
 
 __all__ = [
     "CalibrationProblem",
     "CalibrationSolution",
+    "Estimate",
+    "ModelChoice",
+    "ModelTrial",
+    "ResidualPattern",
     "StructureProblem",
     "calibrate",
+    "choose_model",
     "find_structure",
     "free_intrinsics",
     "mirror",
+    "residual_pattern",
     "start_intrinsics",
     "triangulate",
 ]
