@@ -24,12 +24,14 @@ __all__ = [
     "FASTMATH",
     "LANES",
     "TEAM",
+    "broadcast",
     "cgutils",
     "elementwise",
     "entry",
     "intrinsic",
     "jit",
     "lower_builtin",
+    "meet",
     "member",
     "models",
     "reduction",
@@ -59,6 +61,17 @@ def entry(*signatures: str) -> Any:
 def member() -> Any:
     """Which of the team this thread is."""
     return 0
+
+
+@jit
+def meet() -> None:
+    """Wait for the team: what any of it has written before to arrays that they share, all can read from here on."""
+
+
+@jit
+def broadcast(x: Any, who: Any) -> Any:
+    """What one of the team, by its number, has for x; all of it ask at once."""
+    return x
 
 
 @jit

@@ -14,7 +14,7 @@ from .consensus.threads import THREADS as _RANSAC
 from .pose.adjoint import adjoint as _adjoint
 from .pose.solve import solve as _solve
 from .pose.start import start as _start
-from .vectors import TEAM, jit
+from .vectors import TEAM, jit, meet, member
 
 __all__ = ["THREADS"]
 
@@ -25,10 +25,12 @@ _SAME = 1e-3  # two minima less than about this many radians apart are one
 @jit
 def _refuse(b: Any, out: Any) -> None:
     poses, costs, statuses, steps = out
-    for i in range(4):
-        for j in range(4):
-            poses[b, i, j] = 1.0 if i == j else 0.0
-    costs[b], statuses[b], steps[b] = np.inf, _INFEASIBLE, 0
+    meet()  # where init lies where the poses go, all have read it
+    if member() == 0:
+        for i in range(4):
+            for j in range(4):
+                poses[b, i, j] = 1.0 if i == j else 0.0
+        costs[b], statuses[b], steps[b] = np.inf, _INFEASIBLE, 0
 
 
 @jit
@@ -54,21 +56,23 @@ def search(b: Any, arguments: Any) -> None:
     first of out ends with what is better, the second with the other, or with a copy where there is none.
     """
     data, robust, rule, limits, workspace, first, second, ratios = arguments
-    part = (b, b + 1, b, False, workspace)
+    part = (b, b + 1, b, TEAM > 1, workspace)
     a, c = first[0], second[0]
     _start(data, robust, (b, b + 1, b, True, workspace), (a, c))
+    meet()
     distance = 0.0
     for i in range(3):
         for j in range(4):
             distance += abs(a[b, i, j] - c[b, i, j])
-    ratios[b] = 0.0
     bad = _solve(data, robust, rule, limits, a, part, first)
     if bad:
         _refuse(b, first)
     if distance > 0.0 and not bad:
         _solve(data, robust, rule, limits, c, part, second)
-    else:
+    elif member() == 0:
         second[1][b], second[2][b] = np.inf, _INFEASIBLE
+    if member() > 0:
+        return
     good, other = first[2][b] == _CONVERGED, second[2][b] == _CONVERGED
     chord2 = 0.0
     swap = other and (not good or second[1][b] < first[1][b])
@@ -76,6 +80,7 @@ def search(b: Any, arguments: Any) -> None:
         for j in range(3):
             chord2 += (a[b, i, j] - c[b, i, j]) * (a[b, i, j] - c[b, i, j])
     two = good and other and chord2 > _SAME * _SAME
+    ratios[b] = 0.0
     for i in range(4):
         for j in range(4):
             best, rest = (c[b, i, j], a[b, i, j]) if swap else (a[b, i, j], c[b, i, j])

@@ -18,12 +18,14 @@ from .target import (
     FASTMATH,
     LANES,
     TEAM,
+    broadcast,
     cgutils,
     elementwise,
     entry,
     intrinsic,
     jit,
     lower_builtin,
+    meet,
     member,
     models,
     reduction,
@@ -37,6 +39,7 @@ __all__ = [
     "LANES",
     "TEAM",
     "Vector",
+    "broadcast",
     "clear",
     "cos",
     "entry",
@@ -48,6 +51,7 @@ __all__ = [
     "load",
     "log",
     "lowest",
+    "meet",
     "member",
     "put",
     "resolution",
@@ -217,23 +221,33 @@ def where_less(typing_context: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     return vector(a, b, x, y), lower
 
 
-def _made(lower: Callable[[Any, str, Any], Any], name: str, reduces: bool) -> Any:
-    """`lower` of a vector as a function that kernels call."""
+def _by_lanes(name: str) -> Any:
+    """`elementwise` of a vector as a function that kernels call."""
 
     @intrinsic
     def call(typing_context: Any, a: Any) -> Any:
-        def lower_call(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return lower(builder, name, args[0])
-
-        return (a.dtype if reduces else a)(a), lower_call
+        return a(a), lambda context, builder, sig, args: elementwise(builder, name, args[0])
 
     return call
 
 
-sqrt, fabs, log, exp, sin, cos = (
-    _made(elementwise, name, False) for name in ("sqrt", "fabs", "log", "exp", "sin", "cos")
-)
-total, lowest, highest = (_made(reduction, name, True) for name in ("fadd", "fmin", "fmax"))
+def _over_all(name: str) -> Any:
+    """`reduction` of a vector as one; of a number, which has no lanes, over the team alone."""
+
+    @intrinsic
+    def call(typing_context: Any, a: Any) -> Any:
+        vector = isinstance(a, Vector)
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return reduction(builder, name, args[0]) if vector or TEAM > 1 else args[0]
+
+        return (a.dtype if vector else a)(a), lower
+
+    return call
+
+
+sqrt, fabs, log, exp, sin, cos = map(_by_lanes, ("sqrt", "fabs", "log", "exp", "sin", "cos"))
+total, lowest, highest = map(_over_all, ("fadd", "fmin", "fmax"))
 
 
 def scratch(length: int, integer: bool = False) -> Any:

@@ -14,7 +14,7 @@ from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import grid
 from geometry.optim import ADJOINT, FEIGNED, margin
 
-__all__ = ["adjoint", "search", "solve"]
+__all__ = ["adjoint", "search", "shared", "solve", "workspace"]
 
 _WARP = 32  # threads
 # Problems that fill a device with a thread each: 132 multiprocessors of an H100, 256 threads of 255 registers each.
@@ -27,19 +27,20 @@ def solve(*inputs: Any) -> tuple[Tensor, ...]:
     *data, init, model, robust, scale, alpha, max_steps, fewest, _exact = inputs
     given = _given(data, model, robust, scale, alpha)
     out = _empty(data[0])
-    shared = _shared(data[0])
-    rule, workspace = _rule(data[0], shared), _workspace(data[0], 7, shared)
-    _run("solve", (*given, rule, (max_steps, fewest), init.detach().contiguous(), workspace, out), shared)
+    together = shared(data[0])
+    rule, space = _rule(data[0], together), workspace(data[0], 7, together)
+    _run("solve", (*given, rule, (max_steps, fewest), init.detach().contiguous(), space, out), together)
     return out
 
 
 def search(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator `pnp_search`."""
     *data, model, robust, scale, alpha, max_steps = inputs
+    given = _given(data, model, robust, scale, alpha)
     first, second, ratios = _empty(data[0]), _empty(data[0]), data[0].new_empty(len(data[0]))
-    arguments = _given(data, model, robust, scale, alpha), _rule(data[0]), (max_steps, 4), _workspace(data[0], 11)
-    given, rule, limits, workspace = arguments
-    _run("search", (*given, rule, limits, workspace, first, second, ratios), False)
+    together = shared(data[0])
+    rule, space = _rule(data[0], together), workspace(data[0], 11, together)
+    _run("search", (*given, rule, (max_steps, 4), space, first, second, ratios), together)
     return first[0], second[0], ratios
 
 
@@ -55,10 +56,10 @@ def adjoint(*inputs: Any) -> tuple[Tensor, ...]:
         for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
     )  # fmt: skip
     at = tuple(t.detach().contiguous() for t in (poses, statuses, covectors))
-    shared = _shared(data[0])
-    least = ADJOINT * _rule(data[0], shared)[0]
+    together = shared(data[0])
+    least = ADJOINT * _rule(data[0], together)[0]
     given = _given(data, model, robust, scale, alpha)
-    _run("adjoint", (*given, least, exact, at, _workspace(data[0], 7, shared), out), shared)
+    _run("adjoint", (*given, least, exact, at, workspace(data[0], 7, together), out), together)
     return tuple(
         g.sum(0, keepdim=True) if want and len(d) < len(g) else g for g, d, want in zip(out, data, wanted, strict=False)
     )
@@ -70,7 +71,7 @@ def _run(name: str, arguments: tuple[Any, ...], shared: bool) -> None:
         grid("warp" if shared else "cuda").run(name, len(points2d), arguments, points2d.device)
 
 
-def _shared(points2d: Tensor) -> bool:
+def shared(points2d: Tensor) -> bool:
     """Whether a warp shares every problem: where there are too few to fill a device, and points for all threads."""
     B, N, _ = points2d.shape
     return B < _MANY and N >= _WARP
@@ -91,7 +92,7 @@ def _empty(points2d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )  # fmt: skip
 
 
-def _workspace(points2d: Tensor, numbers: int, shared: bool = False) -> Tensor:
+def workspace(points2d: Tensor, numbers: int, shared: bool = False) -> Tensor:
     """So many numbers of every point, in a column for every thread: neighbours read what lies together."""
     B, N, _ = points2d.shape
     return points2d.new_empty(-(-N // _WARP) * numbers, B * _WARP) if shared else points2d.new_empty(N * numbers, B)

@@ -15,12 +15,14 @@ __all__ = [
     "FASTMATH",
     "LANES",
     "TEAM",
+    "broadcast",
     "cgutils",
     "elementwise",
     "entry",
     "intrinsic",
     "jit",
     "lower_builtin",
+    "meet",
     "member",
     "models",
     "reduction",
@@ -49,10 +51,22 @@ def member() -> Any:
     return 0
 
 
-def rooms(column_of: Callable[[Any, Any], Any]) -> Any:
+@jit
+def meet() -> None:
+    """Wait for the team: what any of it has written before to arrays that they share, all can read from here on."""
+
+
+@jit
+def broadcast(x: Any, who: Any) -> Any:
+    """What one of the team, by its number, has for x; all of it ask at once."""
+    return x
+
+
+def rooms(column_of: Callable[[Any, Any, Any], Any]) -> Any:
     """room(part, begin, length, like): what lies in a thread's column of the workspace (length, columns).
 
-    From place `begin` on; column_of(builder, slot) is the number of the column. What neighbours read lies side by side.
+    From place `begin` on; column_of(builder, slot, spread) is the number of the column. What neighbours read lies side
+    by side.
     """
 
     @intrinsic
@@ -62,9 +76,10 @@ def rooms(column_of: Callable[[Any, Any], Any]) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             whole = context.make_array(workspace)(context, builder, builder.extract_value(args[0], 4))
             slot = context.cast(builder, builder.extract_value(args[0], 2), part.types[2], types.intp)
+            spread = builder.extract_value(args[0], 3)
             begin, length = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2))
             columns = builder.extract_value(whole.shape, 1)
-            place = builder.add(builder.mul(begin, columns), column_of(builder, slot))
+            place = builder.add(builder.mul(begin, columns), column_of(builder, slot, spread))
             made = context.make_array(column)(context, builder)
             context.populate_array(
                 made, data=builder.gep(whole.data, [place]), shape=[length],
@@ -77,7 +92,7 @@ def rooms(column_of: Callable[[Any, Any], Any]) -> Any:
     return room
 
 
-room = rooms(lambda builder, slot: slot)
+room = rooms(lambda builder, slot, spread: slot)
 
 
 def elementwise(builder: Any, name: str, x: Any) -> Any:

@@ -7,9 +7,9 @@ import numpy as np
 
 from geometry.compiled.constants import FISHEYE
 
-from ..vectors import exp, fabs, get, jit, load, log, splat, sqrt, store, where_less
+from ..vectors import exp, fabs, jit, load, log, splat, sqrt, store, where_less
 from .equations import POSE, L
-from .tile import place
+from .tile import of_point
 
 __all__ = ["POSES", "ROOTS", "SAMPLE", "fill_sample", "p3p"]
 
@@ -189,14 +189,13 @@ def _frame(points: Any, o: Any, out: Any) -> None:
 @jit
 def fill_sample(tile: Any, rays: Any, i: Any, j: Any, lane: Any, sample: Any) -> None:
     """Point i of a spread tile, and its ray as of `form.fill_rays`, as number j of the three in a lane of a sample."""
-    o, r = place(i, 0, True), 3 * (i // L) * L + i % L
-    x, y = get(rays, r), get(rays, r + L)
+    x, y = of_point(rays, 3, 0, i), of_point(rays, 3, 1, i)
     z = 0.5 - 0.5 * (x * x + y * y) if tile.lens == FISHEYE else 1.0
     length = 1.0 / math.sqrt(x * x + y * y + z * z)
     sample[3 * j * L + lane], sample[(3 * j + 1) * L + lane] = x * length, y * length
     sample[(3 * j + 2) * L + lane] = z * length
     for k in range(3):
-        sample[(9 + 3 * j + k) * L + lane] = get(tile.points, o + k * L)
+        sample[(9 + 3 * j + k) * L + lane] = of_point(tile.points, 7, k, i)
 
 
 @jit

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..vectors import entry, member, scratch, splat, store, where_less
+from ..vectors import entry, meet, member, scratch, splat, store, where_less
 from .descent import Rule, levenberg_marquardt, new_factor, polish
 from .equations import L, Robust, new_camera, new_pose, new_sums
 from .tile import INPUTS, PART, Data, Part, Visible, fill, fill_pose, new_centre, new_counts, new_tile, write_pose
@@ -50,6 +50,7 @@ def solve(data: Any, robust: Any, rule: Any, limits: Any, init: Any, part: Any, 
         store(answer, 0, where_less(start_cost, np.inf, status, _INFEASIBLE))
         store(answer, L, cost)
         store(answer, 2 * L, taken)
+        meet()  # all have read init, which may be where the poses go
         for lane in range(min(width, part.end - first) if member() == 0 else 0):
             b = first + lane
             statuses[b] = answer[lane] if counts[lane] >= fewest else _TOO_FEW

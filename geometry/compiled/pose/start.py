@@ -6,6 +6,9 @@ The stages and the formulas are those of `geometry.pose.start`; here the eight l
 2. the descent on SO(3) (`form`): eight of the 24 rotations; and the poses of eight triples of points (`triples`);
 3. the first refinement: eight candidates, over the same few points in every lane;
 4. the last refinement, of those that may still be the best: eight points again ("spread"), all of them.
+
+A thread of a team that shares a problem has one lane. It takes its part of the points in 1, 3 and 4, and of the
+rotations in 2; all of the team have the same candidates.
 """
 
 from typing import Any
@@ -16,11 +19,29 @@ import torch
 from geometry.compiled.constants import CANDIDATES, DISTINCT, FISHEYE
 from geometry.se3 import cube_rotations
 
-from ..vectors import clear, entry, get, highest, jit, load, lowest, put, room, scratch, splat, store, where_less
+from ..vectors import (
+    TEAM,
+    broadcast,
+    clear,
+    entry,
+    get,
+    highest,
+    jit,
+    load,
+    lowest,
+    member,
+    put,
+    room,
+    scratch,
+    splat,
+    store,
+    total,
+    where_less,
+)
 from .descent import blend, copy, levenberg_marquardt
 from .equations import POSE, ROW, L, Robust, Tile, new_camera, new_pose, new_sums
 from .form import FORM, descend, fill_rays, quadratic_form, sum_up, translate
-from .tile import INPUTS, PART, Data, Part, Visible, fill, finite, new_centre, new_counts, new_tile, write_pose
+from .tile import INPUTS, PART, Data, Part, Visible, fill, finite, new_centre, new_counts, new_tile, place, write_pose
 from .triples import Spare, add_triples, candidate, new_candidates, new_costs, new_roots, new_sample
 
 __all__ = ["start"]
@@ -32,7 +53,7 @@ _HOPELESS = 100.0  # times the lowest cost: not worth another step
 _GRADUAL = (900.0, 64.0, 4.0, 1.0)  # times the squared scale of a robust kernel, one after the other
 
 _ROTATIONS, _VECTORS = 24 // L, CANDIDATES // L  # vectors of rotations, and of candidates
-_new_few, _new_work = scratch(_FEW * ROW), scratch((FORM + 14) * L)
+_new_few, _new_work = scratch(_FEW // TEAM * ROW), scratch((FORM + 14) * L)
 _new_rotations, _new_values, _new_costs = scratch(_ROTATIONS * POSE), scratch(_ROTATIONS * L), scratch(CANDIDATES)
 _new_form, _new_omega, _new_T, _new_middle = scratch(FORM), scratch(81), scratch(27), scratch(3)
 
@@ -79,14 +100,34 @@ def _choose(rotations: Any, values: Any, size: Any, middle: Any, pose: Any) -> A
 
 
 @jit
-def _lay_out(tile: Any, n: Any, count: Any, few: Any) -> Any:
-    """A tile with some of the visible points of a spread one in every lane; few: room for its points (_FEW ROW)."""
-    points, rows = tile.points, min(count, _FEW)
+def _tell(array: Any, length: Any) -> None:
+    """Give to all of a team the vectors of rotations, so long each, that every one of it has taken its part of."""
+    for v in range(_ROTATIONS if TEAM > 1 else 0):
+        for k in range(v * length, (v + 1) * length):
+            put(array, k, broadcast(get(array, k), v % TEAM))
+
+
+@jit
+def _visible(tile: Any, i: Any) -> Any:
+    o = place(i, 0, True)
+    return get(tile.points, o + 5 * L) != 0.0 or get(tile.points, o + 6 * L) != 0.0
+
+
+@jit
+def _lay_out(tile: Any, few: Any) -> Any:
+    """A tile with some of the visible points of a spread one in every lane; few: room for its points.
+
+    Each of a team chooses among the points that are its own.
+    """
+    points, count = tile.points, 0
+    for i in range(tile.rows * L):
+        count += _visible(tile, i)
+    rows = min(count, _FEW // TEAM)
     row, seen, wanted = 0, 0, 0
-    for i in range(n):
-        o = (i // L) * ROW + i % L
-        if get(points, o + 5 * L) == 0.0 and get(points, o + 6 * L) == 0.0:
+    for i in range(tile.rows * L):
+        if not _visible(tile, i):
             continue
+        o = place(i, 0, True)
         if seen == wanted:
             for k in range(7):
                 store(few, row * ROW + k * L, splat(get(points, o + k * L), few))
@@ -96,7 +137,7 @@ def _lay_out(tile: Any, n: Any, count: Any, few: Any) -> Any:
             # strides that are even but for a jitter, lest they run along the columns of a grid
             wanted = max(seen + 1, int((row + 0.618034 * row % 1.0) * count / rows))
         seen += 1
-    return Tile(few, row, tile.camera, tile.lens, False)
+    return Tile(few, row, tile.camera, tile.lens, TEAM > 1)
 
 
 @jit
@@ -201,16 +242,17 @@ def _refine_best(
 
 
 @jit
-def _write(pose: Any, c: Any, centre: Any, poses: Any, b: Any) -> None:
-    """A candidate as world_to_camera number b; the identity, one unit ahead, if that is not finite."""
-    write_pose(pose, candidate(c), centre, 0, poses, b)
-    everything = 0.0
-    for i in range(3):
-        everything += poses[b, i, 0] + poses[b, i, 1] + poses[b, i, 2] + poses[b, i, 3]
-    if not finite(everything):
+def _write(pose: Any, two: Any, centre: Any, out: Any, b: Any) -> None:
+    """Two candidates as world_to_camera number b of each of out; the identity, one unit ahead, if not finite."""
+    for k in range(2 if member() == 0 else 0):
+        poses, everything = out[k], 0.0
+        write_pose(pose, candidate(two[k]), centre, 0, poses, b)
         for i in range(3):
-            for j in range(4):
-                poses[b, i, j] = 1.0 if i == j or (i, j) == (2, 3) else 0.0
+            everything += poses[b, i, 0] + poses[b, i, 1] + poses[b, i, 2] + poses[b, i, 3]
+        if not finite(everything):
+            for i in range(3):
+                for j in range(4):
+                    poses[b, i, j] = 1.0 if i == j or (i, j) == (2, 3) else 0.0
 
 
 @entry(*(f"void({INPUTS.format(t)}, {PART}, UniTuple({t}[:,:,::1], 2))" for t in ("float64", "float32")))
@@ -222,8 +264,7 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
     `solve` reports them.
     """
     data, robust, part = Data(*data), Robust(*robust), Part(*part)
-    poses, second = out
-    n = data.points2d.shape[1]
+    poses = out[0]
     tile, visible = new_tile(data, part, new_camera(poses)), Visible(new_centre(poses), new_counts(poses))
     centre, counts = visible
     rays, few_points = room(part, tile.rows * ROW, tile.rows * 3 * L, poses), _new_few(poses)
@@ -241,25 +282,27 @@ def start(data: Any, robust: Any, part: Any, out: Any) -> None:
                 store(pose, k * L, 1.0)
             if not bad:
                 _push_ahead(tile, 1.0, pose)
-            _write(pose, 0, centre, poses, b)
-            _write(pose, 0, centre, second, b)
+            _write(pose, (0, 0), centre, out, b)
             continue
         fill_rays(tile, rays)
         size = sum_up(tile, rays, work, form, middle)
         quadratic_form(form, omega, T)
         for k in range(_ROTATIONS * POSE):
             put(rotations, k, get(_CUBE, k))
-        for v in range(_ROTATIONS):
+        clear(values, _ROTATIONS * L)
+        for v in range(member(), _ROTATIONS, TEAM):
             R = rotations[v * POSE : (v + 1) * POSE]
             value = descend(omega, R, work)
             store(values, v * L, translate(R, T, form, value))
+        _tell(rotations, POSE)
+        _tell(values, L)
         candidates = _choose(rotations, values, size, middle, pose)
-        few = _lay_out(tile, n, count, few_points)
+        few = _lay_out(tile, few_points)
+        share = count / total(float(few.rows))
         candidates = add_triples(tile, rays, few, robust, candidates, pose, spare)
         for v in range(_VECTORS):
             some = pose[v * POSE : (v + 1) * POSE]
             _push_ahead(few, 0.1 * size, some)
-            store(costs, v * L, _refine_few(few, robust, some, other, work) * (count / few.rows))
-        best, next_best = _refine_best(tile, robust, size, candidates, pose, costs, work)
-        _write(pose, best, centre, poses, b)
-        _write(pose, next_best, centre, second, b)
+            store(costs, v * L, _refine_few(few, robust, some, other, work) * share)
+        best = _refine_best(tile, robust, size, candidates, pose, costs, work)
+        _write(pose, best, centre, out, b)

@@ -12,7 +12,7 @@ import numpy as np
 from geometry.checks import ROUNDED
 from geometry.compiled.constants import FISHEYE
 
-from ..vectors import TEAM, clear, get, jit, member, put, room, scratch
+from ..vectors import TEAM, broadcast, clear, get, jit, lowest, member, put, room, scratch, total
 from .equations import CAMERA, ROW, L, Tile
 
 
@@ -86,6 +86,22 @@ def number(i: Any, spread: Any) -> Any:
 
 
 @jit
+def share_of(n: Any) -> Any:
+    """How many of n points, dealt out in turns, this thread of a team has: all if it is alone."""
+    return (n - member() + TEAM - 1) // TEAM
+
+
+@jit
+def of_point(array: Any, width: Any, column: Any, i: Any) -> Any:
+    """Of the numbers that a spread tile has of every point, `width` of them in an array, one of point i of the problem.
+
+    All of a team ask for the same point at once.
+    """
+    own = i // TEAM
+    return broadcast(get(array, (own // L * width + column) * L + own % L), i % TEAM)
+
+
+@jit
 def finite(s: Any) -> Any:
     """math.isfinite subtracts s from itself, which regrouping may cancel before NaN can show."""
     return abs(s) < np.inf
@@ -93,9 +109,13 @@ def finite(s: Any) -> Any:
 
 @jit
 def _survey(data: Any, b: Any) -> Any:
-    """Number of visible points of problem b, the first of them, their centre, and what is not finite (see `fill`)."""
+    """Number of visible points of problem b, the first of them, their centre, and what is not finite (see `fill`).
+
+    Each of a team looks at its own points.
+    """
     points2d, points3d, K, distortion, weights, mask, _ = data
     n = points2d.shape[1]
+    own = share_of(n)
     p2, p3 = b * n * 2, min(b, points3d.shape[0] - 1) * n * 3
     pw, pm = min(b, weights.shape[0] - 1) * n * 2, min(b, mask.shape[0] - 1) * n
     weighted, masked = weights.shape[1] > 1, mask.shape[1] > 1
@@ -103,20 +123,24 @@ def _survey(data: Any, b: Any) -> Any:
     cx = cy = cz = pixels = size = 0.0
     all_visible = not masked
     if weighted and not masked:
-        for i in range(n):
+        for k in range(own):
+            i = number(k, True)
             weight = abs(get(weights, pw + 2 * i)) + abs(get(weights, pw + 2 * i + 1))
             size += weight
             all_visible &= weight != 0.0
+        all_visible = lowest(1.0 if all_visible else 0.0) > 0.0
     count, first = n, 0
     if all_visible:
-        for i in range(n):
+        for k in range(own):
+            i = number(k, True)
             cx += get(points3d, p3 + 3 * i)
             cy += get(points3d, p3 + 3 * i + 1)
             cz += get(points3d, p3 + 3 * i + 2)
             pixels += get(points2d, p2 + 2 * i) + get(points2d, p2 + 2 * i + 1)
     else:
-        count, size = 0, 0.0
-        for i in range(n):
+        count, first, size = 0, n, 0.0
+        for k in range(own):
+            i = number(k, True)
             if masked and not get(mask, pm + i):
                 continue
             x, y, z = get(points3d, p3 + 3 * i), get(points3d, p3 + 3 * i + 1), get(points3d, p3 + 3 * i + 2)
@@ -131,6 +155,9 @@ def _survey(data: Any, b: Any) -> Any:
             else:
                 x, y, z = x * 0.0, y * 0.0, z * 0.0
             cx, cy, cz = cx + x, cy + y, cz + z
+        count = int(total(float(count)))
+        first = int(lowest(float(first))) if count > 0 else 0
+    cx, cy, cz, pixels, size = total(cx), total(cy), total(cz), total(pixels), total(size)
     k, d = min(b, K.shape[0] - 1) * 9, distortion.shape[1]
     camera = get(K, k) + get(K, k + 1) + get(K, k + 2) + get(K, k + 3) + get(K, k + 4) + get(K, k + 5)
     lens = 0.0
@@ -304,7 +331,7 @@ def drain(tile: Any, column: Any, lane: Any, begin: Any, end: Any, good: Any, to
     """
     points, out, k = tile.points, to.out, to.out.shape[2]
     base, n = to.row * out.shape[1] * k, out.shape[1]
-    own = (n - member() + TEAM - 1) // TEAM if tile.spread else n
+    own = share_of(n) if tile.spread else n
     for i in range(begin, min(end, own)):
         o, at = place(i, lane, tile.spread) + column * L, base + number(i, tile.spread) * k
         if to.shared:

@@ -6,9 +6,25 @@ import numpy as np
 
 from geometry.compiled.constants import CANDIDATES, DISTINCT, DOMINATED, HEAVIEST, OF_TRIPLES, RANKED, TRIPLES
 
-from ..vectors import get, jit, load, put, resolution, scratch, splat, store, where_less
+from ..vectors import (
+    TEAM,
+    broadcast,
+    clear,
+    get,
+    jit,
+    load,
+    member,
+    put,
+    resolution,
+    scratch,
+    splat,
+    store,
+    total,
+    where_less,
+)
 from .equations import POSE, ROW, L, residuals, rho
 from .p3p import POSES, ROOTS, SAMPLE, fill_sample, p3p
+from .tile import of_point
 
 __all__ = ["Spare", "add_triples", "candidate", "new_candidates", "new_costs", "new_roots", "new_sample"]
 
@@ -33,28 +49,45 @@ def candidate(c: Any) -> Any:
 
 
 @jit
-def _draw_from(rays: Any, n: Any, robust: Any, order: Any) -> Any:
-    """Write the points that triples are drawn from, as floating-point numbers, of which a device has an array.
-    Returns how many there are: none where they would not help."""
-    count, weight, squares = 0, 0.0, 0.0
-    for i in range(n):
-        w = get(rays, 3 * (i // L) * L + 2 * L + i % L)
-        if w > 0.0:
-            put(order, count, i)
-            count += 1
-        weight += w
-    for i in range(n):
+def _note(order: Any, k: Any, i: Any) -> None:
+    """Let number k of the order be point i. It is a floating-point number, of which a device has an array."""
+    if k % TEAM == member():
+        put(order, k // TEAM, i)
+
+
+@jit
+def _noted(order: Any, k: Any) -> Any:
+    return int(broadcast(get(order, k // TEAM), k % TEAM))
+
+
+@jit
+def _draw_from(rays: Any, rows: Any, robust: Any, order: Any) -> Any:
+    """Note the points that triples are drawn from. Returns their number: none where they would not help."""
+    weight, squares = 0.0, 0.0
+    for i in range(rows * L):
+        weight += get(rays, 3 * (i // L) * L + 2 * L + i % L)
+    weight = total(weight)
+    for i in range(rows * L):
         w = get(rays, 3 * (i // L) * L + 2 * L + i % L) / weight
         squares += w * w
-    if not squares * DOMINATED > 1.0:
-        return count if robust.code else 0
+    dominated = total(squares) * DOMINATED > 1.0
+    if not dominated and not robust.code:
+        return 0
+    clear(order, rows * L)
+    count = 0
+    for i in range(rows * L * TEAM):
+        if of_point(rays, 3, 2, i) > 0.0:
+            _note(order, count, i)
+            count += 1
+    if not dominated:
+        return count
     few = min(count, HEAVIEST)
     for k in range(few):
         for m in range(k + 1, count):
-            i, j = int(get(order, k)), int(get(order, m))
-            if get(rays, 3 * (j // L) * L + 2 * L + j % L) > get(rays, 3 * (i // L) * L + 2 * L + i % L):
-                put(order, k, j)
-                put(order, m, i)
+            i, j = _noted(order, k), _noted(order, m)
+            if of_point(rays, 3, 2, j) > of_point(rays, 3, 2, i):
+                _note(order, k, j)
+                _note(order, m, i)
     return few
 
 
@@ -74,8 +107,8 @@ def _members(number: Any, count: Any) -> Any:
 
 @jit
 def _costs(tile: Any, robust: Any, pose: Any) -> Any:
-    """Costs of the poses in all lanes on at most `RANKED` of the points, infinite where one of these lies behind."""
-    cost, ranked = splat(0.0, pose), min(tile.rows, RANKED)
+    """Costs of the poses in all lanes on about `RANKED` of the points, infinite where one of these lies behind."""
+    cost, ranked = splat(0.0, pose), min(tile.rows, max(RANKED // TEAM, 1))
     for k in range(ranked):
         # strides that are even but for a jitter
         j = int((k + 0.618034 * k % 1.0) * tile.rows / ranked)
@@ -84,6 +117,8 @@ def _costs(tile: Any, robust: Any, pose: Any) -> Any:
         if robust.code:
             s, _, _ = rho(robust, s)
         cost += where_less(0.0, depth, s, np.inf)
+    if tile.spread:
+        cost = splat(total(cost), pose)
     return where_less(cost, np.inf, cost, np.inf)
 
 
@@ -119,7 +154,7 @@ def add_triples(
     than a thread of a device has room for.
     """
     order, sample, roots, costs, work = spare
-    count = _draw_from(rays, tile.rows * L, robust, order)
+    count = _draw_from(rays, tile.rows, robust, order)
     if count < 3:
         return candidates
     eps = resolution(pose)
@@ -133,9 +168,9 @@ def add_triples(
             k = v * L + lane
             k = min(k, every - 1) if every <= TRIPLES else int((k + 0.618034 * k % 1.0) * every / TRIPLES)
             first, middle, last = _members(k, count)
-            fill_sample(tile, rays, int(get(order, first)), 0, lane, sample)
-            fill_sample(tile, rays, int(get(order, middle)), 1, lane, sample)
-            fill_sample(tile, rays, int(get(order, last)), 2, lane, sample)
+            fill_sample(tile, rays, _noted(order, first), 0, lane, sample)
+            fill_sample(tile, rays, _noted(order, middle), 1, lane, sample)
+            fill_sample(tile, rays, _noted(order, last), 2, lane, sample)
         p3p(sample, eps, work, roots)
         for k in range(ROOTS):
             root = roots[k * (POSE + L) : (k + 1) * (POSE + L)]

@@ -8,6 +8,7 @@ import numpy as np
 __all__ = [
     "LANES",
     "TEAM",
+    "broadcast",
     "clear",
     "cos",
     "entry",
@@ -19,6 +20,7 @@ __all__ = [
     "load",
     "log",
     "lowest",
+    "meet",
     "member",
     "put",
     "resolution",
@@ -81,6 +83,14 @@ def scratch(length: int, integer: bool = False) -> Callable[[Any], Any]:
 
 def member() -> int:
     return 0
+
+
+def meet() -> None:
+    pass
+
+
+def broadcast(x: Any, who: Any) -> Any:
+    return x
 
 
 def room(part: Any, begin: Any, length: Any, like: Any) -> Any:

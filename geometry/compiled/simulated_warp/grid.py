@@ -6,18 +6,20 @@ import numpy as np
 import torch
 
 from geometry.compiled.launch import arrays
+from geometry.compiled.simulated.races import Accesses, act, watched
 
 from .threads import THREADS
-from .vectors import TEAM, work_as_a_team
+from .vectors import TEAM, member, work_as_a_team
 
 __all__ = ["TEAM", "run"]
 
 
 def run(name: str, problems: int, arguments: Any, device: torch.device) -> None:
-    given = arrays(arguments)
+    given, accesses = watched(arrays(arguments)), Accesses()
     for b in range(problems):
 
-        def work(b: int = b) -> None:
+        def work(of_team: Accesses, b: int = b) -> None:
+            act((accesses, b), (of_team, member()))
             with np.errstate(all="ignore"):
                 THREADS[name](b, given)
 

@@ -28,12 +28,14 @@ __all__ = [
     "FASTMATH",
     "LANES",
     "TEAM",
+    "broadcast",
     "cgutils",
     "elementwise",
     "entry",
     "intrinsic",
     "jit",
     "lower_builtin",
+    "meet",
     "member",
     "models",
     "reduction",
@@ -52,10 +54,24 @@ def member() -> Any:
     return cuda.laneid
 
 
-def _own_column(builder: Any, slot: Any) -> Any:
+@jit
+def meet() -> None:
+    """Wait for the team: what any of it has written before to arrays that they share, all can read from here on."""
+    cuda.syncwarp()
+
+
+@jit
+def broadcast(x: Any, who: Any) -> Any:
+    """What one of the team, by its number, has for x; all of it ask at once."""
+    return cuda.shfl_sync(0xFFFFFFFF, x, who)
+
+
+def _own_column(builder: Any, slot: Any, spread: Any) -> Any:
+    """Each of a team has a column of its own; where the problem is not spread, it has one, which all of them see."""
     kind = ir.FunctionType(ir.IntType(32), [])
     lane = builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.nvvm.read.ptx.sreg.laneid"), [])
-    return builder.add(builder.mul(slot, ir.Constant(slot.type, TEAM)), builder.zext(lane, slot.type))
+    own = builder.add(builder.mul(slot, ir.Constant(slot.type, TEAM)), builder.zext(lane, slot.type))
+    return builder.select(spread, own, slot)
 
 
 room = rooms(_own_column)

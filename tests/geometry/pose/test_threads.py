@@ -99,6 +99,26 @@ def test_global_search(
         close(f, e, 1e-10 if dtype == torch.float64 else 1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["more than are refined first", "a few decide", "all of one thread are hidden", "none"]
+)
+def test_global_search_by_what_is_seen_of_the_points(make_scene: Callable[..., Any], kind: str) -> None:
+    B, N = (1, 70) if kind == "many" else (3, 12)
+    scene = make_scene(B, N, 0.5)
+    weights, mask = torch.ones(1, N, 2, **DOUBLE), torch.ones(1, N) == 1
+    if kind == "a few decide":
+        weights[0, [1, 4, 5, 10]] = torch.tensor([100.0, 90.0, 80.0, 70.0], **DOUBLE)[:, None]
+    if kind == "all of one thread are hidden":
+        mask[0, 2::4] = False
+    if kind == "none":
+        mask[:] = False
+    data = [scene.points2d, scene.points3d, scene.K[None], torch.zeros(1, 0, **DOUBLE), weights, mask]
+    how = "radtan", "none", 1.0, 1.0, 50
+    for f, e in zip(cuda.search(*data, *how), cpu.search(*data, *how), strict=True):
+        close(f, e, 1e-10)
+
+
 def test_shared_arguments_have_the_gradients_of_all(make_scene: Callable[..., Any]) -> None:
     data, near = problems(make_scene, "radtan", torch.float64)
     data = [data[0], *(d[:1] for d in data[1:5]), data[5]]
