@@ -1,7 +1,7 @@
 """A camera pose among wrong correspondences: RANSAC with P3P, then PnP of the inliers, as a layer."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from geometry.consensus.samples import seeds
 from geometry.consensus.search import rounds
 from geometry.optim import Gradient, Status, opaque
 from geometry.pose.compiled import MODELS
+from geometry.pose.cuda import shared, workspace
 from geometry.pose.data import PnPData, check_options
 from geometry.pose.layer import PoseSolution, data_of, pnp
 from geometry.pose.problem import PoseModel
@@ -245,13 +246,13 @@ class _OnDevice:
         *numbers, mask = (d.contiguous() for d in data)
         B, N, _ = data.points2d.shape
         # of every point what `geometry.compiled.consensus.threads` keeps, and of every problem
-        workspace = data.points2d.new_empty(19 * N + 21, B)
+        kept = data.points2d.new_empty(12 * N + 21, B)
         given = *numbers, mask.view(torch.uint8), int(model == "fisheye")
-        self.given: tuple[Any, ...] = given, candidates.contiguous(), threshold**2, workspace
+        self.given: tuple[Any, ...] = given, candidates.contiguous(), threshold**2, kept
 
-    def _run(self, name: str, threads: int, *arguments: Any) -> None:
+    def _run(self, name: str, threads: int, *arguments: Any, team: Literal["cuda", "warp"] = "cuda") -> None:
         if threads:
-            grid("cuda").run(name, threads, (*self.given, *arguments), self.given[3].device)
+            grid(team).run(name, threads, (*self.given, *arguments), self.given[3].device)
 
     def search(
         self, hypotheses: int, confidence: float, generator: torch.Generator | None
@@ -259,12 +260,13 @@ class _OnDevice:
         points2d, *_ = self.given[0]
         B, found = len(points2d), _Found.nothing(points2d)
         seed, sizes = seeds(B, generator, points2d.device), list(rounds(hypotheses, confidence, *self.ROUNDS))
-        scores = points2d.new_empty(4 * max(H for _, H in sizes), B)
+        scores, together = points2d.new_empty(4 * max(H for _, H in sizes), B), shared(points2d)
+        space = workspace(points2d, 18 if together else 8, together)
         self._run("ransac_survey", B, tuple(found))
         for begin, H in sizes:
             sampling = seed, begin, H, REFINE, 1 - confidence
             self._run("ransac_sample", B * H, tuple(found), sampling, scores)
-            self._run("ransac_improve", B, tuple(found), sampling, scores)
+            self._run("ransac_improve", B, tuple(found), sampling, scores, space, team="warp" if together else "cuda")
         return found.result()
 
     def score(self, pose: Tensor) -> tuple[Tensor, tuple[Tensor]]:

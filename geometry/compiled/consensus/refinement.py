@@ -90,12 +90,12 @@ def _support(squares: Any, threshold2: Any) -> Any:
     count = 0
     for i in range(len(squares)):
         count += get(squares, i) <= threshold2
-    return count
+    return total(float(count))
 
 
 @jit
 def _gather(tile: Any, squares: Any, threshold2: Any, few: Any) -> Any:
-    """Lay the inliers into a spread tile of their own. Returns it, and their number."""
+    """Lay the inliers into a spread tile of their own, each of a team those it has. Returns it, and their number."""
     count = 0
     for i in range(len(squares)):
         if get(squares, i) <= threshold2:
@@ -110,7 +110,7 @@ def _gather(tile: Any, squares: Any, threshold2: Any, few: Any) -> Any:
             put(few, to + k, get(few, o + k))
         put(few, to + 5 * L, 0.0)
         put(few, to + 6 * L, 0.0)
-    return Tile(few, rows, tile.camera, tile.lens, tile.spread), count
+    return Tile(few, rows, tile.camera, tile.lens, tile.spread), total(float(count))
 
 
 @jit
@@ -167,6 +167,8 @@ def _normal(tile: Any, squares: Any, threshold2: Any) -> Any:
             x, y, z = get(tile.points, o), get(tile.points, o + L), get(tile.points, o + 2 * L)
             count, mx, my, mz = count + 1.0, mx + x, my + y, mz + z
             xx, xy, xz, yy, yz, zz = xx + x * x, xy + x * y, xz + x * z, yy + y * y, yz + y * z, zz + z * z
+    count, mx, my, mz = total(count), total(mx), total(my), total(mz)
+    xx, xy, xz, yy, yz, zz = total(xx), total(xy), total(xz), total(yy), total(yz), total(zz)
     mx, my, mz = mx / count, my / count, mz / count
     xx, xy, xz = xx - count * mx * mx, xy - count * mx * my, xz - count * mx * mz
     yy, yz, zz = yy - count * my * my, yz - count * my * mz, zz - count * mz * mz

@@ -9,8 +9,8 @@ from geometry.compiled.constants import WORTH
 from ..pose.descent import copy
 from ..pose.equations import POSE, L, new_camera, new_pose
 from ..pose.p3p import ROOTS, fill_sample, p3p
-from ..pose.tile import DATA, PART, Data, Part, fill_pose, new_centre, write_pose
-from ..vectors import entry, get, jit, resolution, room, scratch, splat, store
+from ..pose.tile import DATA, PART, Data, Part, fill_pose, new_centre, number, share_of, write_pose
+from ..vectors import entry, get, jit, meet, member, resolution, room, scratch, splat, store, total
 from .refinement import new_spare, optimise, refine, score_of
 from .samples import behind, draw, fill_table, new_chosen, new_roots, new_sample, new_table, new_work
 
@@ -93,7 +93,7 @@ def improve(b: Any, table: Any, sampling: Any, threshold2: Any, models: Any, spa
     `geometry.consensus.search.search`.
     """
     poses, costs, inliers, facts, running, drawn = found
-    ends, n, count, good = table.ends, len(table.ends), facts[b, 0], 0.0
+    ends, n, count, before, good = table.ends, len(table.ends), facts[b, 0], costs[b], 0.0
     pose, trial, least = new_pose(poses), new_pose(poses), np.inf
     if count >= 3.0:
         for k in range(models.count):
@@ -103,23 +103,27 @@ def improve(b: Any, table: Any, sampling: Any, threshold2: Any, models: Any, spa
                 if cost < least:
                     copy(trial, pose, POSE)
                     least = cost
-        if sampling.refined > 0 and 0.5 * least < WORTH * costs[b]:
+        if sampling.refined > 0 and 0.5 * least < WORTH * before:
             least = optimise(table.tile, pose, threshold2, spare)
-        if 0.5 * least < costs[b]:
-            costs[b] = 0.5 * least
-            write_pose(pose, 0, table.centre, 0, poses, b)
+        if 0.5 * least < before:
             score_of(table.tile, pose, threshold2, np.inf, spare.squares)
-            for i in range(n):
-                inliers[b, i] = get(spare.squares, i) <= threshold2
-        for i in range(n):
+            for k in range(share_of(n)):
+                inliers[b, number(k, True)] = get(spare.squares, k) <= threshold2
+        for k in range(share_of(n)):
+            i = number(k, True)
             if inliers[b, i]:
                 good += ends[i] - (ends[i - 1] if i > 0 else 0.0)
-        good *= count / ends[n - 1]
+        good = total(good) * (count / ends[n - 1])
     chance = 1.0
     for i in range(3):
         chance *= min(max((good - i) / max(count - i, 1.0), 0.0), 1.0)
-    drawn[b] = sampling.first + sampling.H
-    running[b] = count >= 3.0 and sampling.unlikely <= (1.0 - chance) ** float(drawn[b])
+    meet()  # all have read what is written now
+    if member() == 0:
+        if 0.5 * least < before:
+            costs[b] = 0.5 * least
+            write_pose(pose, 0, table.centre, 0, poses, b)
+        drawn[b] = sampling.first + sampling.H
+        running[b] = count >= 3.0 and sampling.unlikely <= (1.0 - chance) ** float(drawn[b])
 
 
 _INPUTS = DATA.format("float64") + ", float64[:,::1]"  # data, candidates

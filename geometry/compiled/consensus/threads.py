@@ -1,7 +1,8 @@
 """What a thread of a device does of RANSAC for PnP: a problem is looked at, its samples are tried, its pose improved.
 
 A round is two launches, and what has been found stays on the device with what is still running. Threads of one
-problem read the same table, which the workspace (numbers(N), B) keeps from one launch to the next.
+problem read the same table, which `kept` (12 N + 21, B) has from one launch to the next: a column is a problem's, and
+no thread's own, so that these tables are not spread. A team that improves a pose deals the points of one out.
 """
 
 from typing import Any
@@ -9,38 +10,66 @@ from typing import Any
 import numpy as np
 
 from ..pose.descent import copy
-from ..pose.equations import CAMERA, POSE, ROW, new_camera, new_pose
+from ..pose.equations import CAMERA, POSE, ROW, Tile, new_camera, new_pose
 from ..pose.p3p import ROOTS, fill_sample, p3p
-from ..pose.tile import Data, Part, new_centre
-from ..vectors import get, jit, put, resolution, room
+from ..pose.tile import Data, Part, new_centre, number
+from ..vectors import TEAM, get, jit, lowest, member, put, resolution, room
 from .refinement import new_spare, score_of
 from .rounds import Found, Sampling, keep, new_best, new_scores, no_models, take
 from .rounds import improve as _improve
 from .rounds import score as _score
-from .samples import behind, draw, fill_table, new_chosen, new_roots, new_sample, new_table, new_work
+from .samples import Table, behind, draw, fill_table, new_chosen, new_roots, new_sample, new_table, new_work
 
 __all__ = ["THREADS"]
 
 
 @jit
+def _waiting(part: Any, table: Any) -> Any:
+    """Where camera and centre wait for the next launch: behind the table, and what `rounds.score` overwrites."""
+    return room(part, behind(table) + table.tile.rows, CAMERA + 3, table.centre)
+
+
+@jit
 def _store(part: Any, table: Any) -> None:
-    """Camera and centre into the workspace, where they wait for the next launch behind what `improve` overwrites."""
-    rows, camera = table.tile.rows, table.tile.camera
-    kept = room(part, behind(table) + rows * (1 + ROW), CAMERA + 3, camera)
+    kept = _waiting(part, table)
     for k in range(CAMERA):
-        put(kept, k, get(camera, k))
+        put(kept, k, get(table.tile.camera, k))
     for k in range(3):
         put(kept, CAMERA + k, get(table.centre, k))
 
 
 @jit
-def _recall(part: Any, table: Any) -> None:
-    """The camera and the centre that `_store` left."""
-    rows, camera = table.tile.rows, table.tile.camera
-    kept = room(part, behind(table) + rows * (1 + ROW), CAMERA + 3, camera)
-    copy(kept, camera, CAMERA)
+def _recall(data: Any, b: Any, kept: Any) -> Any:
+    """The table of problem b that `survey` has left."""
+    part = Part(b, b + 1, b, False, kept)
+    table = new_table(data, part, new_camera(kept), new_centre(kept))
+    waiting = _waiting(part, table)
+    copy(waiting, table.tile.camera, CAMERA)
     for k in range(3):
-        put(table.centre, k, get(kept, CAMERA + k))
+        put(table.centre, k, get(waiting, CAMERA + k))
+    return table
+
+
+@jit
+def _deal(table: Any, part: Any) -> Any:
+    """A table with the points that a thread of a team has, at the beginning of its column, and the end of that."""
+    tile, rays, ends, centre = table
+    if TEAM == 1:
+        return table, 0
+    n = len(ends)
+    rows = (n + TEAM - 1) // TEAM
+    points, own = room(part, 0, rows * ROW, rays), room(part, rows * ROW, rows * 3, rays)
+    for k in range(rows):
+        i = min(number(k, True), n - 1)
+        for c in range(ROW):
+            put(points, k * ROW + c, get(tile.points, i * ROW + c))
+        for c in range(3):
+            put(own, k * 3 + c, get(rays, i * 3 + c))
+        if number(k, True) >= n:  # absent, as in `tile.fill`
+            put(points, k * ROW + 5, 0.0)
+            put(points, k * ROW + 6, 0.0)
+            put(own, k * 3 + 2, 0.0)
+    return Table(Tile(points, rows, tile.camera, tile.lens, True), own, ends, centre), rows * (ROW + 3)
 
 
 @jit
@@ -55,11 +84,11 @@ def _solve(table: Any, seed: Any, h: Any, roots: Any) -> None:
 
 @jit
 def survey(b: Any, arguments: Any) -> None:
-    """Lay out problem b. arguments: data, candidates, threshold2, workspace, out, of `rounds.attempt` but for the
-    workspace. What is not as it should be ends the problem, its number of points -1."""
-    data, candidates, threshold2, workspace, out = arguments
-    data, part, found = Data(*data), Part(b, b + 1, b, True, workspace), Found(*out)
-    table = new_table(data, part, new_camera(workspace), new_centre(workspace))
+    """Lay out problem b. arguments: data, candidates, threshold2, kept, out, of `rounds.attempt` but for what is kept.
+    What is not as it should be ends the problem, its number of points -1."""
+    data, candidates, threshold2, kept, out = arguments
+    data, part, found = Data(*data), Part(b, b + 1, b, False, kept), Found(*out)
+    table = new_table(data, part, new_camera(kept), new_centre(kept))
     bad, count, chance = fill_table(data, b, candidates, threshold2, table)
     found.facts[b, 0], found.facts[b, 1] = -1.0 if bad else float(count), chance
     found.running[b] = bad == 0
@@ -73,15 +102,12 @@ def sample(i: Any, arguments: Any) -> None:
 
     arguments: those of `survey`, sampling, scores.
     """
-    data, _, threshold2, workspace, out, sampling, scores = arguments
+    data, _, threshold2, kept, out, sampling, scores = arguments
     sampling, found = Sampling(*sampling), Found(*out)
     b, h = i // sampling.H, i % sampling.H
     if not found.running[b] or found.facts[b, 0] < 3.0:
         return
-    data, part = Data(*data), Part(b, b + 1, b, True, workspace)
-    table = new_table(data, part, new_camera(workspace), new_centre(workspace))
-    _recall(part, table)
-    roots, pose = new_roots(workspace), new_pose(workspace)
+    table, roots, pose = _recall(Data(*data), b, kept), new_roots(kept), new_pose(kept)
     _solve(table, sampling.seeds[b], sampling.first + h, roots)
     for root in range(ROOTS):
         at, cost = root * (POSE + 1), np.inf
@@ -93,37 +119,37 @@ def sample(i: Any, arguments: Any) -> None:
 
 @jit
 def improve(b: Any, arguments: Any) -> None:
-    """What a round makes of problem b. arguments: those of `sample`."""
-    data, _, threshold2, workspace, out, sampling, scores = arguments
-    sampling, found = Sampling(*sampling), Found(*out)
+    """What a round makes of problem b. arguments: those of `sample`, and a workspace for this launch alone."""
+    data, _, threshold2, kept, out, sampling, scores, workspace = arguments
+    sampling, found, part = Sampling(*sampling), Found(*out), Part(b, b + 1, b, TEAM > 1, workspace)
     if not found.running[b]:
         return
-    data, part = Data(*data), Part(b, b + 1, b, True, workspace)
-    table = new_table(data, part, new_camera(workspace), new_centre(workspace))
-    _recall(part, table)
-    models = no_models(new_scores(workspace), new_best(workspace), sampling.refined)
-    roots = new_roots(workspace)
+    table, end = _deal(_recall(Data(*data), b, kept), part)
+    models = no_models(new_scores(kept), new_best(kept), sampling.refined)
+    roots = new_roots(kept)
     # of all that were tried scores alone are kept: the best samples are drawn and solved once more
-    last, number = -np.inf, -1
+    last, best = -np.inf, -1
     for _ in range(models.count if found.facts[b, 0] >= 3.0 else 0):
-        before, number_before, last, number = last, number, np.inf, -1
-        for k in range(ROOTS * sampling.H):
+        before, best_before, last, best = last, best, np.inf, -1
+        for k in range(member(), ROOTS * sampling.H, TEAM):
             cost = scores[k, b]
-            if cost < last and (cost > before or (cost == before and k > number_before)):
-                last, number = cost, k
-        if number < 0:
+            if cost < last and (cost > before or (cost == before and k > best_before)):
+                last, best = cost, k
+        least = lowest(last)
+        first = lowest(float(best) if last == least and best >= 0 else np.inf)
+        if not first < np.inf:
             break
-        _solve(table, sampling.seeds[b], sampling.first + number // ROOTS, roots)
-        keep(models, last, roots, number % ROOTS * (POSE + 1))
-    spare = new_spare(part, behind(table), table.tile)
-    _improve(b, table, sampling, threshold2, models, spare, found)
+        last, best = least, int(first)
+        _solve(table, sampling.seeds[b], sampling.first + best // ROOTS, roots)
+        keep(models, last, roots, best % ROOTS * (POSE + 1))
+    _improve(b, table, sampling, threshold2, models, new_spare(part, end, table.tile), found)
 
 
 @jit
 def score(b: Any, arguments: Any) -> None:
-    """What pose b is worth. arguments: data, candidates, threshold2, workspace, poses, out, of `rounds.score`."""
-    data, candidates, threshold2, workspace, poses, out = arguments
-    if _score(data, candidates, threshold2, poses, (b, b + 1, b, True, workspace), out):
+    """What pose b is worth. arguments: data, candidates, threshold2, kept, poses, out, of `rounds.score`."""
+    data, candidates, threshold2, kept, poses, out = arguments
+    if _score(data, candidates, threshold2, poses, (b, b + 1, b, False, kept), out):
         costs, inliers = out
         costs[b] = np.inf
         for i in range(inliers.shape[1]):

@@ -23,7 +23,7 @@ __all__ = ["assembled", "compiled", "signatures"]
 
 
 def signatures() -> Iterator[tuple[str, Any, Any]]:
-    """Name, precision and argument types of every kernel; a warp shares what is solved and differentiated alone."""
+    """Name, precision and argument types of every kernel; a warp has those of PnP, and one of RANSAC's."""
     tuple_of = types.Tuple
     for t in (float64, float32):
         one, two, three = t[::1], t[:, ::1], t[:, :, ::1]
@@ -33,15 +33,15 @@ def signatures() -> Iterator[tuple[str, Any, Any]]:
         yield "solve", t, (data, robust, rule, limits, three, two, minima)
         at, gradients = tuple_of((three, int8[::1], three)), tuple_of((three, three, three, two, three))
         yield "adjoint", t, (data, robust, float64, boolean, at, two, gradients)
-        if TEAM > 1:
-            continue
         yield "search", t, (data, robust, rule, limits, two, minima, minima, one)
         if t == float64:
             found = tuple_of((three, one, uint8[:, ::1], two, uint8[::1], int32[::1]))
             table, sampling = (data, two, float64, two), tuple_of((int64[::1], int64, int64, int64, float64))
+            yield "ransac_improve", t, (*table, found, sampling, two, two)
+            if TEAM > 1:
+                continue
             yield "ransac_survey", t, (*table, found)
             yield "ransac_sample", t, (*table, found, sampling, two)
-            yield "ransac_improve", t, (*table, found, sampling, two)
             yield "ransac_score", t, (*table, three, tuple_of((one, uint8[:, ::1])))
     for name, arguments in _of_the_bundle().items() if TEAM == 1 else ():
         yield f"bundle_{name}", float64, arguments

@@ -1,5 +1,6 @@
 """RANSAC for PnP by threads of a device, as plain Python: the samples, inliers and costs of the kernels of the CPU."""
 
+import math
 from typing import Any
 
 import pytest
@@ -16,11 +17,15 @@ from tests.geometry.pose.test_ransac_back_ends import problems
 from tests.numbers import DOUBLE, close, generator
 
 
-@pytest.fixture(autouse=True)
-def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulated_grid("cuda")  # importing it makes constants
+@pytest.fixture(autouse=True, params=["cuda", "warp"])
+def _simulated(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Poses are improved by a thread, or by a team of four, which stands for the 32 of a warp."""
+    for team in ("cuda", request.param):
+        simulated_grid(team)  # importing it makes constants
     for module in (cuda, ransac):
         monkeypatch.setattr(module, "grid", simulated_grid)
+    monkeypatch.setattr(cuda, "_MANY", 0 if request.param == "cuda" else math.inf)
+    monkeypatch.setattr(cuda, "_WARP", 4)
     monkeypatch.setattr(_OnDevice, "ROUNDS", (64, 256))  # those of the CPU
 
 
@@ -114,8 +119,8 @@ def test_a_call_waits_for_nothing_and_launches_two_kernels_a_round(monkeypatch: 
     expected = pnp_ransac(**data, hypotheses=300, generator=generator())
     monkeypatch.setattr(ransac, "_back_end", lambda *_: _OnDevice)
     launched = []
-    run = simulated_grid("cuda").run
-    monkeypatch.setattr(simulated_grid("cuda"), "run", lambda name, *rest: (launched.append(name), run(name, *rest)))
+    for grid in {simulated_grid("cuda"), simulated_grid("warp")}:
+        monkeypatch.setattr(grid, "run", lambda name, *rest, run=grid.run: (launched.append(name), run(name, *rest)))
     with StandIn() as device:
         found = pnp_ransac(**data, hypotheses=300, generator=generator())
     assert device.waits == 0
