@@ -24,14 +24,14 @@ __all__ = ["THREADS"]
 
 
 @jit
-def _waiting(part: Any, table: Any) -> Any:
+def _waiting(table: Any) -> Any:
     """Where camera and centre wait for the next launch: behind the table, and what `rounds.score` overwrites."""
-    return room(part, behind(table) + table.tile.rows, CAMERA + 3, table.centre)
+    return behind(table) + table.tile.rows
 
 
 @jit
 def _store(part: Any, table: Any) -> None:
-    kept = _waiting(part, table)
+    kept = room(part, _waiting(table), CAMERA + 3, table.centre)
     for k in range(CAMERA):
         put(kept, k, get(table.tile.camera, k))
     for k in range(3):
@@ -43,7 +43,7 @@ def _recall(data: Any, b: Any, kept: Any) -> Any:
     """The table of problem b that `survey` has left."""
     part = Part(b, b + 1, b, False, kept)
     table = new_table(data, part, new_camera(kept), new_centre(kept))
-    waiting = _waiting(part, table)
+    waiting = room(part, _waiting(table), CAMERA + 3, table.centre)
     copy(waiting, table.tile.camera, CAMERA)
     for k in range(3):
         put(table.centre, k, get(waiting, CAMERA + k))
