@@ -86,7 +86,18 @@ def truncated(problem: Problem, threshold: float) -> Problem:
         r = torch.where(torch.isfinite(r).all(-1, keepdim=True), r, 2 * threshold)
         return torch.where(present[:, None], r, 0)
 
-    return Problem(residual, problem.dof, problem.retract, kernel=lambda s: s.clamp(max=square))
+    def jacobian(x: State, *data_and_present: Tensor) -> tuple[Tensor, Tensor]:
+        assert problem.jacobian is not None
+        *data, present = data_and_present
+        r, J = problem.jacobian(x, *data)
+        finite = torch.isfinite(r).all(-1, keepdim=True)
+        r = torch.where(present[..., None], torch.where(finite, r, 2 * threshold), 0.0)
+        return r, torch.where((finite & present[..., None])[..., None], J, 0.0)
+
+    return Problem(
+        residual, problem.dof, problem.retract, kernel=lambda s: s.clamp(max=square), broadcasts=problem.broadcasts,
+        jacobian=None if problem.jacobian is None else jacobian,
+    )  # fmt: skip
 
 
 def ransac(

@@ -41,6 +41,9 @@ class Problem:
     alike: numbers of unknowns, from the first, that have a unit in common: (3,) where a step begins with a rotation
     (`geometry.optim.linear.determined` says what it is for).
 
+    jacobian(x, *data) -> residual (B,M,k) and its derivative (B,M,k,P) by a step, batched: what is made of the rows of
+    this problem, as RANSAC's score is, need not differentiate them then.
+
     terms(*data) -> int: how many numbers one residual has, so that it need not be evaluated to be counted.
 
     broadcasts: whether retract takes a whole batch (B,…) and steps (B,P) as well, and so needs no vmap.
@@ -54,12 +57,14 @@ class Problem:
     alike: tuple[int, ...] = ()
     terms: Callable[..., int] | None = None
     broadcasts: bool = False
+    jacobian: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         function("residual", self.residual, optional=False)
         function("retract", self.retract, optional=False)
         function("kernel", self.kernel)
         function("linearize", self.linearize)
+        function("jacobian", self.jacobian)
         whole("dof", self.dof, 1)
 
     def cost(self, x: State, *data: Tensor) -> Tensor:
@@ -150,7 +155,10 @@ def zero_step(problem: Problem, x: State) -> Tensor:
 
 
 def jacobian(problem: Problem, x: State, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Residual (B,M,k) at x and its derivative (B,M,k,P) by a tangent step, in forward mode; differentiable."""
+    """Residual (B,M,k) at x and its derivative (B,M,k,P) by a tangent step: the problem's own, else in forward mode;
+    differentiable."""
+    if problem.jacobian is not None:
+        return problem.jacobian(x, *data)
 
     def single(x: State, step: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         def moved(step: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,15 +49,14 @@ class _View(NamedTuple):
     def first(self, D: Tensor) -> Tensor:
         """Derivatives (B,k,3,N) by the point R X + t, of those by p that a camera gives (B,N,k,3)."""
         D = self.joined(D).movedim(-3, -1)
-        return D if self.turn is None else (D[:, :, :, None] * self.turn[:, None]).sum(2)
+        return D if self.turn is None else _product(D, self.turn)
 
     def second(self, C: Tensor) -> Tensor:
         """The same of second derivatives: (B,N,3,3) -> (B,3,3,N)."""
         C = self.joined(C).movedim(-3, -1)
         if self.turn is None:
             return C
-        half = (C[:, :, :, None] * self.turn[:, None]).sum(2)
-        return (self.turn[:, :, :, None] * half[:, :, None]).sum(1)
+        return _product(self.turn.transpose(1, 2), _product(C, self.turn))
 
     def by_step(self, D: Tensor, scale: bool) -> Tensor:
         """Derivatives by the step (B,k,6|7,N) of what has the derivatives D (B,k,3,N) by the point R X + t.
@@ -72,21 +71,30 @@ class _View(NamedTuple):
         return torch.cat([turn, D, (D * self.base[:, None]).sum(2, keepdim=True)], 2)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Products of matrices (B,k,3,N) and (B,3,m,N), one a point."""
+    product = a[:, :, 0, None] * b[:, None, 0]
+    for i in (1, 2):
+        product = torch.addcmul(product, a[:, :, i, None], b[:, None, i])
+    return product
+
+
 def _view(pose: Tensor, points3d: Tensor, mask: Tensor, sensors: Tensor | None) -> _View:
     rotated = pose[..., :3, :3] @ points3d.mT
     p, turn, base = rotated + pose[..., :3, 3:], None, None
     if sensors is not None:
-        turn, shift = sensors[..., :3, :3].movedim(-3, -1), sensors[..., :3, 3].mT
-        p = (turn * p[:, None]).sum(2) + pose[..., 3, 3, None, None] * shift
-        base = (turn * shift[:, :, None]).sum(1)
+        mounted = sensors[..., :3, :].movedim(-3, -1)
+        turn, shift = mounted[:, :, :3], mounted[:, :, 3]
+        p = _product(turn, p[:, :, None])[:, :, 0] + pose[..., 3, 3, None, None] * shift
+        base = _product(turn.transpose(1, 2), shift[:, :, None])[:, :, 0]
     return _View(rotated, torch.where(mask[..., None, :], p, 1.0), turn, base)
 
 
 def _sees(p: Tensor, distortion: Tensor, model: PoseModel) -> Tensor:
     """Whether the camera sees points (…,N,3); a bearing may be off by any angle but that of the opposite direction."""
+    p = p.detach().contiguous()  # the norm of what is not takes ten times as long
     if model != "ray":
         return in_front(p, distortion, model=model)
-    p = p.detach()
     length = torch.linalg.vector_norm(p, dim=-1)
     return (length > 0) & (p[..., 2] > (_NO_DIRECTION - 1) * length)
 
@@ -148,32 +156,42 @@ def pnp_problem(model: PoseModel = "radtan", kernel: Kernel | None = None, scale
         r = torch.where(seen[..., None], weights * (pixels - points2d), torch.inf)
         return torch.where(mask[..., None], r, 0.0)
 
-    def linearize(
+    def rows(
         pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor, distortion: Tensor, weights: Tensor, mask: Tensor,
-        *mounted: Tensor, exact: bool = False,
-    ) -> Linearization:  # fmt: skip
+        *mounted: Tensor,
+    ) -> tuple[_View, Tensor, Tensor, Tensor]:  # fmt: skip
+        """The view, the points as a camera takes them, which are seen (B,N), or masked, and (B,2,dof+1,N): the
+        derivatives of the residual by a step, and behind them the residual."""
         view = _view(pose, points3d, mask, mounted[0] if mounted else None)
         p = view.apart(view.p.mT)
-        seen = (_sees(p, distortion, model).reshape(mask.shape) >= mask).all(-1)
+        seen = _sees(p, distortion, model).reshape(mask.shape) >= mask
         pixels, D = projection_jacobian(p, K, distortion, lens)
-        weights = torch.where(mask[..., None], weights, 0.0).mT  # (B,2,N)
-        # the residual comes behind its derivatives: (B,2,dof+1,N)
+        weights = torch.where(mask[..., None], weights, 0.0).mT
         J = torch.cat([view.by_step(view.first(D), scale), (view.joined(pixels) - points2d).mT[:, :, None]], 2)
-        J = J * weights[:, :, None]
+        return view, p, seen, J * weights[:, :, None]
+
+    def jacobian(pose: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        _, _, seen, J = rows(pose, *data)
+        J = J.movedim(-1, 1)  # (B,N,2,dof+1)
+        return torch.where(seen[..., None], J[..., dof], torch.inf), J[..., :dof]
+
+    def linearize(pose: Tensor, *data: Tensor, exact: bool = False) -> Linearization:
+        view, p, seen, J = rows(pose, *data)
         u, v = left, right = J.unbind(1)
         rho, slope, bend = torch.addcmul(u[:, dof] * u[:, dof], v[:, dof], v[:, dof]), None, None
         if kernel is not None:
             rho, slope, bend = kernel_derivatives(kernel, rho)
             left, right = slope[:, None] * u, slope[:, None] * v
         products = torch.baddbmm(left @ u.mT, right, v.mT)
-        cost = torch.where(seen, 0.5 * rho.sum(-1), torch.inf)
+        cost = torch.where(seen.all(-1), 0.5 * rho.sum(-1), torch.inf)
         found = Linearization(cost, products[:, :dof, dof], products[:, :dof, :dof])
         if not exact:
             return found
         # gradient (B,3,N) of each point's cost with respect to R X + t, and the part of its Hessian (B,3,3,N) that is
         # not in J^T J
         a = torch.addcmul(u[:, 3:6] * u[:, dof:], v[:, 3:6], v[:, dof:])
-        covector = weights * J[:, :, dof]
+        _, _, K, distortion, weights, mask, *_ = data
+        covector = torch.where(mask[..., None], weights, 0.0).mT * J[:, :, dof]
         if slope is not None:
             covector = slope[:, None] * covector
         C = view.second(projection_curvature(p, K, distortion, lens, view.apart(covector.mT)))
@@ -190,5 +208,5 @@ def pnp_problem(model: PoseModel = "radtan", kernel: Kernel | None = None, scale
 
     return Problem(
         residual, dof=dof, retract=_retract, kernel=kernel, linearize=linearize, alike=(3,),
-        terms=lambda points2d, *_: 2 * points2d.shape[-2], broadcasts=True,
+        terms=lambda points2d, *_: 2 * points2d.shape[-2], broadcasts=True, jacobian=jacobian,
     )  # fmt: skip

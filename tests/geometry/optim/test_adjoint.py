@@ -105,7 +105,7 @@ def test_a_problem_s_own_derivatives_change_nothing(make_scene: Any) -> None:
     scene = make_scene(2, 8, 3.0)
     mask = torch.ones(2, 8, dtype=torch.bool)
     grads = []
-    for problem in (pnp_problem(), replace(pnp_problem(), linearize=None)):
+    for problem in (pnp_problem(), replace(pnp_problem(), linearize=None, jacobian=None)):
         leaf = scene.points2d.clone().requires_grad_()
         K, weights = scene.K.expand(2, 3, 3), torch.ones(2, 8, 2, **DOUBLE)
         data = leaf, scene.points3d, K, scene.distortion.expand(2, 0), weights, mask
