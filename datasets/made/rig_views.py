@@ -1,6 +1,6 @@
 """Points that rigs of cameras see, one time instant each, made from a seed."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class RigViews(NamedTuple):
     world_to_rig_gt: Tensor
 
     @property
-    def given(self) -> dict[str, Tensor]:
+    def given(self) -> dict[str, Any]:
         """What `rig_pnp` is given, by name."""
         return {name: value for name, value in self._asdict().items() if name != "world_to_rig_gt"}
 

@@ -20,8 +20,7 @@ from geometry.optim import Gradient, Solution, State
 from geometry.pose import compiled, tensors
 from geometry.pose.data import Options, check_options, precision, prepare
 from geometry.pose.problem import PoseModel
-from geometry.pose.rig_data import bearing_data
-from geometry.pose.start import Data
+from geometry.pose.rig_data import Data, bearing_data
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["BPnP", "PoseSolution", "back_end", "data_of", "pnp", "solved"]
@@ -153,7 +152,7 @@ def back_end(
     Raises ValueError for options that there are not.
     """
     check_tensors(points2d=points2d)
-    check_options(model, kernel, gradient)
+    check_options(model, kernel, gradient, bearings=True)
     return "compiled" if _back_end(points2d, Options(model, kernel, gradient)) is compiled else "tensors"
 
 

@@ -19,7 +19,7 @@ from geometry.pose.data import PnPData, check_options
 from geometry.pose.layer import PoseSolution, data_of, pnp
 from geometry.pose.problem import PoseModel
 from geometry.pose.ransac_tensors import REFINE, TensorSearch
-from geometry.pose.start import Data
+from geometry.pose.rig_data import Data
 from geometry.robust import Kernel
 
 __all__ = ["Draws", "among", "pnp_ransac"]
@@ -112,10 +112,11 @@ def among(
     back_end: what searches (`geometry.pose.ransac_tensors`). near(pose (B,4,4), inliers (B,N)): the minimum next to a
     pose, of the points that are inliers.
     """
-    positive("threshold", draws.threshold)
-    check_tensors_or_none(candidates=draws.candidates)
+    candidates, threshold, *how = draws
+    positive("threshold", threshold)
+    check_tensors_or_none(candidates=candidates)
     B, N, _ = data.points2d.shape
-    dtype, candidates = data.points2d.dtype, draws.candidates
+    kind, dtype = type(data), data.points2d.dtype
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=dtype, device=data.points2d.device)
     elif candidates.shape not in ((B, N), (1, N)):
@@ -124,11 +125,10 @@ def among(
         values(candidates=(candidates, "odds"))
 
     def working(*tensors: Tensor) -> Any:
-        return back_end(type(data)(*tensors[:-1]), tensors[-1], draws.threshold, model)
+        return back_end(kind(*tensors[:-1]), tensors[-1], threshold, model)
 
     def searched(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found = working(*tensors).search(draws.hypotheses, draws.confidence, draws.generator)
-        pose, inliers, samples, count, chance = found
+        pose, inliers, samples, count, chance = working(*tensors).search(*how)
         support = inliers.sum(1)
         enough = (support >= 4) & ~_by_chance(count, support, samples, chance)
         failed = torch.where(count < 0, Status.INFEASIBLE, Status.TOO_FEW)

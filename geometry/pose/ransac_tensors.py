@@ -16,11 +16,10 @@ from torch.func import vmap
 from geometry import se3
 from geometry.alignment import Frame
 from geometry.consensus import ransac
-from geometry.consensus.minimal import generalised_p3p, p3p
 from geometry.pose.data import Options
 from geometry.pose.problem import PoseModel
-from geometry.pose.rig_data import RigData, RigFrame
-from geometry.pose.start import Data
+from geometry.pose.rig_data import Data, RigFrame
+from geometry.pose.triples import poses_of_three
 
 __all__ = ["REFINE", "TensorSearch", "mirrored"]
 
@@ -44,11 +43,8 @@ class TensorSearch:
 
     def _three_points(self, index: Tensor) -> Tensor:
         """The poses (B,4H|8H,4,4) of samples (B,H,3)."""
-        rows = torch.arange(len(index), device=index.device)[:, None, None]
-        rays, points3d = self.rays[rows, index], self.data.points3d[rows, index]
-        if isinstance(self.data, RigData) and self.options.model != "ray":
-            return generalised_p3p(se3.centre(self.data.sensors)[rows, index], rays, points3d).flatten(1, 2)
-        return p3p(rays, points3d).flatten(1, 2)
+        row = torch.arange(len(index), device=index.device)[:, None, None]
+        return poses_of_three(self.data, self.rays, row, index, self.options.model).flatten(1, 2)
 
     def search(
         self, hypotheses: int, confidence: float, generator: torch.Generator | None

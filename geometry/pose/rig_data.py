@@ -12,7 +12,7 @@ from geometry.checks import check_tensors, check_tensors_or_none, indices, plain
 from geometry.lenses import check_distortion
 from geometry.pose.data import PnPData, check_like, prepare, taken, without_masked
 
-__all__ = ["Rig", "RigData", "RigFrame", "bearing_data", "check_rig", "scaled_pose"]
+__all__ = ["Data", "Rig", "RigData", "RigFrame", "bearing_data", "check_rig", "scaled_pose"]
 
 
 class RigFrame(NamedTuple):
@@ -112,6 +112,10 @@ class RigData(NamedTuple):
             torch.zeros_like(self.points2d), self.points3d, K, self.distortion[..., :0], self.weights,
             self.mask & valid, sensors,
         )  # fmt: skip
+
+
+Data = PnPData | RigData
+"""What PnP is solved from: the same methods."""
 
 
 def scaled_pose(R: Tensor, t: Tensor, scale: Tensor) -> Tensor:

@@ -17,12 +17,10 @@ from geometry.compiled.constants import CANDIDATES, DISTINCT, RANKED
 from geometry.optim import levenberg_marquardt, linearize
 from geometry.pose.data import Options, PnPData
 from geometry.pose.form import Sights, algebraic_minima
-from geometry.pose.rig_data import RigData, scaled_pose
+from geometry.pose.rig_data import Data, RigData, scaled_pose
 from geometry.pose.triples import add_triples
 
 __all__ = ["Starts", "find_poses"]
-
-Data = PnPData | RigData
 
 _FEW = 64  # points that candidates are refined on
 _STEPS = 6  # of a refinement
@@ -54,9 +52,8 @@ def find_poses(data: Data, options: Options) -> Starts:
     rays = torch.where(valid[..., None], rays, 0.0)
     poses, found = _algebraic(rays, w2, data, options.scale)
     some = _some_points(data, _FEW)
-    few = _some_points(some, RANKED)
-    if isinstance(few, PnPData):
-        poses, found = add_triples(data.points3d, rays, w2, few, options, poses, found)
+    if not options.scale:
+        poses, found = add_triples(data, rays, w2, _some_points(some, RANKED), options, poses, found)
     owner, rank = found.nonzero().unbind(1)
     cost, pose = _refined(type(some)(*(d[owner] for d in some)), poses[owner, rank], options)
     place = owner * CANDIDATES + rank

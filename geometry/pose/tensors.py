@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from geometry.compiled.constants import CANDIDATES
 from geometry.optim import Solution, Status, argmin, attach_gradient, minimize, opaque
 from geometry.pose.data import Options
-from geometry.pose.start import Data, Starts, find_poses
+from geometry.pose.rig_data import Data
+from geometry.pose.start import Starts, find_poses
 
 __all__ = ["prepared", "search", "solve"]
 
@@ -27,9 +28,10 @@ def prepared(data: Data, init: Tensor | None) -> Data:
 
 def search(data: Data, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """See `geometry.pose.compiled`."""
+    kind = type(data)
 
     def find(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        centred, frame = type(data)(*tensors).centred(scaled=True)
+        centred, frame = kind(*tensors).centred(scaled=True)
         starts = find_poses(centred, options)
         part = tuple(d[starts.owner] for d in centred)
         found = _minima(starts.poses, part, options, min(options.max_steps, _STEPS), 1)

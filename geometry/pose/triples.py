@@ -8,22 +8,33 @@ to the minimum (Fischler and Bolles 1981, CACM 24(6)). The samples are graded ov
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from geometry.camera import in_front, project_camera_frame
+from geometry import se3
 from geometry.compiled.constants import DISTINCT, DOMINATED, HEAVIEST, OF_TRIPLES, TRIPLES
-from geometry.consensus.minimal import p3p
-from geometry.pose.data import Options, PnPData
+from geometry.consensus.minimal import generalised_p3p, p3p
+from geometry.pose.data import Options
+from geometry.pose.problem import PoseModel
+from geometry.pose.rig_data import Data, RigData
 
-__all__ = ["add_triples"]
+__all__ = ["add_triples", "poses_of_three"]
+
+
+def poses_of_three(data: Data, rays: Tensor, row: Tensor, index: Tensor, model: PoseModel) -> Tensor:
+    """All poses (M,H,4|8,4,4) of three points, those of index (M,H,3) of the problems row (M,1,1); rays (B,N,3)."""
+    rays, points3d = rays[row, index], data.points3d[row, index]
+    if isinstance(data, RigData) and model != "ray":
+        return generalised_p3p(se3.centre(data.sensors[row, index]), rays, points3d)
+    return p3p(rays, points3d)
 
 
 def add_triples(
-    X: Tensor, rays: Tensor, w2: Tensor, few: PnPData, options: Options, poses: Tensor, found: Tensor
+    data: Data, rays: Tensor, w2: Tensor, few: Data, options: Options, poses: Tensor, found: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Candidates poses (B,C,4,4) and which there are (B,C), with the best distinct poses of triples of points.
 
-    X and rays (B,N,3), w2 (B,N) of sum 1 or 0. few: the points that tell which are the best. The candidates that there
-    are come first.
+    rays (B,N,3), w2 (B,N) of sum 1 or 0. few: the points that tell which are the best. The candidates that there are
+    come first.
     """
     order, count = _draw_from(w2, options.kernel is not None)
     problem = (count >= 3).nonzero().squeeze(-1)
@@ -31,8 +42,8 @@ def add_triples(
         return poses, found
     index = order[problem].gather(1, _members(count[problem]).flatten(1)).unflatten(1, (TRIPLES, 3))
     row = problem[:, None, None]
-    roots = p3p(rays[row, index], X[row, index])
-    few = PnPData(*(d[problem] for d in few))
+    roots = poses_of_three(data, rays, row, index, options.model)
+    few = type(few)(*(d[problem] for d in few))
     # one root of all at a time: of as many points as poses, little memory
     cost = torch.cat([_costs(root, few, options) for root in roots.unbind(2)], 1)
     roots = roots.transpose(1, 2).flatten(1, 2)
@@ -78,14 +89,7 @@ def _members(count: Tensor) -> Tensor:
     return torch.stack([number - pairs[middle], middle, last], -1)
 
 
-def _costs(pose: Tensor, data: PnPData, options: Options) -> Tensor:
+def _costs(pose: Tensor, data: Data, options: Options) -> Tensor:
     """Costs (M,C) of poses (M,C,4,4), infinite where there is none or it sees not all points."""
-    p = (pose[:, :, None, :3, :3] * data.points3d[:, None, :, None, :]).sum(-1) + pose[:, :, None, :3, 3]
-    mask = data.mask[:, None]
-    p = torch.where(mask[..., None], p, 1.0)
-    pixels = project_camera_frame(p, data.K[:, None], data.distortion[:, None], model=options.lens)
-    s = (data.weights[:, None] * (pixels - data.points2d[:, None])).square().sum(-1)
-    rho = s if options.kernel is None else options.kernel(s)
-    cost = torch.where(mask, rho, 0.0).sum(-1)
-    seen = (in_front(p, data.distortion[:, None], model=options.lens) | ~mask).all(-1)
-    return torch.where(seen & torch.isfinite(cost), cost, torch.inf)
+    each = vmap(options.problem.cost, in_dims=(0, *[None] * len(data)))
+    return vmap(each)(pose, *data).nan_to_num(torch.inf, torch.inf, torch.inf)

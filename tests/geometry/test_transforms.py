@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from geometry import Problem, argmin, bundle, cauchy, pnp, pnp_ransac, project, quadratic_program, se3
+from datasets.made.rig_views import rig_views
+from geometry import Problem, argmin, bundle, cauchy, pnp, pnp_ransac, project, quadratic_program, rig_pnp, se3
 from geometry.camera import Model
 from geometry.optim import Constrained
 from geometry.tasks.hand_eye import hand_eye
@@ -127,6 +128,22 @@ def a_pose(tensor: str, model: Model = "radtan", **options: Any) -> Callable[[],
     return case
 
 
+def a_rig_of_unknown_scale() -> Case:
+    seen = rig_views(2, 9, 3, 1.0, generator(3))
+
+    def solver(pixels: Tensor) -> Tensor:
+        pose, scale = rig_pnp(**(seen.given | {"points2d": pixels}), scale=True).x
+        return torch.cat([pose.flatten(1), scale[:, None]], 1)
+
+    return Case(solver, seen.points2d)
+
+
+def a_pose_of_bearings() -> Case:
+    points, poses, _ = views(0, 1)
+    bearings = se3.transform(poses, points) + 0.1 * normal(2, 9, 3, seed=2)
+    return Case(lambda bearings: pnp(bearings, points, None, model="ray").x, bearings)  # type: ignore[arg-type, return-value]
+
+
 def a_pose_among_wrong_matches() -> Case:
     points, _, pixels = views(0, 1)
     pixels[:, 0] += 200
@@ -197,7 +214,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "pnp in K, with a start": upper_rows(a_pose("K", init=NEAR)),
     "pnp in weights, fisheye": a_pose("weights", "fisheye"),
     "pnp in distortion, fisheye": a_pose("distortion", "fisheye"),
+    "pnp of bearings": a_pose_of_bearings,
     "pnp_ransac": a_pose_among_wrong_matches,
+    "rig_pnp": a_rig_of_unknown_scale,
     "argmin": a_curve,
     "constrained": a_constrained_problem,
     "program in Q": a_program(0, "x"),

@@ -1,13 +1,11 @@
-"""What the tests of `pnp` give it, and solutions with gradients; PoseLib's poses of rigs."""
+"""What the tests of `pnp` give it, and solutions with gradients."""
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.made.rig_views import RigViews
-from geometry import pnp, se3
+from geometry import pnp
 from tests.numbers import DOUBLE, generator
 
 
@@ -38,22 +36,3 @@ def solve_with_gradients(inputs: dict[str, Any], **options: Any) -> tuple[Any, d
 def inverse_sigma(B: int, N: int, sigma: float, seed: int = 1) -> Tensor:
     """Weights (B,N,2) about 1 / sigma."""
     return (0.5 + torch.rand(B, N, 2, generator=generator(seed), **DOUBLE)) / sigma
-
-
-def of_poselib(seen: RigViews, **options: float) -> Tensor:
-    """PoseLib's poses (B,4,4) of rigs, by RANSAC with such options and a refinement."""
-    import poselib
-
-    poses = []
-    for x, X, K, sensors, index in zip(*(a.numpy() for a in seen[:5]), strict=True):
-        members = [index == s for s in range(len(K))]
-        cameras = [poselib.Camera("PINHOLE", [k[0, 0], k[1, 1], k[0, 2], k[1, 2]], 640, 480) for k in K]
-        mounted = []
-        for T in sensors:
-            mounted.append(poselib.CameraPose())
-            mounted[-1].R, mounted[-1].t = T[:3, :3], T[:3, 3]
-        points = [x[m] for m in members], [X[m] for m in members]
-        found, _ = poselib.estimate_generalized_absolute_pose(*points, mounted, cameras, options, {})
-        poses.append(found.Rt)
-    Rt = torch.from_numpy(np.array(poses))
-    return se3.make(Rt[..., :3], Rt[..., 3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import Status, cauchy, huber, pnp, se3, unproject
+from geometry import Status, bearing_whitening, cauchy, huber, pnp, se3, unproject
 from geometry.robust import Kernel
 from tests.numbers import DOUBLE, central_difference, close, generator, normal
 
@@ -67,6 +67,11 @@ def test_a_whitening_is_the_inverse_root_of_a_covariance_in_the_tangent_plane() 
     theta = torch.atan2(p[..., :2].norm(dim=-1), p[..., 2])
     r = theta[..., None] * p[..., :2] / p[..., :2].norm(dim=-1, keepdim=True)
     close(found.cost, 0.5 * (W @ r[..., None]).square().sum((1, 2, 3)), 0, 1e-9)
+    covariance = torch.linalg.inv(W.mT @ W)
+    T = se3.rotation_to_axis(bearings)[..., :2, :]
+    of_vectors = 4 * bearings.square().sum(-1)[..., None, None] * (T.mT @ covariance @ T)
+    white = bearing_whitening(2 * bearings, of_vectors)
+    close(pnp(2 * bearings, X, None, model="ray", weights=white).x, found.x, 1e-9)
     equal = torch.tensor([2.0, 3.0], **DOUBLE).expand(4, 12, 2)
     a, b = (pnp(bearings, X, None, model="ray", weights=w) for w in (equal, torch.diag_embed(equal)))
     close(a.x, b.x, 1e-10)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from datasets.made.rig_views import Mounting, RigViews, rig_views
+from experiments.benchmarks.rig_pose import of_poselib
 from geometry import Status, cauchy, huber, pnp, rig_pnp, se3
-from geometry.optim import linearize
+from geometry.optim import jacobian, linearize
 from geometry.pose.data import PnPData
 from geometry.pose.problem import pnp_problem
 from geometry.pose.rig_data import bearing_data, check_rig, scaled_pose
 from geometry.robust import Kernel
-from tests.geometry.pose.solving import of_poselib
 from tests.numbers import DOUBLE, central_difference, close, generator, normal
 
 LENS = torch.tensor([0.05, -0.01, 0.003, -0.001], **DOUBLE)
@@ -31,7 +31,11 @@ def views(B: int = 3, N: int = 10, S: int = 3, noise: float = 1.0, seed: int = 0
 def linearized(data: Any, pose: Tensor, *how: Any) -> None:
     """The closed form is what automatic differentiation of the residual gives."""
     problem = pnp_problem(*how)
-    found, wanted = (linearize(p, pose, tuple(data), exact=True) for p in (problem, replace(problem, linearize=None)))
+    for a, b in zip(*(jacobian(p, pose, tuple(data)) for p in (problem, replace(problem, jacobian=None))), strict=True):
+        close(a, b, 1e-12 * b.abs().max().item())
+    found, wanted = (
+        linearize(p, pose, tuple(data), exact=True) for p in (problem, replace(problem, linearize=None, jacobian=None))
+    )
     for a, b in zip(found, wanted, strict=True):
         assert a is not None
         close(a, b, 1e-12 * b.abs().max().item())  # type: ignore[union-attr]
@@ -131,6 +135,21 @@ def test_wrong_matches_do_not_bend_it_under_a_robust_kernel() -> None:
     found, near = (rig_pnp(**given, kernel=cauchy(3.0), init=init) for init in (None, seen.world_to_rig_gt))
     assert found.converged.all()
     assert (found.cost <= near.cost * (1 + 1e-9)).all()
+
+
+@pytest.mark.slow
+def test_few_points_that_outweigh_the_others_or_are_wrong_do_not_mislead_it() -> None:
+    """Poses of three points, seen by whatever cameras, are among its starts."""
+    seen, g = views(100, 8, 4, seed=6), generator(6)
+    weights = 10 ** (16 * torch.rand(100, 8, generator=g, **DOUBLE) - 8)
+    wrong = torch.rand(100, 8, generator=g, **DOUBLE) < 0.2
+    anywhere = torch.rand(100, 8, 2, generator=g, **DOUBLE) * torch.tensor([640.0, 480.0], **DOUBLE)
+    spoiled = seen.given | {"points2d": torch.where(wrong[..., None], anywhere, seen.points2d)}
+    for given, options in ((seen.given, {"weights": weights}), (spoiled, {"kernel": cauchy(3.0)})):
+        found, near = (rig_pnp(**given, **options, init=init) for init in (None, seen.world_to_rig_gt))
+        assert (found.status != Status.INFEASIBLE).all()
+        beaten = found.converged & near.converged & (near.cost < found.cost * (1 - 1e-6))
+        assert beaten.double().mean() <= 0.03
 
 
 @pytest.mark.parametrize("given_init", [False, True])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from datasets.made.rig_views import RigViews, rig_views
+from experiments.benchmarks.rig_pose import of_poselib
 from geometry import Status, pnp, pnp_ransac, rig_pnp, rig_pnp_ransac, se3
-from tests.geometry.pose.solving import of_poselib
 from tests.numbers import DOUBLE, close, generator, normal
 
 
