@@ -11,13 +11,18 @@ from torch import Tensor
 from geometry.bundle_adjustment import cuda, sums
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.products import symmetric
-from geometry.compiled.constants import ROBUST
+from geometry.compiled.constants import FISHEYE, ROBUST
 from geometry.compiled.launch import arrays, compiles_for, in_parallel
 from geometry.robust import Kernel, RobustKernel
 
 __all__ = ["Blocks", "linearize", "point_costs", "supported"]
 
-_CODES = {name: i for i, name in enumerate(("f", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"))}
+_PIXELS = ("f", "fx", "fy", "cx", "cy")
+# What kernels call the free intrinsics, of the lenses that they know.
+_CODES = {
+    model: {name: i for i, name in enumerate((*_PIXELS, *names))}
+    for model, names in {"radtan": ("k1", "k2", "p1", "p2", "k3"), "fisheye": ("k1", "k2", "k3", "k4")}.items()
+}
 
 
 class Blocks(NamedTuple):
@@ -34,12 +39,12 @@ class Blocks(NamedTuple):
 def supported(points2d: Tensor, names: tuple[str, ...], model: str, kernel: Kernel | None) -> bool:
     """Whether kernels know lens, free intrinsics and robust kernel, and can be had where the tensors lie."""
     known = kernel is None or isinstance(kernel, RobustKernel)
-    return model == "radtan" and known and set(names) <= _CODES.keys() and compiles_for(points2d)
+    return model in _CODES and known and set(names) <= _CODES[model].keys() and compiles_for(points2d)
 
 
 def _inputs(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
-    kernel: Kernel | None,
+    kernel: Kernel | None, model: str,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Arguments that the kernels begin with: scene, seen, robust, in tensors."""
     poses, points, K, distortion = scene
@@ -53,21 +58,25 @@ def _inputs(
     assert kernel is None or isinstance(kernel, RobustKernel)
     name = "none" if kernel is None else kernel.name
     scale, alpha = (1.0, 1.0) if kernel is None else (float(kernel.scale), float(kernel.alpha))
-    return (cameras, points.contiguous(), bent), seen, (ROBUST[name], scale * scale, alpha)
+    return (
+        (cameras, points.contiguous(), FISHEYE if model == "fisheye" else int(bent)),
+        seen,
+        (ROBUST[name], scale * scale, alpha),
+    )
 
 
 @lru_cache(maxsize=64)
-def _codes(names: tuple[str, ...], device: torch.device) -> Tensor:
+def _codes(model: str, names: tuple[str, ...], device: torch.device) -> Tensor:
     """What kernels call the free intrinsics; kept, because a device would be waited for at every copy."""
-    return torch.tensor([_CODES[name] for name in names], dtype=torch.int64, device=device)
+    return torch.tensor([_CODES[model][name] for name in names], dtype=torch.int64, device=device)
 
 
 def point_costs(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
-    kernel: Kernel | None,
+    kernel: Kernel | None, model: str,
 ) -> Tensor:  # fmt: skip
     """Costs (N,) of the points' observations. scene: world_to_camera, points3d, K, distortion."""
-    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel, model)
     if sums.on_device(points2d):
         return cuda.point_costs(inputs, layout)
     from geometry.compiled.bundle_adjustment.observations import observe
@@ -85,11 +94,11 @@ def point_costs(
 
 def linearize(
     scene: tuple[Tensor, ...], intrinsics_index: Tensor, points2d: Tensor, weights: Tensor, layout: Layout,
-    kernel: Kernel | None, *, names: tuple[str, ...], exact: bool,
+    kernel: Kernel | None, model: str, *, names: tuple[str, ...], exact: bool,
 ) -> Blocks:  # fmt: skip
     """Normal equations, as `geometry.bundle_adjustment.problem` makes them in tensor operations."""
-    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel)
-    codes = _codes(names, points2d.device)
+    inputs = _inputs(scene, intrinsics_index, points2d, weights, layout, kernel, model)
+    codes = _codes(model, names, points2d.device)
     if sums.on_device(points2d):
         cost, views, points, U, W, V = cuda.linearize(inputs, codes, exact, layout)
     else:

@@ -266,7 +266,7 @@ class BundleProblem:
         """Costs (N,) of the points' observations and priors, which add up to the cost but for the cameras' priors."""
         if self._compiled(data) and not torch.is_grad_enabled():
             views = self.views(scene)[:4]
-            costs = operator.point_costs(views, self.intrinsics_index, *data[:2], self.layout, self.kernel)
+            costs = operator.point_costs(views, self.intrinsics_index, *data[:2], self.layout, self.kernel, self.model)
         else:
             s = self.residual(scene, data).square().sum(-1)
             costs = self.layout.per_point(0.5 * (s if self.kernel is None else self.kernel(s)))
@@ -330,7 +330,7 @@ class BundleProblem:
         """Normal equations at a state: Gauss-Newton's, or with the exact Hessian."""
         scene = self.compose(state, data.given)
         if self._compiled(data):
-            observed = *data[:2], self.layout, self.kernel
+            observed = *data[:2], self.layout, self.kernel, self.model
             index = self.intrinsics_index
             blocks = operator.linearize(self.views(scene)[:4], index, *observed, names=self.names, exact=exact)
         else:

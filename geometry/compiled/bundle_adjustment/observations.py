@@ -1,8 +1,8 @@
 """`observe` and `linearize`: costs and normal equations of a bundle's observations, sorted by point.
 
 scene is the tuple (cameras (V,30), points (N,3), lens): R row by row, t, K[:2,:2] row by row, principal point, twelve
-distortion coefficients; lens = False where no camera has any. seen is the tuple (view (M,), point (M,), observed
-(M,4)): u, v and their weights; robust as `equations.Robust`.
+distortion coefficients; lens is 0 where no camera has any, FISHEYE, or another number. seen is the tuple (view (M,),
+point (M,), observed (M,4)): u, v and their weights; robust as `equations.Robust`.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["add_to_point", "add_to_view", "fill", "linearize", "new_derivatives"
 
 new_row, new_derivatives, _new_answer = scratch(ROW), scratch(DERIVATIVES), scratch(L)
 _INPUTS = (
-    "Tuple((float64[:,::1], float64[:,::1], boolean)), Tuple((int64[::1], int64[::1], float64[:,::1])), "
+    "Tuple((float64[:,::1], float64[:,::1], int64)), Tuple((int64[::1], int64[::1], float64[:,::1])), "
     "Tuple((int64, float64, float64))"
 )
 

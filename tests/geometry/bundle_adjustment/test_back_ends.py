@@ -92,6 +92,8 @@ LENSES: dict[str, dict[str, Any]] = {
     "own f, k1, k2": {"lens": 2, "free": ("f", "k1", "k2")},
     "shared, tangential": {"lens": 5, "cameras": 1, "free": ("fx", "fy", "p1", "p2")},
     "twelve coefficients, fixed": {"lens": 12, "cameras": 2, "free": ("cx",)},
+    "fisheye, equidistant": {"model": "fisheye", "lens": 0, "free": ("f",)},
+    "fisheye": {"model": "fisheye", "lens": 4, "cameras": 1, "free": ("fx", "fy", "cx", "k1", "k3")},
 }
 
 

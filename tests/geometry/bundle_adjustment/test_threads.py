@@ -29,6 +29,7 @@ LENSES: dict[str, dict[str, Any]] = {
     "own f, k1, k2": {"lens": 2, "free": ("f", "k1", "k2")},
     "shared, tangential": {"lens": 5, "cameras": 1, "free": ("fx", "fy", "p1", "p2", "k3")},
     "twelve coefficients": {"lens": 12, "cameras": 2, "free": ("cx", "cy")},
+    "fisheye": {"model": "fisheye", "lens": 4, "cameras": 2, "free": ("f", "k1", "k4")},
 }
 SCENES = ("all free", "fixed views and points", "a point seen once", "a view of nothing", "two views of four")
 
