@@ -22,6 +22,7 @@ __all__ = [
     "from_rotvec_t",
     "hat",
     "inverse",
+    "left_jacobian",
     "log",
     "make",
     "quat_wxyz_from_rotation",
@@ -69,6 +70,19 @@ def exp(rotvec: Tensor) -> Tensor:
     w = hat(rotvec)
     eye = torch.eye(3, dtype=rotvec.dtype, device=rotvec.device)
     return eye + a[..., None, None] * w + b[..., None, None] * (w @ w)
+
+
+def left_jacobian(rotvec: Tensor) -> Tensor:
+    """J with exp(rotvec + d) = exp(J d + ...) exp(rotvec), to first order in d. (…,3) -> (…,3,3)."""
+    angle2 = rotvec.square().sum(-1)
+    a, b = _rodrigues_coefficients(angle2)
+    small = angle2 < _SMALL
+    s = torch.where(small, angle2, torch.zeros_like(angle2))
+    series = (1 - s / 20 * (1 - s / 42 * (1 - s / 72 * (1 - s / 110 * (1 - s / 156 * (1 - s / 210)))))) / 6
+    c = torch.where(small, series, (1 - a) / torch.where(small, torch.ones_like(angle2), angle2))
+    w = hat(rotvec)
+    eye = torch.eye(3, dtype=rotvec.dtype, device=rotvec.device)
+    return eye + b[..., None, None] * w + c[..., None, None] * (w @ w)
 
 
 def quat_wxyz_from_rotation(R: Tensor) -> Tensor:

@@ -149,6 +149,17 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> tup
             poses, apart = _about_cameras(poses, se3.centre(mounted)[rig.sensor[view]], rig.frame[view])
             anchors.append(torch.eye(7, dtype=poses.dtype, device=poses.device)[6:] * (apart > _ONE_PLACE * size))
         moving[0] = (scene.world_to_camera, poses, *moving[0][2:])
+    grown = points.new_zeros(0, 6, points.shape[2])
+    if scene.velocity is not None and data.times is not None:
+        # of the world's similarities a camera that moves with it feels the scale alone
+        grown = points.new_zeros(len(poses), 6, points.shape[2])
+        frame = problem.frame[layout.view]
+        timed = torch.bincount(frame[data.times != 0], minlength=len(grown)) > 0
+        grown[:, 3:, -1] = timed[:, None] * scene.velocity[:, 3:]
+        sought = problem.shutter is not None and problem.shutter.velocities
+        known = prior.velocity_weights if sought else torch.ones_like(scene.velocity)
+        if known is not None:
+            anchors.append((known[..., None] * grown)[seen_poses].flatten(0, 1))
     anchors.append(points[problem.fixed_points & seen_points].flatten(0, 1))
     if prior.point_weights is not None:
         anchors.append((prior.point_weights[..., None] * points)[seen_points].flatten(0, 1))
@@ -169,6 +180,7 @@ def _free_motions(problem: BundleProblem, state: State, data: BundleData) -> tup
     for (_, motions, _, _, seen, _), where in zip(moving, rows, strict=True):
         motions = torch.where(seen[:, None, None], motions, 0)
         cameras.index_copy_(0, where.flatten(), motions.flatten(0, 1))
+    cameras.index_copy_(0, problem.velocity_rows.flatten(), grown.flatten(0, 1))
     points = torch.where((layout.held | ~seen_points)[:, None, None], 0, points)
     return Tangent(cameras[:-1] @ free, points @ free), bool((free[-1].abs() > 1e-6).any())
 

@@ -1,7 +1,7 @@
 """Which observation belongs to which view and point, sorted once for all products of a bundle."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -42,6 +42,12 @@ class Layout:
         counts = torch.bincount(self.point, minlength=len(self.held))
         return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
+    @cached_property
+    def apart(self) -> "Layout":
+        """The same observations, each as of a view of its own."""
+        each = torch.arange(len(self.view), device=self.view.device)
+        return replace(self, view=each, rows=self.rows[self.view])
+
     @property
     def index(self) -> tuple[Tensor, Tensor, Tensor]:
         """What kernels of a device call index."""
@@ -51,6 +57,11 @@ class Layout:
     def by_view(self) -> Groups:
         """Observations by view."""
         return grouped(self.view, len(self.rows), _RUN)
+
+    @cached_property
+    def one_by_one(self) -> Groups:
+        """Observations by view, a run each."""
+        return grouped(self.view, len(self.rows), 1)
 
     @cached_property
     def by_row(self) -> Groups:
@@ -121,4 +132,6 @@ class Layout:
 
     def per_view(self, values: Tensor) -> Tensor:
         """Add up (M,…) into (V,…)."""
+        if sums.on_device(values):
+            return add_up(values[self.one_by_one.order], self.one_by_one)
         return values.new_zeros(len(self.rows), *values.shape[1:]).index_add_(0, self.view, values)

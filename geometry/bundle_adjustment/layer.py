@@ -24,6 +24,7 @@ from geometry.bundle_adjustment.layout import (
     check_prior,
     check_rig,
     check_scene,
+    check_shutter,
     components,
     determining,
     free_names,
@@ -107,28 +108,29 @@ class _Optimum:
 
 
 def _flatten(data: BundleData) -> tuple[Tensor | None, ...]:
-    return (data.points2d, data.weights, *data.given, *data.prior)
+    return (data.points2d, data.weights, data.times, *data.given, *data.prior)
 
 
 def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
     """The data of what `_flatten` makes of them, without those that are not there."""
     every = iter(tensors)
-    points2d, weights, *rest = (next(every) if one else None for one in there)
+    points2d, weights, times, *rest = (next(every) if one else None for one in there)
     assert points2d is not None
     assert weights is not None
     size = len(Bundle._fields)
-    return BundleData(points2d, weights, Bundle(*rest[:size]), Prior(*rest[size:]))  # type: ignore[arg-type]
+    return BundleData(points2d, weights, times, Bundle(*rest[:size]), Prior(*rest[size:]))  # type: ignore[arg-type]
 
 
 def _used(tensors: Sequence[Tensor], there: Sequence[bool], order: Tensor, place: Tensor) -> list[Tensor]:
     """What `_flatten` makes of the data, of these observations alone, in float64 and relative to a place (3,)."""
-    points2d, weights, given, prior = _unflatten([t.double() for t in tensors], there)
+    points2d, weights, times, given, prior = _unflatten([t.double() for t in tensors], there)
     given = given._replace(world_to_camera=se3.about(given.world_to_camera, place), points3d=given.points3d - place)
     if prior.world_to_camera is not None:
         prior = prior._replace(world_to_camera=se3.about(prior.world_to_camera, place))
     if prior.points3d is not None:
         prior = prior._replace(points3d=prior.points3d - place)
-    return [t for t in _flatten(BundleData(points2d[order], weights[order], given, prior)) if t is not None]
+    times = None if times is None else times[order]
+    return [t for t in _flatten(BundleData(points2d[order], weights[order], times, given, prior)) if t is not None]
 
 
 def _amid(centres: Tensor, points3d: Tensor) -> Tensor:
@@ -249,6 +251,8 @@ def bundle(
     sensor_index: Tensor | None = None,
     sensor_from_rig: Tensor | None = None,
     fixed_sensors: Tensor | None = None,
+    times: Tensor | None = None,
+    velocity: Tensor | None = None,
     model: Model = "radtan",
     kernel: Kernel | None = None,
     gauge: GaugeChoice = "fixed",
@@ -274,6 +278,11 @@ def bundle(
     world_to_rig, and K (3,3) of all sensors or (S,3,3) of each, unless intrinsics_index says otherwise. With "sensors"
     in free the mountings are sought, too, but where fixed_sensors (S,) is True: None holds the first one, to which the
     rig's frame is fastened. What no view uses stays as it is given.
+
+    Rolling shutter: times (M,) in seconds say when each observation was made, relative to the instant of its pose, as
+    readout time times (row / height - 1/2); velocity (V,6), per second, is how cameras (or rigs: (F,6)) move then,
+    `geometry.bundle_adjustment.shutter`; None is none. With "velocities" in free they are sought, with "readout" a
+    factor of all times, `x.readout`, which is only determined where velocities are known.
 
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
     free view stays, and one coordinate of the place amid the points as another view sees it; "free": no similarity is
@@ -310,6 +319,7 @@ def bundle(
     rig = check_rig(rig_index, sensor_index, sensor_from_rig, fixed_sensors, F, free)
     distortion = K.new_zeros(len(K) if K.ndim == 3 else 1, 0) if distortion is None else distortion
     given = Bundle(world_to_camera, points3d, K, distortion, sensor_from_rig)
+    given, shutter = check_shutter(times, velocity, given, free, rig)
     given, index = check_scene(given, intrinsics_index, model, rig)
     V, C, S = len(index), len(given.K), 0 if rig is None else len(rig.fixed)
     names = free_names(free, given.distortion.shape[-1], model)
@@ -317,10 +327,11 @@ def bundle(
     weights = weights[:, None].expand(M, 2) if weights.shape == (M,) else weights
     shapes = {
         "points2d": (points2d, (M, 2)), "camera_index": (camera_index, (M,)), "point_index": (point_index, (M,)),
-        "weights": (weights, (M, 2)), "fixed_poses": (fixed_poses, (F,)), "fixed_points": (fixed_points, (N,)),
+        "weights": (weights, (M, 2)), "times": (times, (M,)),
+        "fixed_poses": (fixed_poses, (F,)), "fixed_points": (fixed_points, (N,)),
     }  # fmt: skip
     P = len(names)
-    sizes = ((F, 4, 4), (F, 6), (N, 3), (N, 3), (C, P), (C, P), (S, 4, 4), (S, 6))
+    sizes = ((F, 4, 4), (F, 6), (N, 3), (N, 3), (C, P), (C, P), (S, 4, 4), (S, 6), (F, 6), (F, 6))
     prior = Prior() if prior is None else prior
     check_prior(prior)
     shapes |= {f"prior.{name}": (t, size) for name, t, size in zip(Prior._fields, prior, sizes, strict=True)}
@@ -337,7 +348,7 @@ def bundle(
             raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")
     camera_index, point_index = camera_index.long(), point_index.long()
 
-    tensors = _flatten(BundleData(points2d, weights, given, prior))
+    tensors = _flatten(BundleData(points2d, weights, times, given, prior))
     there = tuple(t is not None for t in tensors)
     still = _mask(fixed_poses, F, given) | ("poses" not in free), _mask(fixed_points, N, given) | ("points" not in free)
 
@@ -349,14 +360,19 @@ def bundle(
             _mask(None if w is None else (w != 0).all(-1), size, data.given)
             for w, size in ((prior.pose_weights, F), (prior.point_weights, N), (prior.sensor_weights, S))
         )
-        held = known_sensors if rig is None else known_sensors | rig.fixed
-        settled = still_poses | known_poses, still_points | known_points, held
-        keep = determining(camera, point, data.weights != 0, settled, rig)
+        of_poses = 6 * (~(still_poses | known_poses)).long()
+        if shutter is not None and shutter.velocities and prior.velocity_weights is None:
+            of_poses += 6
+        of_sensors = known_sensors.long() if rig is None else 6 * (~(known_sensors | rig.fixed)).long()
+        unknowns = of_poses, 3 * (~(still_points | known_points)).long(), of_sensors
+        keep = determining(camera, point, data.weights != 0, unknowns, rig)
         order = keep.nonzero().flatten()
         order = order[torch.argsort(point[order], stable=True)]
         known = (known_poses, known_points, known_sensors)
-        layout = lay_out(camera[order], point[order], (still_poses, still_points), known, index, P, rig)
-        problem = BundleProblem(layout, C, index, still_poses, still_points, names, model, kernel, rig)
+        layout = lay_out(
+            camera[order], point[order], (still_poses, still_points), known, index, P, rig=rig, shutter=shutter
+        )
+        problem = BundleProblem(layout, C, index, still_poses, still_points, names, model, kernel, rig, shutter)
         seen = data.given.points3d[point[order].unique()]
         seen_from = data.given.world_to_camera[problem.frame[camera[order]].unique()]
         place = _amid(se3.centre(seen_from.double()), seen.double())
@@ -374,7 +390,9 @@ def bundle(
     state = State(*(t.detach() for t in found))
     nothing = torch.zeros(M, dtype=torch.bool, device=order.device)
     with torch.no_grad():
-        behind = nothing.index_copy(0, order, task.problem.behind(task.problem.compose(state, task.data.given)))
+        behind = nothing.index_copy(
+            0, order, task.problem.behind(task.problem.compose(state, task.data.given), task.data)
+        )
     left_out = (~nothing).index_fill(0, order, False)
     solution = BundleSolution(
         _each(x, lambda t: t.to(points3d.dtype)),

@@ -9,11 +9,21 @@ from torch import Tensor
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import Bundle, Prior
 from geometry.bundle_adjustment.rigs import Rig
+from geometry.bundle_adjustment.shutter import Shutter
 from geometry.camera import Model
 from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, values
 from geometry.lenses import LENSES, check_distortion
 
-__all__ = ["check_prior", "check_rig", "check_scene", "components", "determining", "free_names", "lay_out"]
+__all__ = [
+    "check_prior",
+    "check_rig",
+    "check_scene",
+    "check_shutter",
+    "components",
+    "determining",
+    "free_names",
+    "lay_out",
+]
 
 
 def check_rig(
@@ -51,12 +61,35 @@ def check_rig(
     return Rig(rig_index.long(), sensor_index.long(), fixed, not bool(fixed.all()))
 
 
+def check_shutter(
+    times: Tensor | None, velocity: Tensor | None, scene: Bundle, free: Sequence[str], rig: Rig | None
+) -> tuple[Bundle, Shutter | None]:
+    """The scene with velocities (F,6), zero where none are given, and what is sought of them; None without times."""
+    if times is None:
+        if velocity is not None or {"velocities", "readout"} & set(free):
+            raise ValueError('velocity, and "velocities" and "readout" in free, must come with times, got no times')
+        return scene, None
+    check_tensors_or_none(times=times, velocity=velocity)
+    frames = len(scene.world_to_camera)
+    velocity = scene.points3d.new_zeros(frames, 6) if velocity is None else velocity
+    if velocity.shape != (frames, 6):
+        raise ValueError(f"velocity must have shape ({frames},6), got {tuple(velocity.shape)}")
+    values(velocity=(velocity, "finite"))
+    if rig is not None and scene.sensor_from_rig is not None:
+        at_origin = rig.fixed & (scene.sensor_from_rig[:, :3, 3] == 0).all(-1)
+        if not at_origin.any():
+            raise ValueError("fixed_sensors must hold a sensor at the rig's origin where times are given, got none")
+    return scene._replace(velocity=velocity, readout=velocity.new_ones(1)), Shutter(
+        "velocities" in free, "readout" in free
+    )
+
+
 def check_scene(given: Bundle, index: Tensor | None, model: Model, rig: Rig | None) -> tuple[Bundle, Tensor]:
     """What is given with one row of intrinsics for each of the C cameras, and the index (V,) of views.
 
     The K given may be (3,3), the distortion (k,).
     """
-    world_to_camera, points3d, K, distortion, _ = given
+    world_to_camera, points3d, K, distortion = given[:4]
     F, N = len(world_to_camera), len(points3d)
     V = F if rig is None else len(rig.frame)
     if world_to_camera.shape != (F, 4, 4):
@@ -102,7 +135,7 @@ def check_prior(prior: Any) -> None:
 
 def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
     """The free intrinsics among `free`, checked."""
-    unknowns = ("poses", "points", "sensors")
+    unknowns = ("poses", "points", "sensors", "velocities", "readout")
     known = (*unknowns, "f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
     if (
         isinstance(free, str)
@@ -117,29 +150,29 @@ def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[st
 
 
 def determining(
-    view: Tensor, point: Tensor, seen: Tensor, known: tuple[Tensor, Tensor, Tensor], rig: Rig | None
+    view: Tensor, point: Tensor, seen: Tensor, unknowns: tuple[Tensor, Tensor, Tensor], rig: Rig | None
 ) -> Tensor:
     """Observations (M,) that are left when points, poses and mountings are taken away that they cannot determine.
 
-    A point has three unknowns, a pose or a mounting six; a view and a point see two numbers of each other, less where
-    only one component is `seen` (M,2), and no more where the same is observed several times. known: poses (F,), points
-    (N,) and mountings (S,) that need not be determined.
+    A view and a point see two numbers of each other, less where only one component is `seen` (M,2), and no more where
+    the same is observed several times. unknowns: how many there are to determine of poses (F,), points (N,), mountings
+    (S,).
     """
-    known_pose, known_point, known_sensor = known
-    N = len(known_point)
+    of_pose, of_point, of_sensor = unknowns
+    N = len(of_point)
     pairs, which = torch.unique(view * N + point, return_inverse=True)
     numbers = seen.new_zeros(len(pairs), 2, dtype=torch.long).index_add_(0, which, seen.long()).clamp_max(1).sum(1)
     view, point = pairs // max(1, N), pairs % max(1, N)
     frame = view if rig is None else rig.frame[view]
 
-    def few(of: Tensor, known: Tensor, unknowns: int) -> Tensor:
-        count = numbers.new_zeros(len(known)).index_add_(0, of, numbers)
-        return ((count < unknowns) & ~known)[of]
+    def few(of: Tensor, unknowns: Tensor) -> Tensor:
+        count = numbers.new_zeros(len(unknowns)).index_add_(0, of, numbers)
+        return (count < unknowns)[of]
 
     while True:
-        too_few = few(frame, known_pose, 6) | few(point, known_point, 3)
+        too_few = few(frame, of_pose) | few(point, of_point)
         if rig is not None:
-            too_few |= few(rig.sensor[view], known_sensor, 6)
+            too_few |= few(rig.sensor[view], of_sensor)
         fewer = torch.where(too_few, 0, numbers)
         if bool((fewer == numbers).all()):
             return (numbers > 0)[which] & seen.any(1)
@@ -174,10 +207,12 @@ def lay_out(
     known: tuple[Tensor, Tensor, Tensor],
     index: Tensor,
     free_intrinsics: int,
+    *,
     rig: Rig | None,
+    shutter: Shutter | None,
 ) -> Layout:
-    """Number the camera unknowns: those of a pose, and of the one view that has it, side by side; at the end what views
-    share otherwise, intrinsics, then mountings.
+    """Number the camera unknowns: those of a pose, of the one view that has it, and of its velocity, side by side; at
+    the end what views share otherwise, intrinsics, then mountings, then the readout.
 
     still, known: poses (F,), points (N,) and mountings (S,) that are fixed, and that a prior determines, seen or not;
     mountings that are fixed tells the rig.
@@ -188,8 +223,11 @@ def lay_out(
     users = torch.bincount(index[seen], minlength=int(index.max()) + 1 if V else 0)
     views = torch.bincount(frame, minlength=F)
     own = (users == 1)[index] & (views == 1)[frame] & seen if P else torch.zeros_like(seen)
-    pose_free = (_any(seen, frame, F) | (known[0] & (views > 0))) & ~still[0]
-    width = 6 * pose_free + P * _any(own, frame, F)
+    there = _any(seen, frame, F)
+    pose_free = (there | (known[0] & (views > 0))) & ~still[0]
+    moving = there & (shutter is not None and shutter.velocities)
+    before = 6 * pose_free + P * _any(own, frame, F)
+    width = before + 6 * moving
     start = width.cumsum(0) - width
     size = int(width.sum())
     shared = users > 0
@@ -201,7 +239,8 @@ def lay_out(
         there = _any(seen, rig.sensor, S) | (known[2] & (torch.bincount(rig.sensor, minlength=S) > 0))
         mounted = (there & ~rig.fixed).nonzero().flatten()
     sensors = size + P * len(groups)
-    total = sensors + 6 * len(mounted)
+    readout = sensors + 6 * len(mounted)
+    total = readout + (shutter is not None and shutter.readout and len(view) > 0)
 
     def columns(begin: Tensor, count: int) -> Tensor:
         """(V,count): so many columns from there on, or nowhere."""
@@ -217,11 +256,15 @@ def lay_out(
         place = torch.full((len(rig.fixed),), total, device=device)
         place[mounted] = sensors + 6 * torch.arange(len(mounted), device=device)
         rows.append(columns(place[rig.sensor], 6))
+    if shutter is not None and shutter.velocities:
+        rows.append(columns(torch.where(moving, start + before, total)[frame], 6))
+    if shutter is not None and shutter.readout:
+        rows.append(torch.full((V, 1), readout, device=device))
     # blocks of equal width for the preconditioner
     blocks = [
         start[width == w][:, None] + torch.arange(w, device=device) for w in torch.unique(width).tolist() if w > 0
     ]
-    for begin, end, count in ((size, sensors, P), (sensors, total, 6)):
+    for begin, end, count in ((size, sensors, P), (sensors, readout, 6), (readout, total, 1)):
         if end > begin:
             blocks.append(torch.arange(begin, end, device=device).view(-1, count))
     held = still[1] | ~(known[1] | (torch.bincount(point, minlength=len(known[1])) > 0))

@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import hessian, jacfwd, vmap
 
 from geometry import se3
-from geometry._forward import directional, one_at_a_time
+from geometry._forward import directional
 from geometry.bundle_adjustment import operator
+from geometry.bundle_adjustment.chain import Motion, pull_back
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
-from geometry.bundle_adjustment.rigs import Rig, pull_back, view_poses
+from geometry.bundle_adjustment.prior import Known, Prior, add_known, cost_of
+from geometry.bundle_adjustment.rigs import Rig, mounting
+from geometry.bundle_adjustment.shutter import Shutter, at_instants, motion
 from geometry.camera import Model, in_front, project_camera_frame
 from geometry.lenses import LENSES
 from geometry.robust import Kernel, kernel_derivatives
@@ -34,6 +36,7 @@ class Bundle(NamedTuple):
     """What is seen, and by what: world_to_camera (V,4,4), points3d (N,3), K (C,3,3), distortion (C,k).
 
     Of rigs world_to_camera (F,4,4) is the world_to_rig of each frame, sensor_from_rig (S,4,4) where its cameras sit.
+    Where rows have times, velocity (F,6) is how cameras or rigs move, readout (1,) what the times are multiplied by.
     """
 
     world_to_camera: Tensor
@@ -41,65 +44,31 @@ class Bundle(NamedTuple):
     K: Tensor
     distortion: Tensor
     sensor_from_rig: Tensor | None = None
+    velocity: Tensor | None = None
+    readout: Tensor | None = None
 
 
 class State(NamedTuple):
     """The unknowns: world_to_camera (F,4,4) of views or frames, points3d (N,3), theta (C,P): values of the free
-    intrinsics, sensor_from_rig (S,4,4), which are none without rigs."""
+    intrinsics; sensor_from_rig (S,4,4), none without rigs; velocity (F,6) and readout (1,), none without times."""
 
     world_to_camera: Tensor
     points3d: Tensor
     theta: Tensor
     sensor_from_rig: Tensor
-
-
-class Prior(NamedTuple):
-    """What is known beforehand, with weights 1/sigma; a weight of zero knows nothing, None nothing of the kind.
-
-    world_to_camera (V,4,4), pose_weights (V,6): the residual is the rotation vector of R R_prior^T (radians, camera
-    axes) and the difference of the camera centres (world units, world axes; what a GPS measures). points3d (N,3),
-    point_weights (N,3): control points. theta (C,P), theta_weights (C,P): the free intrinsics in the order of their
-    names, "f" standing for fx. sensor_from_rig (S,4,4), sensor_weights (S,6): mountings, the residual as for poses. Of
-    rigs the poses are those of the frames.
-    """
-
-    world_to_camera: Tensor | None = None
-    pose_weights: Tensor | None = None
-    points3d: Tensor | None = None
-    point_weights: Tensor | None = None
-    theta: Tensor | None = None
-    theta_weights: Tensor | None = None
-    sensor_from_rig: Tensor | None = None
-    sensor_weights: Tensor | None = None
+    velocity: Tensor
+    readout: Tensor
 
 
 class BundleData(NamedTuple):
-    """What the optimum depends on: points2d (M,2), weights (M,2), the start or fixed values, and the prior."""
+    """What the optimum depends on: points2d (M,2), weights (M,2), times (M,) if there are any, the start or fixed
+    values, and the prior."""
 
     points2d: Tensor
     weights: Tensor
+    times: Tensor | None
     given: Bundle
     prior: Prior
-
-
-def _pose_prior(pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
-    """Residual (6,) of one camera."""
-    turn = se3.log(pose[:3, :3] @ prior[:3, :3].mT)
-    return weights * torch.cat([turn, se3.centre(pose) - se3.centre(prior)])
-
-
-def _pose_prior_derivatives(
-    poses: Tensor, priors: Tensor, weights: Tensor, exact: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Residuals (n,6), their Jacobians by the steps of the poses, and J^T J or the exact Hessians (n,6,6)."""
-
-    def moved(step: Tensor, pose: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-        return _pose_prior(se3.retract(pose, step), known, weights)
-
-    inputs = (poses.new_zeros(len(poses), 6), poses, priors, weights)
-    with one_at_a_time():
-        r, J = vmap(moved)(*inputs), vmap(jacfwd(moved))(*inputs)
-        return r, J, vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*inputs) if exact else J.mT @ J
 
 
 @dataclass(frozen=True)
@@ -120,6 +89,7 @@ class BundleProblem:
     model: Model
     kernel: Kernel | None
     rig: Rig | None = None
+    shutter: Shutter | None = None
     in_tensors: bool = False
 
     def intrinsics(self, K: Tensor, distortion: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,25 +122,53 @@ class BundleProblem:
 
     def start(self, given: Bundle) -> State:
         """The state that is given."""
-        sensors = given.K.new_zeros(0, 4, 4) if given.sensor_from_rig is None else given.sensor_from_rig
-        return State(given.world_to_camera, given.points3d, self.theta_of(given.K, given.distortion), sensors)
+        none = given.K.new_zeros(0, 4, 4), given.K.new_zeros(0, 6), given.K.new_zeros(0)
+        more = [n if t is None else t for t, n in zip(given[4:], none, strict=True)]
+        return State(given.world_to_camera, given.points3d, self.theta_of(given.K, given.distortion), *more)
 
     def compose(self, state: State, given: Bundle) -> Bundle:
         """The scene of unknowns and what is fixed, differentiable in both."""
         poses = torch.where(self.fixed_poses[:, None, None], given.world_to_camera, state.world_to_camera)
         points = torch.where(self.fixed_points[:, None], given.points3d, state.points3d)
-        lens = self.intrinsics(given.K, given.distortion, state.theta)
-        if self.rig is None or given.sensor_from_rig is None:
-            return Bundle(poses, points, *lens)
-        sensors = torch.where(self.rig.fixed[:, None, None], given.sensor_from_rig, state.sensor_from_rig)
-        return Bundle(poses, points, *lens, sensors)
+        scene = Bundle(poses, points, *self.intrinsics(given.K, given.distortion, state.theta), *given[4:])
+        if self.rig is not None and given.sensor_from_rig is not None:
+            fixed = self.rig.fixed[:, None, None]
+            scene = scene._replace(sensor_from_rig=torch.where(fixed, given.sensor_from_rig, state.sensor_from_rig))
+        if self.shutter is not None:
+            scene = scene._replace(
+                velocity=state.velocity if self.shutter.velocities else given.velocity,
+                readout=state.readout if self.shutter.readout else given.readout,
+            )
+        return scene
 
-    def views(self, scene: Bundle) -> Bundle:
-        """The scene with a pose of its own for each view: world_to_camera (V,4,4)."""
-        if self.rig is None or scene.sensor_from_rig is None:
-            return scene
-        poses = view_poses(scene.world_to_camera, scene.sensor_from_rig, self.rig)
-        return scene._replace(world_to_camera=poses, sensor_from_rig=None)
+    @property
+    def single(self) -> tuple[Layout, Tensor | slice]:
+        """Observations as of n cameras with a pose of their own: their layout, and which view each camera is of.
+
+        Cameras are the views, or, where times differ, the observations.
+        """
+        return (self.layout, slice(None)) if self.shutter is None else (self.layout.apart, self.layout.view)
+
+    def _chain(self, scene: Bundle, data: BundleData) -> tuple[Tensor, list[Motion]]:
+        """Poses (n,4,4) of single cameras; and what moves them, from the outermost motion inward."""
+        poses, motions = scene.world_to_camera, []
+        cameras = self.single[1]
+        if self.shutter is not None and scene.velocity is not None and scene.readout is not None:
+            assert data.times is not None
+            frame = self.frame[cameras]
+            inner, velocity = poses[frame], scene.velocity[frame]
+            motions = [motion(inner, velocity, data.times, scene.readout, self.shutter)]
+            poses = at_instants(inner, velocity, scene.readout * data.times)
+        if self.rig is not None and scene.sensor_from_rig is not None:
+            inner = poses[self.rig.frame] if self.shutter is None else poses
+            mounted = scene.sensor_from_rig[self.rig.sensor[cameras]]
+            motions = [mounting(inner, mounted, self.rig.moving), *motions]
+            poses = mounted @ inner
+        return poses, motions
+
+    def cameras_of(self, scene: Bundle, data: BundleData) -> Bundle:
+        """The scene of single cameras, with a pose of its own for each."""
+        return Bundle(self._chain(scene, data)[0], *scene[1:4])
 
     @cached_property
     def frame(self) -> Tensor:
@@ -195,13 +193,36 @@ class BundleProblem:
         return self._rows_of(6, 6 + len(self.names), self.intrinsics_index, self.cameras)
 
     @cached_property
+    def _columns(self) -> tuple[int | None, int | None, int | None]:
+        """Where the columns of mountings, velocities and readout begin among those of a view; None where none are."""
+        begin, found = 6 + len(self.names), list[int | None]()
+        moving, shutter = self.rig is not None and self.rig.moving, self.shutter or Shutter(False, False)
+        for there, count in ((moving, 6), (shutter.velocities, 6), (shutter.readout, 1)):
+            found.append(begin if there else None)
+            begin += count * there
+        return found[0], found[1], found[2]
+
+    def _rows_at(self, first: int | None, width: int, index: Tensor, count: int) -> Tensor:
+        if first is None:
+            return torch.full((count, width), self.layout.size, device=self.layout.rows.device)
+        return self._rows_of(first, first + width, index, count)
+
+    @cached_property
     def sensor_rows(self) -> Tensor:
         """(S,6): where the mountings lie."""
-        if self.rig is None or not self.rig.moving:
-            sensors = 0 if self.rig is None else len(self.rig.fixed)
-            return torch.full((sensors, 6), self.layout.size, device=self.layout.rows.device)
-        end = self.layout.rows.shape[1]
-        return self._rows_of(end - 6, end, self.rig.sensor, len(self.rig.fixed))
+        if self.rig is None:
+            return self._rows_at(None, 6, self.frame, 0)
+        return self._rows_at(self._columns[0], 6, self.rig.sensor, len(self.rig.fixed))
+
+    @cached_property
+    def velocity_rows(self) -> Tensor:
+        """(F,6): where the velocities lie."""
+        return self._rows_at(self._columns[1], 6, self.frame, 0 if self.shutter is None else len(self.fixed_poses))
+
+    @cached_property
+    def readout_rows(self) -> Tensor:
+        """(1,1): where the readout lies."""
+        return self._rows_at(self._columns[2], 1, torch.zeros_like(self.frame), 0 if self.shutter is None else 1)
 
     def _once(self, first: int, index: Tensor) -> Tensor:
         """Whether a view (V,) is the first of all that share columns of which it has the first one."""
@@ -219,6 +240,7 @@ class BundleProblem:
             (prior.pose_weights, self.pose_rows),
             (prior.theta_weights, self.theta_rows),
             (prior.sensor_weights, self.sensor_rows),
+            (prior.velocity_weights, self.velocity_rows),
         ):
             if weights is not None:
                 known += int((weights[rows < layout.size] != 0).sum())
@@ -226,37 +248,39 @@ class BundleProblem:
             known += int((prior.point_weights[~layout.held] != 0).sum())
         return known - layout.size - 3 * int((~layout.held).sum())
 
-    def columns(self, step: Tangent) -> tuple[Tensor, Tensor, Tensor]:
-        """The steps of poses (F,6), intrinsics (C,P) and mountings (S,6) of a tangent vector, zero where fixed."""
-        cameras = torch.cat([step.cameras, step.cameras.new_zeros(1)])
-        return cameras[self.pose_rows], cameras[self.theta_rows], cameras[self.sensor_rows]
-
     def retract(self, state: State, step: Tangent) -> State:
         """Move the unknowns."""
-        pose_step, kappa, sensor_step = self.columns(step)
-        poses, sensors = state.world_to_camera, state.sensor_from_rig
-        points = state.points3d + torch.where(self.layout.held[:, None], 0, step.points)
-        if self.rig is not None and self.rig.moving:
-            sensors = se3.retract(sensors, sensor_step)
-        return State(se3.retract(poses, pose_step), points, state.theta + kappa, sensors)
+        cameras = torch.cat([step.cameras, step.cameras.new_zeros(1)])
+        sensors = state.sensor_from_rig
+        if self._columns[0] is not None:
+            sensors = se3.retract(sensors, cameras[self.sensor_rows])
+        return State(
+            se3.retract(state.world_to_camera, cameras[self.pose_rows]),
+            state.points3d + torch.where(self.layout.held[:, None], 0, step.points),
+            state.theta + cameras[self.theta_rows],
+            sensors,
+            state.velocity + cameras[self.velocity_rows],
+            state.readout + cameras[self.readout_rows].flatten(),
+        )
 
-    def _camera_frame(self, scene: Bundle) -> tuple[Tensor, Tensor, Tensor]:
-        """R (M,3,3), rotated points R X (M,3) and points in the camera frame (M,3), of observations by `views`."""
-        pose = scene.world_to_camera[self.layout.view]
-        rotated = (pose[:, :3, :3] * scene.points3d[self.layout.point][:, None]).sum(-1)
+    def _camera_frame(self, cameras: Bundle) -> tuple[Tensor, Tensor, Tensor]:
+        """R (M,3,3), rotated points R X (M,3) and points in the camera frame (M,3) of all observations."""
+        layout, _ = self.single
+        pose = cameras.world_to_camera[layout.view]
+        rotated = (pose[:, :3, :3] * cameras.points3d[layout.point][:, None]).sum(-1)
         return pose[:, :3, :3], rotated, rotated + pose[:, :3, 3]
 
     def _pixels(self, p: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         return project_camera_frame(p[:, None], K, distortion, model=self.model).squeeze(1)
 
-    def behind(self, scene: Bundle) -> Tensor:
+    def behind(self, scene: Bundle, data: BundleData) -> Tensor:
         """Observations (M,) of points that their camera cannot see, which the formula projects nonetheless."""
-        p, index = self._camera_frame(self.views(scene))[2][:, None], self.intrinsics_index[self.layout.view]
+        p, index = self._camera_frame(self.cameras_of(scene, data))[2][:, None], self.intrinsics_index[self.layout.view]
         return ~in_front(p, scene.distortion[index], model=self.model).squeeze(1)
 
     def residual(self, scene: Bundle, data: BundleData) -> Tensor:
         """Weighted reprojection errors (M,2)."""
-        p = self._camera_frame(self.views(scene))[2]
+        p = self._camera_frame(self.cameras_of(scene, data))[2]
         index = self.intrinsics_index[self.layout.view]
         r = data.weights * (self._pixels(p, scene.K[index], scene.distortion[index]) - data.points2d)
         # weight zero is as good as absent, wherever the point lies
@@ -265,8 +289,9 @@ class BundleProblem:
     def _point_costs(self, scene: Bundle, data: BundleData) -> Tensor:
         """Costs (N,) of the points' observations and priors, which add up to the cost but for the cameras' priors."""
         if self._compiled(data) and not torch.is_grad_enabled():
-            views = self.views(scene)[:4]
-            costs = operator.point_costs(views, self.intrinsics_index, *data[:2], self.layout, self.kernel, self.model)
+            layout, views = self.single
+            observed = data.points2d, data.weights, layout, self.kernel, self.model
+            costs = operator.point_costs(self.cameras_of(scene, data)[:4], self.intrinsics_index[views], *observed)
         else:
             s = self.residual(scene, data).square().sum(-1)
             costs = self.layout.per_point(0.5 * (s if self.kernel is None else self.kernel(s)))
@@ -275,36 +300,35 @@ class BundleProblem:
             costs = costs + 0.5 * (prior.point_weights * (scene.points3d - prior.points3d)).square().sum(-1)
         return costs
 
-    def _known_poses(self, scene: Bundle, prior: Prior) -> list[tuple[tuple[Tensor, Tensor, Tensor], int, Tensor]]:
-        """Poses, their priors and weights, of frames and of mountings; the first of their columns, the views' index."""
-        found = []
-        if prior.world_to_camera is not None and prior.pose_weights is not None:
-            found.append(((scene.world_to_camera, prior.world_to_camera, prior.pose_weights), 0, self.frame))
-        sensors, known, weights = scene.sensor_from_rig, prior.sensor_from_rig, prior.sensor_weights
-        if self.rig is not None and sensors is not None and known is not None and weights is not None:
-            found.append(((sensors, known, weights), 6 + len(self.names), self.rig.sensor))
-        return found
-
-    def _camera_prior_cost(self, scene: Bundle, theta: Tensor, prior: Prior) -> Tensor:
-        cost = theta.new_zeros(())
-        for known, _, _ in self._known_poses(scene, prior):
-            cost = cost + 0.5 * vmap(_pose_prior)(*known).square().sum()
-        if prior.theta is not None and prior.theta_weights is not None:
-            cost = cost + 0.5 * (prior.theta_weights * (theta - prior.theta)).square().sum()
-        return cost
+    def _known(self, scene: Bundle, theta: Tensor, prior: Prior) -> list[Known]:
+        """What the prior knows of the camera unknowns."""
+        sensor, velocity, _ = self._columns
+        mounted = self.frame if self.rig is None else self.rig.sensor
+        kinds = (
+            (scene.world_to_camera, prior.world_to_camera, prior.pose_weights, 0, self.frame),
+            (scene.sensor_from_rig, prior.sensor_from_rig, prior.sensor_weights, sensor, mounted),
+            (theta, prior.theta, prior.theta_weights, 6 if self.names else None, self.intrinsics_index),
+            (scene.velocity, prior.velocity, prior.velocity_weights, velocity, self.frame),
+        )
+        return [
+            Known(value, known, weights, first, self._once(first or 0, shared), shared)
+            for value, known, weights, first, shared in kinds
+            if value is not None and known is not None and weights is not None
+        ]
 
     def cost(self, state: State, data: BundleData) -> Tensor:
         """Cost (), differentiable in unknowns and data."""
         scene = self.compose(state, data.given)
-        return self._point_costs(scene, data).sum() + self._camera_prior_cost(scene, state.theta, data.prior)
+        return self._point_costs(scene, data).sum() + cost_of(self._known(scene, state.theta, data.prior), state.theta)
 
     def rays(self, state: State) -> Tensor:
         """From the camera that saw a point first to the point: (N,3)."""
         first = self.layout.begin[:-1].clamp_max(max(0, len(self.layout.view) - 1))
-        poses = state.world_to_camera
+        view = self.layout.view[first]
+        poses = state.world_to_camera[self.frame[view]]
         if self.rig is not None:
-            poses = view_poses(poses, state.sensor_from_rig, self.rig)
-        return state.points3d - se3.centre(poses)[self.layout.view[first]]
+            poses = state.sensor_from_rig[self.rig.sensor[view]] @ poses
+        return state.points3d - se3.centre(poses)
 
     def advance(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
         """Move the unknowns along a step, every point on the better of two ways; returns the cost () there.
@@ -323,38 +347,51 @@ class BundleProblem:
         costs, other_costs = self._point_costs(scene, data), self._point_costs(other_scene, data)
         better = other_costs < costs
         points = torch.where(better[:, None], other_scene.points3d, moved.points3d)
-        cost = torch.where(better, other_costs, costs).sum() + self._camera_prior_cost(scene, moved.theta, data.prior)
+        cost = torch.where(better, other_costs, costs).sum() + cost_of(
+            self._known(scene, moved.theta, data.prior), moved.theta
+        )
         return moved._replace(points3d=points), cost
 
     def linearize(self, state: State, data: BundleData, *, exact: bool = False) -> NormalEquations:
         """Normal equations at a state: Gauss-Newton's, or with the exact Hessian."""
         scene = self.compose(state, data.given)
+        poses, motions = self._chain(scene, data)
+        cameras, (layout, views) = Bundle(poses, *scene[1:4]), self.single
+        index = self.intrinsics_index[views]
         if self._compiled(data):
-            observed = *data[:2], self.layout, self.kernel, self.model
-            index = self.intrinsics_index
-            blocks = operator.linearize(self.views(scene)[:4], index, *observed, names=self.names, exact=exact)
+            observed = data.points2d, data.weights, layout, self.kernel, self.model
+            blocks = operator.linearize(cameras[:4], index, *observed, names=self.names, exact=exact)
         else:
-            blocks = self._blocks(self.views(scene), state, data, exact)
-        if self.rig is not None and scene.sensor_from_rig is not None:
-            frames = scene.world_to_camera, scene.sensor_from_rig, self.rig
-            blocks = pull_back(blocks, *frames, self.layout, exact)
-        return self._with_prior(blocks, scene, state, data, exact)
+            blocks = self._blocks(cameras, state.theta[index], data, exact)
+        for one in motions:
+            blocks = pull_back(blocks, one, layout, exact)
+        if layout is not self.layout:
+            blocks = blocks._replace(views=self.layout.per_view(blocks.views), U=self.layout.per_view(blocks.U))
+        blocks = add_known(blocks, self._known(scene, state.theta, data.prior), exact)
+        cost, g, points, U, W, V = blocks
+        prior = data.prior
+        if prior.points3d is not None and prior.point_weights is not None:
+            r = prior.point_weights * (scene.points3d - prior.points3d)
+            cost = cost + 0.5 * r.square().sum()
+            points = points + prior.point_weights * r
+            V = V + torch.diag_embed(prior.point_weights.square())
+        return NormalEquations(cost, Tangent(self.layout.from_views(g), points), U, W, V)
 
     def _compiled(self, data: BundleData) -> bool:
         return not self.in_tensors and operator.supported(data.points2d, self.names, self.model, self.kernel)
 
-    def _blocks(self, scene: Bundle, state: State, data: BundleData, exact: bool) -> operator.Blocks:
-        """What the observations add to the normal equations."""
-        layout, P = self.layout, len(self.names)
-        R, q, p = self._camera_frame(scene)
-        index = self.intrinsics_index[layout.view]
+    def _blocks(self, cameras: Bundle, theta: Tensor, data: BundleData, exact: bool) -> operator.Blocks:
+        """What observations add to the normal equations of single cameras, theta (n,P)."""
+        layout, P = self.single[0], len(self.names)
+        R, q, p = self._camera_frame(cameras)
+        index = self.intrinsics_index[self.layout.view]
         given = data.given.K[index], data.given.distortion[index]
 
         def pixels(y: Tensor) -> Tensor:
             """Of the inner variables y (M,3+P) = (p, theta)."""
             return self._pixels(y[:, :3], *self.intrinsics(*given, y[:, 3:]))
 
-        y = torch.cat([p, state.theta[index]], -1)
+        y = torch.cat([p, theta[layout.view]], -1)
         axes = torch.eye(3 + P, dtype=y.dtype, device=y.device)
         columns = [directional(pixels, y, axis) for axis in axes]
         absent = data.weights == 0
@@ -384,35 +421,6 @@ class BundleProblem:
         views, points = layout.per_view(g[:, :-3]), layout.per_point(g[:, -3:])
         U, V = layout.per_view(H[:, :-3, :-3]), layout.per_point(H[:, -3:, -3:])
         return operator.Blocks(0.5 * rho.sum(), views, points, U, H[:, :-3, -3:].contiguous(), V)
-
-    def _with_prior(
-        self, blocks: operator.Blocks, scene: Bundle, state: State, data: BundleData, exact: bool
-    ) -> NormalEquations:
-        """The normal equations of observations and prior."""
-        prior, layout = data.prior, self.layout
-        cost, g, points, U, W, V = blocks
-        width = layout.rows.shape[1]
-        for known, first, shared in self._known_poses(scene, prior):
-            r, J, H = _pose_prior_derivatives(*known, exact)
-            cost = cost + 0.5 * r.square().sum()
-            # what views share is known once: in the first of them
-            once = self._once(first, shared)[:, None]
-            room = first, width - first - 6
-            g = g + once * torch.nn.functional.pad((J.mT @ r[..., None]).squeeze(-1)[shared], room)
-            U = U + once[..., None] * torch.nn.functional.pad(H[shared], room + room)
-        if prior.theta is not None and prior.theta_weights is not None and self.names:
-            r = prior.theta_weights * (state.theta - prior.theta)
-            cost = cost + 0.5 * r.square().sum()
-            index, room = self.intrinsics_index, (6, width - 6 - len(self.names))
-            weights = self._once(6, index)[:, None] * prior.theta_weights[index]
-            g = g + torch.nn.functional.pad(weights * r[index], room)
-            U = U + torch.diag_embed(torch.nn.functional.pad(weights.square(), room))
-        if prior.points3d is not None and prior.point_weights is not None:
-            r = prior.point_weights * (scene.points3d - prior.points3d)
-            cost = cost + 0.5 * r.square().sum()
-            points = points + prior.point_weights * r
-            V = V + torch.diag_embed(prior.point_weights.square())
-        return NormalEquations(cost, Tangent(layout.from_views(g), points), U, W, V)
 
 
 def _curvature(f: Callable[[Tensor], Tensor], y: Tensor, covector: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,8 +26,7 @@ def test_colmap_ends_at_the_same_cost(cameras: int, apart: float) -> None:
 def test_smoke_run_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyceres")
     pytest.importorskip("pycolmap")
-    settings: dict[str, Any] = {**vars(PRESETS["smoke"]), "out": tmp_path}
-    rows = main(type(PRESETS["smoke"])(**settings))["rows"]
+    rows = main(replace(PRESETS["smoke"], out=tmp_path))["rows"]
     assert [row["cameras"] for row in rows] == [2, 2]
     saved = json.loads((tmp_path / "benchmark_rig_bundle" / "table.json").read_text())
     assert saved["rows"][0]["cost"] == rows[0]["cost"]
