@@ -84,7 +84,7 @@ def relative_pose(
     bearings = model == "ray"
     for name, K in (("K_a", K_a), ("K_b", K_b)):
         if bearings != (K is None):
-            raise ValueError(f"{name} must be {'None' if bearings else 'given'} for model={model!r}")
+            raise ValueError(f"{name} must be {'None' if bearings else 'given'} for model={model!r}, got {K}")
     cameras = {name: (K, "3,3", "camera") for name, K in (("K_a", K_a), ("K_b", K_b)) if K is not None}
     shape = "N,3" if bearings else "N,2"
     data = batched(6, points_a=(points_a, shape), points_b=(points_b, shape), **cameras, weights=(weights, "N"))

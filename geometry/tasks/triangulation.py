@@ -74,7 +74,7 @@ def triangulation(
     one_of("model", model, ("radtan", "ray"))
     bearings = model == "ray"
     if bearings != (K is None):
-        raise ValueError(f"K must be {'None' if bearings else 'given'} for model={model!r}")
+        raise ValueError(f"K must be {'None' if bearings else 'given'} for model={model!r}, got {K}")
     cameras = {} if K is None else {"K": (K, "N,3,3", "camera")}
     points2d, world_to_camera, *lens, weights = batched(
         2, points2d=(points2d, "N,3" if bearings else "N,2"), world_to_camera=(world_to_camera, "N,4,4", "pose"),

@@ -24,6 +24,7 @@ from geometry.tasks.homography import homography
 from geometry.tasks.point_registration import point_registration
 from geometry.tasks.radial_pnp import radial_pnp
 from geometry.tasks.relative_pose import relative_pose
+from geometry.tasks.rolling_shutter import rolling_shutter
 from geometry.tasks.stereo_rig import stereo_rig
 from geometry.tasks.triangulation import triangulation
 from tests.numbers import DOUBLE, normal
@@ -80,6 +81,9 @@ RIGHT: dict[Callable, dict[str, Any]] = {
     geometry.triangulate: TRACKED | {"world_to_camera": POSES},
     project: {"points3d": POINTS, "world_to_camera": POSES, "K": K, "distortion": LENS, "model": "radtan"},
     geometry.unproject: {"points2d": PIXELS, "K": K, "distortion": LENS, "model": "radtan", "max_steps": 9},
+    geometry.equirectangular_rays: {"points2d": PIXELS, "image_size": (640, 320)},
+    geometry.equirectangular_pixels: {"rays": POINTS, "image_size": (640, 320)},
+    geometry.bearing_whitening: {"bearings": POINTS, "covariance": torch.eye(3, **DOUBLE)},
     geometry.align_similarity: {"source": POINTS, "target": POINTS, "weights": ONES[0]},
     geometry.draw_sets: {"log_weights": ONES, "size": 2, "count": 3},
     geometry.set_log_probability: {"log_weights": ONES, "index": VIEWS.view(V, 4, 2)},
@@ -98,10 +102,14 @@ RIGHT: dict[Callable, dict[str, Any]] = {
     homography: {"points_a": PIXELS[0], "points_b": PIXELS[1], "weights": ONES[0]},
     point_registration: {"source": POINTS, "target": POINTS, "weights": ONES[0]},
     radial_pnp: {"points2d": PIXELS[0], "points3d": POINTS, "principal_point": K[:2, 2], "weights": ONES[0]},
-    relative_pose: {"points_a": PIXELS[0], "points_b": PIXELS[1], "K_a": K, "K_b": K, "weights": ONES[0]},
+    relative_pose: {"points_a": PIXELS[0], "points_b": PIXELS[1], "K_a": K, "K_b": K, "weights": ONES[0],
+                    "model": "radtan"},
+    rolling_shutter: {"points2d": PIXELS[0], "points3d": POINTS, "K": K, "times": 0.01 * PIXELS[0, :, 1],
+                      "weights": ONES[0], "distortion": LENS[0], "model": "radtan"},
     stereo_rig: {"points2d": PIXELS[:2, None], "points3d": POINTS, "K": K.expand(2, 3, 3), "distortion": LENS[:2],
                  "weights": ONES[:2, None]},
-    triangulation: {"points2d": PIXELS[:, 0], "world_to_camera": POSES, "K": K.expand(V, 3, 3), "weights": ONES[:, 0]},
+    triangulation: {"points2d": PIXELS[:, 0], "world_to_camera": POSES, "K": K.expand(V, 3, 3), "weights": ONES[:, 0],
+                    "model": "radtan"},
 }  # fmt: skip
 
 START = {"problem": MEAN, "x0": ONES[:, :2]}
