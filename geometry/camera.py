@@ -9,6 +9,7 @@ of `geometry.lenses` each:
     "eucm"             alpha, beta                                              (k = 0, 2)
     "double_sphere"    xi, alpha                                                (k = 0, 2)
     "division"         lambda                                                   (k = 0, 1)
+    "fov"              omega                                                    (k = 0, 1)
 
 None and k = 0 both mean an undistorted lens (for "fisheye" the equidistant one, else a pinhole). All leading dimensions
 broadcast; everything is differentiable in every tensor argument.

@@ -5,9 +5,9 @@ COLMAP's (0.5, 0.5) is the centre of the top-left pixel, where ours is (0, 0), s
 gain half a pixel on their way to COLMAP. It is said here and nowhere else; `datasets.reconstructions.colmap` reads
 files with it. Values go to the host as float64, detached; pycolmap itself is not needed.
 
-Of COLMAP's camera models FOV (arc tangent of the radius), THIN_PRISM_FISHEYE and RAD_TAN_THIN_PRISM_FISHEYE (tangential
-terms of the angle) are none of `geometry.lenses`; their rays, by pycolmap's `cam_from_img`, are bearings to any solver
-that takes these. EQUIRECTANGULAR has no K: `geometry.camera.equirectangular_rays`.
+Of COLMAP's camera models THIN_PRISM_FISHEYE and RAD_TAN_THIN_PRISM_FISHEYE (tangential and thin-prism terms of the
+angle instead of the slope) are none of `geometry.lenses`; their rays, by pycolmap's `cam_from_img`, are bearings to any
+solver that takes these. EQUIRECTANGULAR has no K: `geometry.camera.equirectangular_rays`.
 
     camera = pycolmap.Camera(**colmap.to_camera(K, distortion, (width, height)))
     K, distortion, image_size, model = colmap.from_camera(camera.model, camera.width, camera.height, camera.params)
@@ -68,6 +68,7 @@ LENSES = {
     "SIMPLE_RADIAL_FISHEYE": Lens(8, 1, 1, 1, "fisheye"),
     "RADIAL_FISHEYE": Lens(9, 1, 2, 2, "fisheye"),
     "OPENCV_FISHEYE": Lens(5, 2, 4, 4, "fisheye"),
+    "FOV": Lens(7, 2, 1, 1, "fov"),
     "SIMPLE_DIVISION": Lens(12, 1, 1, 1, "division"),
     "DIVISION": Lens(13, 2, 1, 1, "division"),
     "EUCM": Lens(16, 2, 2, 2, "eucm"),
@@ -155,8 +156,8 @@ def to_camera(K: Tensor, distortion: Tensor | None, image_size: ImageSize, model
     K (3,3), distortion (k,) or None of geometry.camera's `model`; image_size (width, height). The principal point
     shifts by half a pixel, nothing flips. The camera model is the simplest that has as many coefficients as
     `distortion` and holds its values: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV or one of
-    the fisheyes, DIVISION, EUCM. Raises ValueError for what COLMAP cannot say: skew, thin-prism coefficients, a double
-    sphere.
+    the fisheyes, FOV, DIVISION, EUCM. Raises ValueError for what COLMAP cannot say: skew, thin-prism coefficients, a
+    double sphere.
     """
     check_K(K, "COLMAP")
     check_tensors_or_none(distortion=distortion)
@@ -177,8 +178,8 @@ def from_camera(
     """K (3,3), distortion (k,), (width, height) and geometry.camera's `model` of one camera; float64 on the CPU.
 
     model: COLMAP's name, or pycolmap's `camera.model`. The principal point shifts by half a pixel, nothing flips;
-    k is 0, 2, 4 or 8 (fisheye: 1, 2, 4; division: 1; EUCM: 2). Raises ValueError for a camera model that is not among
-    `LENSES`, and for another number of parameters.
+    k is 0, 2, 4 or 8 (fisheye: 1, 2, 4; division, fov: 1; EUCM: 2). Raises ValueError for a camera model that is not
+    among `LENSES`, and for another number of parameters.
     """
     name = getattr(model, "name", model)
     intrinsics, distortion = from_parameters(name, params)

@@ -2,6 +2,7 @@
 
     radtan         OpenCV's: Brown's radial and tangential terms, a rational factor, a thin prism
     fisheye        Kannala and Brandt: a polynomial of the angle
+    fov            Devernay and Faugeras: the angle of a stretched ray
     eucm, double_sphere, division    of closed form both ways (`quotients` is what these share)
 
     bearings       cameras without a lens: panoramas, covariances of directions

@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["Lens", "Model", "Rays"]
 
-Model = Literal["radtan", "fisheye", "eucm", "double_sphere", "division"]
+Model = Literal["radtan", "fisheye", "eucm", "double_sphere", "division", "fov"]
 
 
 class Rays(NamedTuple):

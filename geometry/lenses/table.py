@@ -7,6 +7,7 @@ from geometry.lenses.division import DIVISION
 from geometry.lenses.double_sphere import DOUBLE_SPHERE
 from geometry.lenses.eucm import EUCM
 from geometry.lenses.fisheye import FISHEYE
+from geometry.lenses.fov import FOV
 from geometry.lenses.lens import Lens
 from geometry.lenses.radtan import RADTAN
 
@@ -18,6 +19,7 @@ LENSES: dict[str, Lens] = {
     "eucm": EUCM,
     "double_sphere": DOUBLE_SPHERE,
     "division": DIVISION,
+    "fov": FOV,
 }
 """Each `Model`."""
 

@@ -32,8 +32,8 @@ def residual_of_bearings(point: Tensor, bearings: Tensor, world_to_camera: Tenso
     They are pixels of an equidistant fisheye that looks along the bearing.
     """
     p, apart = seen_from(point, world_to_camera)
-    p = p @ rotation_to_axis(bearings).mT
-    error = weights[:, None] * project_camera_frame(p, torch.eye(3).to(p), model="fisheye").squeeze(1)
+    p, K = p @ rotation_to_axis(bearings).mT, torch.eye(3, dtype=p.dtype, device=p.device)
+    error = weights[:, None] * project_camera_frame(p, K, model="fisheye").squeeze(1)
     return torch.where((in_front(p, model="fisheye") & apart) | (weights == 0)[:, None], error, torch.inf)
 
 

@@ -19,6 +19,7 @@ COEFFICIENTS = {
     "eucm": (0.61, 1.1),
     "double_sphere": (-0.2, 0.58),
     "division": (-0.3,),
+    "fov": (1.1,),
 }
 
 

@@ -28,10 +28,10 @@ COEFFICIENTS = [-0.28, 0.11, 0.0011, -0.0015, -0.02, 0.03, -0.01, 0.004, 0.002, 
 RADIAL = torch.tensor([1.0, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], dtype=torch.float64)
 FISHEYE = [0.06, -0.012, 0.004, -0.001]
 # of models that look behind
-WIDE = {"fisheye": FISHEYE, "eucm": [0.61, 1.1], "double_sphere": [-0.2, 0.58], "division": [-0.3]}
+WIDE = {"fisheye": FISHEYE, "eucm": [0.61, 1.1], "double_sphere": [-0.2, 0.58], "division": [-0.3], "fov": [1.1]}
 LENSES: list[tuple[Model, int]] = [
     ("radtan", 0), ("radtan", 2), ("radtan", 4), ("radtan", 5), ("radtan", 8), ("radtan", 12),
-    ("fisheye", 0), ("fisheye", 4), ("eucm", 2), ("double_sphere", 2), ("division", 1),
+    ("fisheye", 0), ("fisheye", 4), ("eucm", 2), ("double_sphere", 2), ("division", 1), ("fov", 1),
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ CASES: list[tuple[str, torch.Tensor, Model, list[float]]] = [
     ("RADIAL_FISHEYE", SQUARE, "fisheye", FISHEYE[:2]),
     ("OPENCV_FISHEYE", K, "fisheye", FISHEYE),
     ("OPENCV_FISHEYE", K, "fisheye", FISHEYE[:1]),
+    ("FOV", K, "fov", [0.9]),
     ("SIMPLE_DIVISION", SQUARE, "division", [-0.2]),
     ("DIVISION", K, "division", [0.05]),
     ("EUCM", K, "eucm", [0.6, 1.1]),
@@ -136,8 +137,8 @@ def test_what_colmap_cannot_say() -> None:
 
 
 def test_what_cannot_be_read() -> None:
-    with pytest.raises(ValueError, match=r"model must be one of SIMPLE_PINHOLE, PINHOLE, .*, got 'FOV'"):
-        colmap.from_camera("FOV", *SIZE, [1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match=r"model must be one of SIMPLE_PINHOLE, PINHOLE, .*, got 'THIN_PRISM_FISHEYE'"):
+        colmap.from_camera("THIN_PRISM_FISHEYE", *SIZE, [1, 2, 3, 4, 5])
     with pytest.raises(ValueError, match="params: 8 parameters of OPENCV wanted, got 4"):
         colmap.from_camera("OPENCV", *SIZE, [1, 2, 3, 4])
     for qvec in (np.zeros(4), np.array([np.nan, 0, 0, 1])):

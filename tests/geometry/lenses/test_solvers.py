@@ -13,7 +13,12 @@ from geometry.lenses import LENSES
 from geometry.pose import back_end
 from tests.numbers import DOUBLE, close
 
-WIDE: dict[Model, tuple[float, ...]] = {"eucm": (0.61, 1.1), "double_sphere": (-0.2, 0.58), "division": (-0.3,)}
+WIDE: dict[Model, tuple[float, ...]] = {
+    "eucm": (0.61, 1.1),
+    "double_sphere": (-0.2, 0.58),
+    "division": (-0.3,),
+    "fov": (1.1,),
+}
 K = torch.tensor([[200.0, 0, 318], [0, 202, 236], [0, 0, 1]], **DOUBLE)
 
 
