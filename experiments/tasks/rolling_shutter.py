@@ -144,7 +144,7 @@ def study(config: Config) -> str:
 
 
 def errors(pose: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Root mean squares, over a batch, of degrees of rotation, and of the camera's shift in permille of the distance."""
+    """Root mean squares, over a batch: degrees of rotation, permille of the mean distance that the camera is off."""
     turn = torch.rad2deg(se3.rotation_angle(pose[:, :3, :3] @ truth[:, :3, :3].mT))
     shift = (se3.centre(pose) - se3.centre(truth)).norm(dim=-1) / 6e-3
     return turn.square().mean().sqrt(), shift.square().mean().sqrt()
