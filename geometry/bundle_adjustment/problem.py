@@ -31,6 +31,8 @@ from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["Bundle", "BundleData", "BundleProblem", "Prior", "State"]
 
+_AT_ONCE = 200_000  # second derivatives that are taken together
+
 
 class Bundle(NamedTuple):
     """What is seen, and by what: world_to_camera (V,4,4), points3d (N,3), K (C,3,3), distortion (C,k).
@@ -286,7 +288,7 @@ class BundleProblem:
         # weight zero is as good as absent, wherever the point lies
         return torch.where(data.weights != 0, r, torch.zeros_like(r))
 
-    def _point_costs(self, scene: Bundle, data: BundleData) -> Tensor:
+    def point_costs(self, scene: Bundle, data: BundleData) -> Tensor:
         """Costs (N,) of the points' observations and priors, which add up to the cost but for the cameras' priors."""
         if self._compiled(data) and not torch.is_grad_enabled():
             layout, views = self.single
@@ -319,7 +321,7 @@ class BundleProblem:
     def cost(self, state: State, data: BundleData) -> Tensor:
         """Cost (), differentiable in unknowns and data."""
         scene = self.compose(state, data.given)
-        return self._point_costs(scene, data).sum() + cost_of(self._known(scene, state.theta, data.prior), state.theta)
+        return self.point_costs(scene, data).sum() + cost_of(self._known(scene, state.theta, data.prior), state.theta)
 
     def rays(self, state: State) -> Tensor:
         """From the camera that saw a point first to the point: (N,3)."""
@@ -330,8 +332,8 @@ class BundleProblem:
             poses = state.sensor_from_rig[self.rig.sensor[view]] @ poses
         return state.points3d - se3.centre(poses)
 
-    def advance(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
-        """Move the unknowns along a step, every point on the better of two ways; returns the cost () there.
+    def along(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
+        """Move the unknowns along a step, every point on the better of two ways; returns the points' costs (N,) there.
 
         The ways agree to first order: a straight line, and one that is straight in homogeneous coordinates about the
         camera that saw the point first (that is, in inverse depth). Points far away are linear in the latter, and
@@ -344,13 +346,16 @@ class BundleProblem:
         bent = (ray + step.points - outward * ray) / (1 - outward).clamp_min(0.1)
         other = moved._replace(points3d=state.points3d + (bent - ray))
         scene, other_scene = self.compose(moved, data.given), self.compose(other, data.given)
-        costs, other_costs = self._point_costs(scene, data), self._point_costs(other_scene, data)
+        costs, other_costs = self.point_costs(scene, data), self.point_costs(other_scene, data)
         better = other_costs < costs
         points = torch.where(better[:, None], other_scene.points3d, moved.points3d)
-        cost = torch.where(better, other_costs, costs).sum() + cost_of(
-            self._known(scene, moved.theta, data.prior), moved.theta
-        )
-        return moved._replace(points3d=points), cost
+        return moved._replace(points3d=points), torch.where(better, other_costs, costs)
+
+    def advance(self, state: State, step: Tangent, data: BundleData) -> tuple[State, Tensor]:
+        """`along` a step; returns the cost () there."""
+        moved, costs = self.along(state, step, data)
+        known = self._known(self.compose(moved, data.given), moved.theta, data.prior)
+        return moved, costs.sum() + cost_of(known, moved.theta)
 
     def linearize(self, state: State, data: BundleData, *, exact: bool = False) -> NormalEquations:
         """Normal equations at a state: Gauss-Newton's, or with the exact Hessian."""
@@ -393,10 +398,9 @@ class BundleProblem:
 
         y = torch.cat([p, theta[layout.view]], -1)
         axes = torch.eye(3 + P, dtype=y.dtype, device=y.device)
-        columns = [directional(pixels, y, axis) for axis in axes]
+        seen, J = vmap(lambda axis: directional(pixels, y, axis), out_dims=(None, -1))(axes)
         absent = data.weights == 0
-        r = torch.where(absent, 0, data.weights * (columns[0][0] - data.points2d))
-        J = torch.stack([column for _, column in columns], -1)
+        r = torch.where(absent, 0, data.weights * (seen - data.points2d))
         J = torch.where(absent[..., None], 0, data.weights[..., None] * J)
         rho, slope, bend = kernel_derivatives(self.kernel, r.square().sum(-1))
         b = (J.mT @ r[..., None]).squeeze(-1)
@@ -427,9 +431,13 @@ def _curvature(f: Callable[[Tensor], Tensor], y: Tensor, covector: Tensor) -> Te
     """Second derivative (M,n,n) of <covector, f(y)>, y (M,n)."""
     n = y.shape[1]
     axes = torch.eye(n, dtype=y.dtype, device=y.device)
+    i, j = torch.tril_indices(n, n, device=y.device)
 
-    def slope(i: int) -> Callable[[Tensor], Tensor]:
-        return lambda y: (covector * directional(f, y, axes[i])[1]).sum(-1)
+    def entry(one: Tensor, other: Tensor) -> Tensor:
+        return directional(lambda y: (covector * directional(f, y, one)[1]).sum(-1), y, other)[1]
 
-    entry = {(i, j): directional(slope(i), y, axes[j])[1] for i in range(n) for j in range(i, n)}
-    return torch.stack([entry[min(i, j), max(i, j)] for i in range(n) for j in range(n)], -1).unflatten(-1, (n, n))
+    # few observations are as much work for torch as many: all entries at once, as far as memory allows
+    entries = vmap(entry, chunk_size=max(1, _AT_ONCE // max(1, len(y))))(axes[i], axes[j])
+    H = y.new_zeros(len(y), n, n)
+    H[:, i, j] = H[:, j, i] = entries.T
+    return H

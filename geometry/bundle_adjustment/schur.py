@@ -66,12 +66,12 @@ class Schur:
     ) -> None:
         self.equations, self.layout, self.truncated = equations, layout, truncated
         diagonal = equations.diagonal(layout)
-        # a direction that the data do not see still gets some damping
-        floor = 1e-9 * diagonal.points.amax(-1, keepdim=True)
-        most = diagonal.cameras.max() if layout.size else diagonal.cameras.new_zeros(())
+        # a direction that the data do not see still gets some damping, one of negative curvature as much as of positive
+        large = Tangent(diagonal.cameras.abs(), diagonal.points.abs())
+        most = large.cameras.max() if layout.size else large.cameras.new_zeros(())
         self.damped = Tangent(
-            damping * torch.maximum(diagonal.cameras, 1e-9 * most),
-            damping * torch.maximum(diagonal.points, floor),
+            damping * torch.maximum(large.cameras, 1e-9 * most),
+            damping * torch.maximum(large.points, 1e-9 * large.points.amax(-1, keepdim=True)),
         )
         V = equations.V + torch.diag_embed(self.damped.points)
         if stiff is not None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from geometry.bundle_adjustment.coarse import coarse_motions
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.gauge import Gauge, GaugeChoice, gauge_at
+from geometry.bundle_adjustment.points import settle
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.bundle_adjustment.schur import Schur
-from geometry.optim import FEIGNED, Newton, Status, begin, polish, trial
+from geometry.optim import FEIGNED, Descent, Newton, Status, begin, polish, trial
 
 __all__ = ["Solver", "Task", "solve"]
 
@@ -23,6 +24,8 @@ _DENSE = 3000
 # The same for the last steps and the gradient, which have to be exact: 12,000 take 1.2 GB and some ten seconds.
 _DENSE_TO_THE_END = 12000
 _ROUNDS = 5  # of Newton's method after a descent
+# Decrease, in parts of the cost, from which on a descent with a robust kernel takes the exact Hessian.
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,16 @@ class Task:
 
 
 class _Place:
-    """Unknowns, their cost (1,), and what is known there once it is asked for."""
+    """Unknowns, their cost (1,), and what is known there once it is asked for; exact: with the exact Hessian."""
 
-    def __init__(self, task: Task, state: State, cost: Tensor | None = None) -> None:
-        self.task, self.state = task, state
+    def __init__(self, task: Task, state: State, cost: Tensor | None = None, *, exact: bool = False) -> None:
+        self.task, self.state, self.exact = task, state, exact
         cost = self.equations.cost if cost is None else cost
         self.cost = torch.where(torch.isfinite(cost), cost, torch.inf)[None]
 
     @cached_property
     def equations(self) -> NormalEquations:
-        return self.task.problem.linearize(self.state, self.task.data)
+        return self.task.problem.linearize(self.state, self.task.data, exact=self.exact)
 
     @cached_property
     def gauge(self) -> Gauge | None:
@@ -98,9 +101,20 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """`System` of one bundle, whose steps are solved for on the Schur complement of its points."""
+    """`System` of one bundle, whose steps are solved for on the Schur complement of its points.
+
+    exact: by the exact Hessian instead of Gauss-Newton's matrix, from places where the points have settled.
+    """
 
     task: Task
+    exact: bool = False
+
+    def at(self, state: State, cost: Tensor | None = None) -> _Place:
+        if self.exact:
+            problem, data = self.task.problem, self.task.data
+            state = settle(problem, data, state, self.task.rounding)
+            cost = problem.cost(state, data)
+        return _Place(self.task, state, cost, exact=self.exact)
 
     def step(self, at: _Place, damping: Tensor) -> tuple[Tangent, Tensor]:
         gradient = at.equations.gradient
@@ -116,7 +130,9 @@ class _Bundle:
         )
 
     def move(self, at: _Place, step: Tangent, running: Tensor) -> _Place:
-        return _Place(self.task, *self.task.problem.advance(at.state, step, self.task.data))
+        if self.exact and not (step.cameras.any() or step.points.any()):
+            return at  # there is no step, and nothing to settle
+        return self.at(*self.task.problem.advance(at.state, step, self.task.data))
 
     def choose(self, accept: Tensor, there: _Place, at: _Place) -> _Place:
         return there if accept else at
@@ -189,29 +205,45 @@ def solve(
     task: Task, state: State, max_steps: int, callback: Callable[[int, float], None] | None
 ) -> tuple[State, Tensor, Status, int, Tensor]:
     """Descend, then polish; where Newton does not converge yet, descend farther. Returns state, cost, status, accepted
-    steps and the rays (N,3) of points without depth."""
+    steps and the rays (N,3) of points without depth.
+
+    With a robust kernel Gauss-Newton's matrix leaves out the kernel's negative curvature: its steps fall short, at the
+    end by any factor, while all of them are accepted. It is followed as long as it brings much, and the exact Hessian
+    from there.
+    """
     layout = task.problem.layout
     taken = accepted = 0
     stiff = torch.zeros_like(state.points3d)
     if len(layout.view) == 0:
         return state, task.problem.cost(state, task.data), Status.TOO_FEW, 0, stiff
-    system, at = _Bundle(task), _Place(task, state)
+    system = _Bundle(task)
     told = callback or (lambda step, cost: None)
-    told(0, float(at.cost))
-    for tolerance in (1e-7, 1e-10, 1e-13):
+
+    def descended(at: _Place, tolerance: float) -> Descent:
+        nonlocal taken, accepted
         descent = begin(at)
         while descent.running and taken + descent.trials < max_steps:
             descent = trial(system, descent, tolerance, task.rounding)
             told(taken + descent.trials, float(descent.at.cost))
-        state, cost = descent.at.state, descent.at.cost[0]
         taken, accepted = taken + descent.trials, accepted + int(descent.accepted)
+        return descent
+
+    at = system.at(state)
+    told(0, float(at.cost))
+    if task.problem.kernel is not None:
+        state = descended(at, _NEAR).at.state
+        system = _Bundle(task, exact=True)
+        at = system.at(state)
+    for tolerance in (1e-7, 1e-10, 1e-13):
+        descent = descended(at, tolerance)
+        state, cost = descent.at.state, descent.at.cost[0]
         if not torch.isfinite(cost):
             return state, cost, Status.INFEASIBLE, accepted, stiff
         stiff = _endless(task, state)
         state, cost, status = _polished(replace(task, stiff=stiff), state, min(_ROUNDS, max_steps))
         if status == Status.CONVERGED or taken >= max_steps:
             break
-        at = _Place(task, state)
+        at = system.at(state)
     if task.problem.redundancy(task.data) + task.freedom(state) < 0:
         status = Status.TOO_FEW
     elif status == Status.SINGULAR and descent.running:

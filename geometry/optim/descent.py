@@ -156,7 +156,7 @@ def trial(system: System[At], state: Descent, tolerance: float, floor: Tensor | 
     return Descent(system.choose(accept, there, at), damping, growth, running, accepted + accept.int(), trials + 1)
 
 
-def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Descent:
+def descend(system: System[At], at: At, tolerance: float, max_steps: int, floor: Tensor | float = 0.0) -> Descent:
     """`trial` after trial from a place, until all problems have ended or made `max_steps`.
 
     Whether all have ended is asked after 2, 3, 5, 8, … trials, as the host waits for the answer, and not at all where
@@ -168,7 +168,7 @@ def descend(system: System[At], at: At, tolerance: float, max_steps: int) -> Des
             if not state.running.any():
                 break
             look += (look + 1) // 2
-        state = trial(system, state, tolerance)
+        state = trial(system, state, tolerance, floor)
     return state
 
 

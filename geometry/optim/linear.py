@@ -108,12 +108,12 @@ class DampedStep(NamedTuple):
 
 
 def damped_step(A: Tensor, gradient: Tensor, damping: Tensor | None = None) -> DampedStep:
-    """Step of a descent by (A + damping D) step = -gradient, D the diagonal of A (Marquardt).
+    """Step of a descent by (A + damping D) step = -gradient, D the absolute diagonal of A (Marquardt).
 
-    A (B,P,P), damping (B,), or None: a direction that the data do not see still gets some damping. Decisions carry no
-    graph.
+    A (B,P,P), damping (B,), or None: a direction that the data do not see still gets some damping, and one of negative
+    curvature what one of positive would. Decisions carry no graph.
     """
-    diagonal = A.diagonal(dim1=-2, dim2=-1).detach()
+    diagonal = A.diagonal(dim1=-2, dim2=-1).detach().abs()
     scale = torch.maximum(diagonal, 1e-9 * diagonal.amax(-1, keepdim=True)).clamp_min(torch.finfo(A.dtype).tiny).rsqrt()
     scaled = A * scale[:, :, None] * scale[:, None]
     if damping is not None:

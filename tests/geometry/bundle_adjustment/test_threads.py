@@ -97,10 +97,10 @@ def test_observations_of_what_is_fixed_or_hardly_seen(kind: str, lens: str) -> N
 def assert_observations_alike(made: tuple[BundleProblem, BundleData, State], exact: bool) -> None:
     problem, data, state = made
     with torch.no_grad():
-        costs = problem._point_costs(problem.compose(state, data.given), data)
+        costs = problem.point_costs(problem.compose(state, data.given), data)
         expected = problem.linearize(state, data, exact=exact)
         with on_device():
-            found_costs = problem._point_costs(problem.compose(state, data.given), data)
+            found_costs = problem.point_costs(problem.compose(state, data.given), data)
             found = problem.linearize(state, data, exact=exact)
     alike(found_costs, costs)
     alike(found.cost, expected.cost)
@@ -243,7 +243,7 @@ def test_linearisations_and_products_are_a_few_launches_that_nothing_waits_for(m
 
     def once() -> None:
         _, _, U, W, V = problem.linearize(state, data)
-        problem._point_costs(problem.compose(state, data.given), data)
+        problem.point_costs(problem.compose(state, data.given), data)
         cameras, points = normal(layout.size, 1), normal(len(layout.held), 3, 1)
         products.couple(W, points, layout)
         products.couple_back(W, cameras, layout)
