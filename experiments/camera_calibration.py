@@ -3,7 +3,11 @@
 The intrinsics are the only unknowns; PnP gives the pose that suits them, and the reprojection error of the cube trains
 them through PnP. Presets: `paper` (K = 1000 sigmoid(theta), SGD, as published), `default` (Gauss-Newton of the reduced
 error from the image size alone), `real` (folders of chessboard images and corner files: intrinsics, distortion and
-their standard deviations, beside OpenCV's joint calibration), `smoke`.
+their standard deviations, beside OpenCV's joint calibration), `smoke`. A camera of yours, or several mounted together:
+
+    python -m experiments.camera_calibration default --board.source my_images --board.corners 9 6 --board.square 0.025
+    ... --board.source left right --board.kind charuco --board.corners 8 5 --board.square 0.03 --board.marker 0.75
+    ... --board.source my_images --board.kind tags --board.corners 6 6 --board.marker 0.3 --board.free f k1 k2
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments.drawing.figures import loss_curve, trajectories
-from experiments.paper.chessboards import NAMES, SHARED_TARGETS, ChessboardConfig, chessboards
+from experiments.paper.calibrations import NAMES, SHARED_BOARDS, CalibrationConfig, calibrations
 from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.running.config import cli
 from experiments.running.run import Run, experiment
@@ -26,7 +30,7 @@ from geometry.reconstruction import CalibrationProblem
 
 
 @dataclass(frozen=True)
-class Config(ChessboardConfig):
+class Config(CalibrationConfig):
     method: Literal["sgd", "gauss_newton"] = "gauss_newton"
     """The paper's optimiser over K = 1000 sigmoid(theta), or Gauss-Newton over K with the pose eliminated."""
     learning_rate: float = 1e-5
@@ -38,7 +42,7 @@ class Config(ChessboardConfig):
 PRESETS = {
     "default": Config(preset="default", log_every=5),
     "paper": Config(preset="paper", method="sgd", iterations=2000, log_every=100),
-    "real": Config(preset="real", targets=SHARED_TARGETS),
+    "real": Config(preset="real", boards=SHARED_BOARDS),
     "smoke": Config(preset="smoke", log_every=5),
 }
 
@@ -120,7 +124,7 @@ def show(run: Run, step: int, learning: Learning, points3d: Tensor) -> None:
 
 
 def main(config: Config) -> dict:
-    return chessboards(config) if config.targets or config.board.source else cube(config)
+    return calibrations(config) if config.boards or config.board.source else cube(config)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,11 @@ def made_matches(count: int) -> tuple[Tensor, Tensor]:
 
 def board_matches() -> tuple[Tensor, Tensor]:
     """Corners (N,2) of a chessboard in squares, and where a photograph has them, px."""
-    from datasets.images.chessboard import detect
+    from datasets.images.targets import chessboard
+    from datasets.images.views import detect
     from datasets.locate import locate
 
-    views = detect([locate("opencv_chess_left") / "left01.jpg"], (9, 6))
+    views = detect([locate("opencv_chess_left") / "left01.jpg"], chessboard((9, 6)))
     return views.points3d[:, :2], views.points2d[0]
 
 

@@ -50,7 +50,7 @@ def made_view(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def board_view() -> tuple[Tensor, Tensor, Tensor]:
     """The same of a view of opencv_corners, whose own calibration holds the principal point in the middle, too."""
-    from datasets.images.chessboard import read_corners
+    from datasets.images.stored_marks import read_corners
     from datasets.locate import locate
 
     views = read_corners(locate("opencv_corners") / "out_camera_data.yml")

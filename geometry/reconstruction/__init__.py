@@ -1,12 +1,13 @@
 """Unknowns that are learned through PnP: the poses sit at their argmin while these move.
 
-calibration  intrinsics and distortion from views of known points
+calibration  intrinsics and distortion from views of known points, of one camera or of several mounted together
 structure    points, with no pose given
 models       which unknowns the data ask for, and whether what was found fits
 """
 
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry.reconstruction.joint_calibration import JointCalibration, calibrate_rig
 from geometry.reconstruction.models import (
     Estimate,
     ModelChoice,
@@ -21,11 +22,13 @@ __all__ = [
     "CalibrationProblem",
     "CalibrationSolution",
     "Estimate",
+    "JointCalibration",
     "ModelChoice",
     "ModelTrial",
     "ResidualPattern",
     "StructureProblem",
     "calibrate",
+    "calibrate_rig",
     "choose_model",
     "find_structure",
     "free_intrinsics",

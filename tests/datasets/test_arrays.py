@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from datasets.arrays import read_image
-from datasets.images.chessboard import detect
+from datasets.images.targets import chessboard
+from datasets.images.views import detect
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def test_corners_of_a_photograph_taken_upright_are_the_sensor_s(tmp_path: Path) 
     exif[0x0112] = 6
     for name, said in {"a.jpg": None, "b.jpg": exif}.items():
         Image.fromarray(board).save(tmp_path / name, quality=95, **({"exif": said} if said else {}))
-    views = detect(tmp_path, (9, 6))
+    views = detect(tmp_path, chessboard((9, 6)))
     assert views.image_size == (380, 290)
     assert views.points2d[0].equal(views.points2d[1])
 

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datasets.made.scenes import CUBE, duck
 from experiments import camera_calibration, pose_estimation, structure_from_motion
-from experiments.paper import chessboards
+from experiments.paper import calibrations
+from experiments.paper.peers import opencv_calibration
 from experiments.records.files import EXIT_SKIPPED
 from tests.experiments.summaries import without_times
 
@@ -239,27 +240,28 @@ def test_an_earlier_run_outlives_absent_data(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_a_real_camera_beside_opencv(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     real_data("sony_chess")
-    target = next(t for t in chessboards.SHARED_TARGETS if "sony" in t.source and t.distortion == 2)
-    summary = camera_calibration.main(replace(camera_calibration.PRESETS["real"], targets=(target,), out=tmp_path))
+    target = next(t for t in calibrations.SHARED_BOARDS if "sony" in t.source[0] and t.distortion == 2)
+    summary = camera_calibration.main(replace(camera_calibration.PRESETS["real"], boards=(target,), out=tmp_path))
     assert summary["converged"]
     assert summary["errors"]["rms_above_opencv_px"] < 1e-6
     (result,) = json.loads((tmp_path / "camera_calibration" / "real-seed0" / "calibrations.json").read_text())
     assert result["views"] == 13
     assert result["rms_px"] == pytest.approx(result["opencv"]["rms_px"], abs=1e-6)
     assert result["rms_px"] == pytest.approx(0.16245, abs=1e-5)
-    np.testing.assert_allclose(result["intrinsics"], result["opencv"]["intrinsics"], rtol=1e-4)
-    np.testing.assert_allclose(result["intrinsics"], [700.931, 698.550, 307.777, 247.467], atol=2e-3)
-    np.testing.assert_allclose(result["distortion"], result["opencv"]["distortion"], rtol=1e-4)
+    (camera,) = result["cameras"]
+    np.testing.assert_allclose(camera["intrinsics"], result["opencv"]["intrinsics"], rtol=1e-4)
+    np.testing.assert_allclose(camera["intrinsics"], [700.931, 698.550, 307.777, 247.467], atol=2e-3)
+    np.testing.assert_allclose(camera["distortion"], result["opencv"]["distortion"], rtol=1e-4)
     assert result["opencv"]["largest_relative_difference"] < 1e-4
-    assert all(deviation > 0 for deviation in result["standard_deviations"])
-    assert np.shape(result["world_to_camera"]) == (13, 4, 4)
+    assert all(deviation > 0 for deviation in camera["standard_deviations"].values())
+    assert np.shape(result["world_to_rig"]) == (13, 4, 4)
 
 
 def test_a_camera_beside_nothing() -> None:
     """OpenCV has no say where it does not fit the same lens."""
-    fisheye = chessboards.SHARED_TARGETS[-1]
-    assert fisheye.model == "fisheye"
-    assert chessboards.opencv_calibration(fisheye, None) is None  # type: ignore[arg-type]
+    board = calibrations.SHARED_BOARDS[-1]
+    assert board.model == "fisheye"
+    assert opencv_calibration(None, board.distortion, board.model) is None  # type: ignore[arg-type]
 
 
 def test_the_paper_s_drivers_have_its_preset_and_real_data() -> None:

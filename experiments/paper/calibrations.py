@@ -1,0 +1,345 @@
+"""Calibration of real cameras from views of targets, from nothing but the size of their images.
+
+Folders of images, corner files and lists of measured points; one camera, one for each size of image in a folder, or
+several that are mounted together. For each: intrinsics, distortion and their standard deviations beside OpenCV's joint
+calibration of the same marks, a table of the views, a picture of residuals and coverage, and files that OpenCV, ROS and
+Kalibr read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from datasets import locate
+from datasets.arrays import read_image
+from datasets.files import replacing
+from datasets.images.stored_marks import read_corners, read_measured
+from datasets.images.targets import Target, charuco, chessboard, circles, tags
+from datasets.images.views import RigViews, Views, detect, detect_cameras, in_rig
+from datasets.reconstructions.camera_files import CameraFile, write_kalibr, write_opencv, write_ros
+from experiments.drawing.calibration import residuals_and_coverage
+from experiments.paper.peers import opencv_calibration
+from experiments.records.files import write_json
+from experiments.records.text import table
+from experiments.running.config import RunConfig
+from experiments.running.run import Run, experiment
+from geometry import cauchy, project
+from geometry.camera import Model, intrinsics_from_matrix
+from geometry.optim import Status
+from geometry.reconstruction import JointCalibration, calibrate_rig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["NAMES", "SHARED_BOARDS", "Board", "CalibrationConfig", "calibrations"]
+
+NAMES = ["fx", "fy", "cx", "cy"]
+
+
+@dataclass(frozen=True)
+class Board:
+    """A target, where views of it come from, and which lens to fit."""
+
+    source: tuple[str, ...] = ()
+    """A folder of images, a corner file (.yml, .npz) or with `points` a file of measured pixels, here or in the shared
+    data. Several folders are cameras that are mounted together: images of the same number were taken at once."""
+    kind: Literal["chessboard", "charuco", "tags", "circles", "asymmetric_circles"] = "chessboard"
+    corners: tuple[int, int] = (9, 6)
+    """Inner corners along the board's rows and columns; tags; circles."""
+    square: float = 1.0
+    """Side of a square or a tag, distance of circles in a row, in the unit wanted for the poses."""
+    marker: float = 0.75
+    """Side of the markers of a ChArUco board, gap between tags, in parts of `square`."""
+    dictionary: str = ""
+    """OpenCV's name of the markers; left empty, 4X4_50 of ChArUco boards, APRILTAG_36h11 of tags."""
+    points: str = ""
+    """A file of a target's points, name X Y Z; the source then has lines of image, name and u v."""
+    distortion: int = 5
+    """How many distortion coefficients there are."""
+    model: Model = "radtan"
+    """Lens model: OpenCV's radial-tangential, or fisheye."""
+    free: tuple[str, ...] = ()
+    """Intrinsics that are sought, by name: f, or fx and fy; cx, cy; k1, ... Left empty, all of them. What is not stays:
+    square pixels, the principal point in the middle of the image, coefficients of zero."""
+    robust_px: float = 0.0
+    """Scale of a Cauchy kernel, for wrong marks; 0 means least squares."""
+    image_size: tuple[int, int] | None = None
+    """Width and height, for files that do not say."""
+
+    def target(self) -> Target:
+        """The target that images are searched for."""
+        size, square = self.corners, self.square
+        if self.kind == "charuco":
+            return charuco(size, square, self.marker * square, self.dictionary or "4X4_50")
+        if self.kind == "tags":
+            return tags(size, square, self.marker, self.dictionary or "APRILTAG_36h11")
+        return chessboard(size, square) if self.kind == "chessboard" else circles(size, square, "asym" in self.kind)
+
+    @property
+    def name(self) -> str:
+        """Sources and number of coefficients."""
+        paths = [Path(source) for source in self.source]
+        names = [(path.parent.name or path.stem) if path.suffix else path.name for path in paths]
+        return f"{'-'.join(names)}-{self.distortion}"
+
+
+SHARED_BOARDS = (
+    Board(("opencv_chess_left",), square=0.025, distortion=2),
+    Board(("opencv_chess_left",), square=0.025),
+    Board(("opencv_corners/out_camera_data.yml",), square=50.0, distortion=2),
+    Board(("opencv_corners/out_camera_data.yml",), square=50.0),
+    Board(("sony_chess/corners_6x4_opencv.npz",), corners=(6, 4), square=30.0, distortion=2, image_size=(640, 480)),
+    Board(("sony_chess/corners_6x4_opencv.npz",), corners=(6, 4), square=30.0, image_size=(640, 480)),
+    Board(("fisheye_chess",), corners=(6, 4), square=30.0, distortion=4, model="fisheye"),
+)
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(RunConfig):
+    iterations: int = 100
+    """At the most; for each camera, where there are several."""
+    board: Board = Board()
+    """A target of yours; its source left empty, the preset's."""
+    boards: tyro.conf.Suppress[tuple[Board, ...]] = ()
+    """What the preset calibrates from; nothing: the published cube."""
+    opencv: bool = True
+    """Calibrate the same marks with OpenCV, for comparison."""
+
+
+class Job(NamedTuple):
+    """One calibration: what it is called, the cameras as they were found, and as they were taken together."""
+
+    name: str
+    board: Board
+    cameras: tuple[Views, ...]
+    views: RigViews
+
+
+def read_views(config: CalibrationConfig) -> list[Job]:
+    """The marks of each board: a job a camera, or a rig."""
+    jobs = []
+    for board in (config.board,) if config.board.source else config.boards:
+        paths = [locate.locate(source) for source in board.source]
+        if len(paths) > 1:
+            target = board.target()
+            cameras = tuple(detect(path, target) for path in paths)
+            jobs.append(Job(board.name, board, cameras, in_rig(cameras, target)))
+            continue
+        found = _views(board, paths[0])
+        for views in found:
+            name = board.name if len(found) == 1 else f"{board.name}-{views.image_size[0]}x{views.image_size[1]}"
+            together = RigViews(
+                views.points2d[None], views.mask[None], views.points3d, (views.image_size,), views.names
+            )
+            jobs.append(Job(name, board, (views,), together))
+    return jobs
+
+
+def _views(board: Board, path: Path) -> list[Views]:
+    if board.points:
+        if board.image_size is None:
+            raise ValueError("image_size: width and height wanted with a file of points, found none")
+        return [read_measured(locate.locate(board.points), path, board.image_size)]
+    if path.is_dir():
+        return detect_cameras(path, board.target())
+    return [read_corners(path, board.corners, board.square, board.image_size)]
+
+
+@experiment("camera_calibration", read_views)
+def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> dict:
+    """Do the jobs in turn, and write what there is to say of them to calibrations.json."""
+    saved = run.restore()
+    results: list[dict] = saved["results"] if saved else []
+    for step in run.iterations(len(jobs)):
+        job = jobs[step]
+        views, board = job.views, job.board
+        found = calibrate_rig(
+            views.points2d.to(run.device, run.dtype), views.points3d.to(run.device, run.dtype), views.image_sizes,
+            mask=views.mask.to(run.device), distortion=board.distortion, free=board.free or None, model=board.model,
+            kernel=cauchy(board.robust_px) if board.robust_px else None, max_steps=config.iterations,
+        )  # fmt: skip
+        results.append(describe(job, found, config.opencv))
+        _show(run, step, job, found, results[-1])
+        _save(run, step, job, found, results[-1])
+        write_json(run.folder / "calibrations.json", results)
+        run.checkpoint(step, results=results)
+    return _finish(run, results, complete=len(results) == len(jobs))
+
+
+def _show(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:
+    """A stage and a frame: the first camera's first view."""
+    views, (K, distortion, _, poses) = job.views, found.x
+    v = int((views.mask[0].any(1) & ~found.left_out.cpu()).int().argmax())
+    there = views.mask[0, v]
+    run.stage(
+        step, name=job.name, points3d=views.points3d[there], points2d_gt=views.points2d[0, v, there],
+        image_size=torch.tensor(views.image_sizes[0]),
+    )  # fmt: skip
+    intrinsics = dict(zip(NAMES, intrinsics_from_matrix(K[0]).tolist(), strict=True))
+    run.log(step, loss=result["rms_px"], target=step, **intrinsics)
+    kept = poses[~found.left_out]
+    seen = project(views.points3d[there].to(poses), poses[v], K[0], distortion[0], model=job.board.model)
+    run.frame(step, world_to_camera=kept, K=K[0], points2d=seen)
+
+
+def _save(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:
+    """A table of the views, a picture of residuals and coverage, the cameras in three formats, the target, and of one
+    camera an image that is undistorted."""
+    views, board, name = job.views, job.board, job.name
+    with replacing(run.folder / f"{name}-views.md") as temporary:
+        temporary.write_text(views_table(result))
+    seen = [mask & ~found.left_out.cpu()[:, None] for mask in views.mask]
+    pixels = [points2d[mask].numpy() for points2d, mask in zip(views.points2d, seen, strict=True)]
+    errors = [r[mask].numpy() for r, mask in zip(found.residual.cpu(), seen, strict=True)]
+    named = [camera["name"] for camera in result["cameras"]]
+    drawn = residuals_and_coverage(named, views.image_sizes, pixels, errors)
+    run.figure(f"{name}-residuals", step, drawn, final=True)
+    K, distortion, sensors, poses = (part.cpu() for part in found.x)
+    cameras = [CameraFile(one, K[s], distortion[s], views.image_sizes[s], board.model) for s, one in enumerate(named)]
+    for camera in cameras:
+        write_opencv(run.folder / f"{camera.name}-opencv.yml", camera)
+        _written(result, run.folder / f"{camera.name}-ros.yaml", write_ros, camera)
+    _written(result, run.folder / f"{name}-kalibr.yaml", write_kalibr, cameras, sensors)
+    run.save_points(name, views.points3d, cameras=poses[~found.left_out.cpu()], K=K[:1])
+    folder = locate.locate(board.source[0])
+    if folder.is_dir() and board.model == "radtan" and len(distortion[0]) in (0, 2, 4, 5):
+        picture = undistorted(folder / job.cameras[0].names[0], K[0], distortion[0])
+        run.figure(f"{name}-undistorted", step, picture, final=True)
+
+
+def _written(result: dict, path: Path, write: Callable[..., None], *content: Any) -> None:
+    """Write a file, or note what its format cannot say."""
+    try:
+        write(path, *content)
+    except ValueError as error:
+        result["notes"].append(f"no {path.name}: {error}")
+
+
+def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
+    """The run's summary of all jobs."""
+    if results:
+        from experiments.viewers.picture import picture  # a viewer: not before there is something to see
+
+        run.figure("scene", len(results), picture(run.recorded()), final=True)
+    above = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
+    return run.finish(
+        converged=complete and all(r["converged"] for r in results),
+        iterations=sum(r["iterations"] for r in results),
+        loss=max(r["rms_px"] for r in results),
+        errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": above},
+        reference={f"{r['name']} rms_px": f"{r['opencv']['rms_px']:.6f} (OpenCV)" for r in results if r["opencv"]},
+        note="; ".join(note for r in results for note in told(r)),
+        picture="scene",
+    )
+
+
+def told(result: dict) -> list[str]:
+    """What a person should know of a calibration besides its figures."""
+    name = result["name"]
+    notes = [f"{name}: {note}" for note in result["notes"]]
+    notes += [f"{name}: left out {row['view']} ({row['why']})" for row in result["table"] if not row["used"]]
+    if result["undetermined"]:
+        notes.append(f"{name}: the views do not tell {', '.join(result['undetermined'])}")
+    if result["worst"]:
+        view, rms = result["worst"]["view"], result["worst"]["rms_px"]
+        notes.append(f"{name}: worst view {view}, {rms:.3f} px where all have {result['rms_px']:.3f}")
+    return notes
+
+
+def undistorted(image: Path, K: Tensor, distortion: Tensor) -> Figure:
+    """An image of the board before and after the fitted distortion is taken out: its lines must come out straight."""
+    from kornia.geometry.calibration import undistort_image
+    from matplotlib.figure import Figure
+
+    before = torch.from_numpy(read_image(image)).to(K).permute(2, 0, 1)[None] / 255
+    padded = torch.nn.functional.pad(distortion, (0, max(0, 5 - len(distortion))))
+    after = undistort_image(before, K[None], padded[None])
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, picture, title in zip(figure.subplots(1, 2), (before, after), ("as taken", "undistorted"), strict=True):
+        axes.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).cpu())
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+def describe(job: Job, found: JointCalibration, opencv: bool) -> dict:
+    """All there is to say about one calibration, for calibrations.json."""
+    views, board, (K, distortion, sensors, poses) = job.views, job.board, (part.cpu() for part in found.x)
+    S, seen = len(K), views.mask & ~found.left_out.cpu()[:, None]
+    deviations = {name: value.tolist() for name, value in found.deviations().items()}
+    names = [job.name] if S == 1 else [f"{job.name}-cam{s}" for s in range(S)]
+    cameras = [
+        {
+            "name": names[s],
+            "image_size": list(views.image_sizes[s]),
+            "intrinsics": intrinsics_from_matrix(K[s]).tolist(),
+            "distortion": distortion[s].tolist(),
+            "standard_deviations": {name: values[s] for name, values in deviations.items()},
+            "sensor_from_rig": sensors[s].tolist(),
+        }
+        for s in range(S)
+    ]
+    plain = opencv and not board.free and not board.robust_px
+    peer = opencv_calibration(views, board.distortion, board.model) if plain else None
+    if peer:
+        ours = np.array(cameras[0]["intrinsics"] + cameras[0]["distortion"])
+        theirs = np.array(peer["intrinsics"] + peer["distortion"])
+        peer["largest_relative_difference"] = float(np.abs((ours - theirs) / theirs).max())
+    rows = [row for s in range(S) for row in _rows(job, found, s)]
+    used = [row for row in rows if row["used"]]
+    open_ = found.alone[0].undetermined.tolist() if S == 1 and not board.free else []
+    return {
+        "name": job.name,
+        "board": asdict(board),
+        "status": Status(int(found.status)).name,
+        "converged": bool(found.converged.all()),
+        "undetermined": [name for name, is_open in zip(deviations, open_, strict=False) if is_open],
+        "iterations": int(found.steps),
+        "views": len(used),
+        # sqrt(mean(dx^2 + dy^2))
+        "rms_px": float(found.residual.cpu()[seen].square().sum(-1).mean().sqrt()),
+        "cameras": cameras,
+        "world_to_rig": poses.tolist(),
+        "table": rows,
+        "worst": max(used, key=lambda row: row["rms_px"]) if len(used) > 1 else None,
+        "notes": [note for camera in job.cameras for note in camera.notes],
+        "opencv": peer,
+    }
+
+
+def _rows(job: Job, found: JointCalibration, s: int) -> list[dict]:
+    """Each image of a camera: its rms in px, marks, and whether it was used or why not."""
+    views, lost, camera = job.views, found.left_out.cpu(), job.cameras[s]
+    error = found.residual[s].cpu().square().sum(-1)
+    rows = []
+    for v, name in enumerate(views.names):
+        marks = int(views.mask[s, v].sum())
+        if marks == 0:
+            continue
+        rms = float((error[v].sum() / marks).sqrt()) if not lost[v] else None
+        why = "its marks determine no pose" if lost[v] else ""
+        rows.append({"camera": s, "view": name, "rms_px": rms, "marks": marks, "used": not bool(lost[v]), "why": why})
+    out = {"camera": s, "rms_px": None, "marks": 0, "used": False}
+    return rows + [{**out, "view": name, "why": why} for name, why in camera.left_out]
+
+
+def views_table(result: dict) -> str:
+    """The views as a table in Markdown, the worst one below it."""
+    rows = [
+        [
+            str(row["camera"]), row["view"], "" if row["rms_px"] is None else f"{row['rms_px']:.4f}",
+            str(row["marks"]), "yes" if row["used"] else f"no: {row['why']}",
+        ]
+        for row in result["table"]
+    ]  # fmt: skip
+    text = table(["camera", "view", "rms px", "marks", "used"], rows)
+    worst = result["worst"]
+    return text + (f"\nWorst: {worst['view']}, {worst['rms_px']:.4f} px.\n" if worst else "")
