@@ -29,8 +29,8 @@ class Tracks:
 
     camera_index (M,), point_index (M,): int64; sorted by point, then camera. points2d (M,2): float64, pixels, (0, 0)
     is the centre of the sensor's top-left pixel: EXIF's orientation is ignored. names of all V images, in the order
-    given; image_size (width, height) in pixels; colors (N,3): uint8, red, green, blue, mean of the pixels; left_out:
-    (image name, reason) for each image without an observation.
+    given; image_size (width, height) in pixels; colors (N,3): uint8, red, green, blue, mean of the pixels, None where
+    there are no images; left_out: (image name, reason) for each image without an observation.
     """
 
     camera_index: Tensor
@@ -38,7 +38,7 @@ class Tracks:
     points2d: Tensor
     names: tuple[str, ...]
     image_size: tuple[int, int]
-    colors: Tensor
+    colors: Tensor | None
     left_out: tuple[tuple[str, str], ...] = ()
 
 
