@@ -2,9 +2,9 @@
 
 Points are predicted, PnP finds the pose of every view, and the reprojection error trains the points through PnP.
 Presets: `paper` (VGG-11 and Adam, as published, from a global start of PnP), `default` (the points themselves, from
-random ones, by Gauss-Newton with the poses eliminated), `real` (images with known K: tracks, a first reconstruction
-camera after camera, points learned through PnP from there, then a robust bundle), `self_calibrated` (the same, K
-unknown, which the paper has not), `smoke`.
+random ones, by Gauss-Newton with the poses eliminated), `real` (images: tracks, a first reconstruction camera after
+camera, points learned through PnP from there, then a robust bundle; the lens is sought where it is not given),
+`self_calibrated` (the same of images whose lens is given, for comparison), `smoke`.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,6 @@ PRESETS = {
         preset="self_calibrated",
         scene="temple_sparse_ring",
         intrinsics_known=False,
-        free=("f", "cx", "cy"),
         iterations=30,
         log_every=5,
     ),

@@ -1,8 +1,8 @@
 """A first reconstruction from tracks, camera after camera: what a bundle adjustment needs for a start.
 
 Two cameras by their essential matrix, then each further one by RANSAC over PnP on the points found so far (Snavely,
-Seitz and Szeliski 2006; Schönberger and Frahm 2016). Whenever the cameras have changed, all points are triangulated
-anew, robustly: no observation is lost for good, and none is kept that no longer agrees.
+Seitz and Szeliski 2006; Schönberger and Frahm 2016). Whenever cameras or their lenses have changed, all points are
+triangulated anew, robustly: no observation is lost for good, and none is kept that no longer agrees.
 """
 
 import math
@@ -15,14 +15,18 @@ from torch import Tensor
 
 from experiments.structure.points import Points
 from experiments.structure.tracks import as_table
-from geometry import align_similarity, cauchy, geman_mcclure, pnp, pnp_problem, ransac, se3, unproject
-from geometry.camera import Model, in_front, project_camera_frame
+from geometry import Bundle, align_similarity, cauchy, geman_mcclure, pnp, pnp_ransac, se3, unproject
+from geometry.camera import Model
 from geometry.optim import descend
 
 __all__ = ["Incremental", "Refine", "compare", "reconstruct"]
 
-Refine = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""refine(world_to_camera (V,4,4), points3d (N,3), K (V,3,3), inlier (M,)) -> (world_to_camera, points3d).
+_WIDE = 3.0
+"""A camera is placed by points within so many thresholds: points that few cameras see, and a lens that is not known
+yet, are off by more than pixels are measured."""
+
+Refine = Callable[[Bundle, Tensor], Bundle]
+"""refine(bundle, inlier (M,)) -> bundle, with world_to_camera (V,4,4), points3d (N,3), K (V,3,3), distortion (V,k).
 
 Only the observations in `inlier` count. Cameras and points without one are not known yet and may come back as they are.
 """
@@ -31,32 +35,34 @@ Only the observations in `inlier` count. Cameras and points without one are not 
 class Incremental(NamedTuple):
     """A reconstruction, up to a similarity: the world is the frame of the first pair's first camera, their distance 1.
 
-    world_to_camera (V,4,4), identity unless registered (V,); points3d (N,3), zero unless found (N,); inlier (M,): the
-    observations, by registered cameras of found points, that lie within the threshold of the point's projection.
+    bundle: world_to_camera (V,4,4), identity unless registered (V,); points3d (N,3), zero unless found (N,); K (V,3,3)
+    and distortion (V,k), as given unless `refine` changes them. inlier (M,): the observations, by registered cameras of
+    found points, that lie within the threshold of the point's projection.
     """
 
-    world_to_camera: Tensor
-    points3d: Tensor
+    bundle: Bundle
     registered: Tensor
     found: Tensor
     inlier: Tensor
 
 
 class _Scene(NamedTuple):
-    """What is given, one row an observation. rays (M,3): unit, in the camera frame; usable (M,): there is a ray."""
+    """What is given, one row an observation."""
 
     points2d: Tensor
     camera: Tensor
     point: Tensor
-    K: Tensor
-    distortion: Tensor
     model: Model
-    rays: Tensor
-    usable: Tensor
     threshold: float
     parallax: float
     fewest: int
     generator: torch.Generator
+
+    def rays(self, bundle: Bundle) -> tuple[Tensor, Tensor]:
+        """Of each observation the unit ray (M,3) in the camera's frame, and whether there is one (M,)."""
+        lenses = bundle.K[self.camera], bundle.distortion[self.camera]
+        rays, usable = unproject(self.points2d[:, None], *lenses, model=self.model)
+        return rays.squeeze(1), usable.squeeze(1)
 
 
 def reconstruct(
@@ -71,27 +77,30 @@ def reconstruct(
     parallax: float = 2.0,
     fewest: int = 15,
     refine: Refine | None = None,
+    start: Incremental | None = None,
     rounds: int = 2,
     seed: int = 0,
 ) -> Incremental:
-    """Cameras and points from tracks and known intrinsics.
+    """Cameras and points from tracks and intrinsics, which `refine` may improve.
 
     points2d (M,2) px; camera_index, point_index (M,), at most one observation of a point by a camera; K (V,3,3), or
     (3,3) for all that camera_index names; distortion (V,k) or (k,) of `model`. threshold: pixels within which an
     observation agrees. parallax: degrees; a point is found if a ray is half of it away from their mean, or more.
     fewest: so many points must agree on a camera. refine: called after each camera, and `rounds` times at the end;
-    None places all cameras anew on the points. seed: the same gives the same output.
+    None places all cameras anew on the points. start: a reconstruction to go on from, with the lenses as given now.
+    seed: the same gives the same output.
 
     A camera that no RANSAC can place is not `registered`. Raises ValueError naming the argument for wrong shapes or
     indices, and where no two cameras share points enough to start from.
     """
     K, distortion = _cameras(points2d, camera_index, point_index, K, distortion)
-    rays, usable = unproject(points2d[:, None], K[camera_index], distortion[camera_index], model=model)
-    given = (points2d, camera_index, point_index, K, distortion, model, rays.squeeze(1), usable.squeeze(1))
-    scene = _Scene(*given, threshold, parallax, fewest, torch.Generator(points2d.device).manual_seed(seed))
-
+    generator = torch.Generator(points2d.device).manual_seed(seed)
+    scene = _Scene(points2d, camera_index, point_index, model, threshold, parallax, fewest, generator)
     refine = partial(_resect_all, scene) if refine is None else refine
-    state = _improve(scene, _triangulate(scene, _first_pair(scene)), refine)
+    if start is None:
+        start = _first_pair(scene, K, distortion)
+    start = start._replace(bundle=start.bundle._replace(K=K, distortion=distortion))
+    state = _improve(scene, _triangulate(scene, start), refine)
     while (larger := _add_camera(scene, state)) is not None:
         state = _improve(scene, _triangulate(scene, larger), refine)
     for _ in range(rounds):
@@ -118,23 +127,26 @@ def _cameras(x: Tensor, camera: Tensor, point: Tensor, K: Tensor, distortion: Te
     return K.expand(V, 3, 3), distortion.expand(V, distortion.shape[-1])
 
 
-def _first_pair(scene: _Scene) -> Incremental:
+def _first_pair(scene: _Scene, K: Tensor, distortion: Tensor) -> Incremental:
     """The poses of the two cameras with the most points whose rays meet at a good angle, and no points yet."""
     import cv2
 
-    V, N, eye = len(scene.K), int(scene.point.max()) + 1, torch.eye(3, dtype=torch.float64).numpy()
+    V, N, eye = len(K), int(scene.point.max()) + 1, torch.eye(3, dtype=torch.float64).numpy()
+    poses = torch.eye(4).repeat(V, 1, 1).to(K)
+    bundle = Bundle(poses, K.new_zeros(N, 3), K, distortion)
+    rays, usable = scene.rays(bundle)
     row = torch.full((V, N), -1)  # which observation a camera has of a point
-    pinhole = scene.usable & (scene.rays[:, 2] > 0.1)  # up to 84 degrees off the axis, or the plane z = 1 is too far
+    pinhole = usable & (rays[:, 2] > 0.1)  # up to 84 degrees off the axis, or the plane z = 1 is too far
     row[scene.camera[pinhole], scene.point[pinhole]] = pinhole.nonzero().flatten().cpu()
     best, start, pair = 0.0, torch.eye(4), [0, 0]
     for i, j in torch.combinations(torch.arange(V)).tolist():
         both = (row[i] >= 0) & (row[j] >= 0)
         if both.sum() < max(scene.fewest, best):
             continue
-        a, b = (scene.rays[row[v, both]].double().cpu() for v in (i, j))
+        a, b = (rays[row[v, both]].double().cpu() for v in (i, j))
         one, other = ((d[:, :2] / d[:, 2:]).numpy() for d in (a, b))
         # Measured: three times as accurate as USAC_MAGSAC. With 2 px, narrow views get motions 10 degrees wrong.
-        tolerance = min(0.5 * scene.threshold, 1.0) / scene.K[[i, j]][:, [0, 1], [0, 1]].mean().item()
+        tolerance = min(0.5 * scene.threshold, 1.0) / K[[i, j]][:, [0, 1], [0, 1]].mean().item()
         E, inlier = cv2.findEssentialMat(one, other, eye, cv2.USAC_ACCURATE, 0.9999, tolerance)
         if E is None or E.shape != (3, 3):
             continue
@@ -147,55 +159,46 @@ def _first_pair(scene: _Scene) -> Incremental:
             best, start, pair = score, se3.make(R, t.squeeze(-1)), [i, j]
     if best == 0:
         raise ValueError(f"point_index: two cameras with {scene.fewest} good points in common wanted, found none")
-    pose, registered = torch.eye(4).repeat(V, 1, 1).to(scene.K), torch.zeros(V, dtype=torch.bool)
-    pose[pair[1]], registered[pair] = start.to(scene.K), True
-    nothing = torch.zeros(N, dtype=torch.bool, device=pose.device), torch.zeros_like(scene.usable)
-    return Incremental(pose, pose.new_zeros(N, 3), registered.to(pose.device), *nothing)
+    registered = torch.zeros(V, dtype=torch.bool)
+    poses[pair[1]], registered[pair] = start.to(K), True
+    nothing = torch.zeros(N, dtype=torch.bool, device=K.device), torch.zeros_like(usable)
+    return Incremental(bundle, registered.to(K.device), *nothing)
 
 
 def _add_camera(scene: _Scene, state: Incremental) -> Incremental | None:
     """One camera more: of those that can be placed the one that sees most of the points; None where there is none."""
     known = state.found[scene.point] & ~state.registered[scene.camera]
-    count = torch.bincount(scene.camera[known], minlength=len(scene.K))
+    bundle = state.bundle
+    count = torch.bincount(scene.camera[known], minlength=len(bundle.K))
     for v in count.argsort(descending=True, stable=True)[: int((count >= scene.fewest).sum())]:
         rows = known & (scene.camera == v)
-        pose, agree = _resect(scene, int(v), scene.points2d[rows][None], state.points3d[scene.point[rows]][None])
-        if agree >= scene.fewest:
+        seen = scene.points2d[rows][None], bundle.points3d[scene.point[rows]][None], bundle.K[v][None]
+        placed = pnp_ransac(
+            *seen, distortion=bundle.distortion[v][None], threshold=_WIDE * scene.threshold, model=scene.model,
+            kernel=geman_mcclure(scene.threshold), generator=scene.generator,
+        )  # fmt: skip
+        if placed.converged and placed.inliers.sum() >= scene.fewest:
             this = torch.arange(len(count), device=v.device) == v
-            pose = torch.where(this[:, None, None], pose, state.world_to_camera)
-            return state._replace(world_to_camera=pose, registered=state.registered | this)
+            poses = torch.where(this[:, None, None], placed.x, bundle.world_to_camera)
+            larger = bundle._replace(world_to_camera=poses)
+            return state._replace(bundle=larger, registered=state.registered | this)
     return None
 
 
-def _resect(scene: _Scene, v: int, x: Tensor, X: Tensor) -> tuple[Tensor, int]:
-    """Pose (4,4) of camera v from points2d x (1,n,2) and points3d X (1,n,3), and how many of them agree on it."""
-    K, distortion, model, ones = scene.K[v : v + 1], scene.distortion[v : v + 1], scene.model, torch.ones_like(x)
-
-    def five_points(index: Tensor) -> Tensor:
-        return pnp(x[0, index[0]], X[0, index[0]], K, distortion=distortion, model=model).x[None]
-
-    data, odds = (x, X, K, distortion, ones, ones[..., 0] > 0), ones[..., 0]
-    threshold, rng = scene.threshold, scene.generator
-    found = ransac(pnp_problem(model), five_points, *data, candidates=odds, size=5, threshold=threshold, generator=rng)
-    pose = pnp(x, X, K, distortion=distortion, init=found.x, model=model, kernel=geman_mcclure(threshold)).x
-    p = se3.transform(pose, X)
-    error = (project_camera_frame(p, K, distortion, model=model) - x).norm(dim=-1)
-    return pose[0], int(((error < threshold) & in_front(p, distortion, model=model)).sum())
-
-
-def _resect_all(scene: _Scene, pose: Tensor, points3d: Tensor, K: Tensor, inlier: Tensor) -> tuple[Tensor, Tensor]:
+def _resect_all(scene: _Scene, bundle: Bundle, inlier: Tensor) -> Bundle:
     """The least that `refine` can do: all poses anew, in one batch, by robust PnP from the inliers."""
+    pose, points3d, K, lens = bundle[:4]
     x, mask = as_table(scene.points2d[inlier], scene.camera[inlier], scene.point[inlier], len(K), len(points3d))
-    kernel, lens = cauchy(scene.threshold / 2), scene.distortion
+    kernel = cauchy(scene.threshold / 2)
     solution = pnp(x, points3d, K, distortion=lens, mask=mask, init=pose, model=scene.model, kernel=kernel)
-    return torch.where(solution.converged[:, None, None], solution.x, pose), points3d
+    return bundle._replace(world_to_camera=torch.where(solution.converged[:, None, None], solution.x, pose))
 
 
 def _improve(scene: _Scene, state: Incremental, refine: Refine) -> Incremental:
     """Refined, and triangulated anew."""
-    pose, points3d = refine(state.world_to_camera, state.points3d, scene.K, state.inlier)
-    pose = torch.where(state.registered[:, None, None], pose, state.world_to_camera)
-    return _triangulate(scene, state._replace(world_to_camera=pose, points3d=points3d))
+    refined, given = refine(state.bundle, state.inlier), state.bundle.world_to_camera
+    poses = torch.where(state.registered[:, None, None], refined.world_to_camera, given)
+    return _triangulate(scene, state._replace(bundle=refined._replace(world_to_camera=poses)))
 
 
 def _triangulate(scene: _Scene, state: Incremental) -> Incremental:
@@ -203,21 +206,22 @@ def _triangulate(scene: _Scene, state: Incremental) -> Incremental:
 
     The best (MSAC score) of the old point and 16 pairs of rays, and the minimum next to it.
     """
-    pose, N = state.world_to_camera, len(state.points3d)
-    rows = (scene.usable & state.registered[scene.camera]).nonzero().flatten()
+    pose, old, K, distortion = state.bundle[:4]
+    N, (rays, usable) = len(old), scene.rays(state.bundle)
+    rows = (usable & state.registered[scene.camera]).nonzero().flatten()
     rows = rows[scene.point[rows].argsort(stable=True)]
     camera, point, x, model = scene.camera[rows], scene.point[rows], scene.points2d[rows], scene.model
     R, t, bound = pose[camera, :3, :3], pose[camera, :3, 3:], scene.threshold**2
-    rays, eye = R.mT @ scene.rays[rows, :, None], torch.eye(3).to(x)
+    rays, eye = R.mT @ rays[rows, :, None], torch.eye(3).to(x)
     across = eye - rays @ rays.mT
     to_ray = across @ -(R.mT @ t)  # across @ (X - centre) = 0 on the ray
 
     def msac(s: Tensor) -> tuple[Tensor, Tensor]:
         return s.clamp(max=bound), (s < bound).to(s)
 
-    lenses = scene.K[camera], scene.distortion[camera], model
+    lenses = K[camera], distortion[camera], model
     seen = Points(x, point, pose[camera], *lenses, N, msac)
-    count, best = torch.bincount(point, minlength=N), seen.at(state.points3d)
+    count, best = torch.bincount(point, minlength=N), seen.at(old)
     first = (count.cumsum(0) - count).clamp(max=len(rows) - 1)
     for _ in range(16):
         a, b = torch.rand(2, N, dtype=x.dtype, device=x.device, generator=scene.generator)
@@ -232,8 +236,9 @@ def _triangulate(scene: _Scene, state: Incremental) -> Incremental:
     off = (rays[..., 0] * middle[point]).sum(-1).clamp(-1, 1).acos() * agree
     spread = off.new_zeros(N).scatter_reduce(0, point, off, "amax")  # at least half the largest angle of two rays
     found = (seen.sums(agree.long()) >= 2) & (spread >= math.radians(scene.parallax) / 2)
-    inlier = torch.zeros_like(scene.usable).index_put((rows,), agree & found[point])
-    return state._replace(points3d=torch.where(found[:, None], points3d, 0), found=found, inlier=inlier)
+    inlier = torch.zeros_like(usable).index_put((rows,), agree & found[point])
+    points3d = torch.where(found[:, None], points3d, 0)
+    return state._replace(bundle=state.bundle._replace(points3d=points3d), found=found, inlier=inlier)
 
 
 def compare(world_to_camera: Tensor, world_to_camera_gt: Tensor) -> tuple[Tensor, Tensor]:

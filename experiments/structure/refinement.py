@@ -1,4 +1,4 @@
-"""The last step from images or tracks: a bundle over everything, and what it says of the free intrinsics."""
+"""The last step from images or tracks: a bundle over everything, and what it says of a lens that was sought."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,12 @@ from torch import Tensor
 from datasets.reconstructions.model import Reconstruction
 from experiments.structure.alignment import move
 from experiments.structure.incremental import compare
+from experiments.structure.lens import Fit, in_words, of_views
 from experiments.structure.scenes import Scene
-from geometry import BundleSolution, align_similarity, bundle, cauchy, se3
+from experiments.structure.tracks import Flat
+from geometry import Bundle, BundleSolution, align_similarity, se3
 from geometry.camera import intrinsics_from_matrix
+from geometry.reconstruction import Estimate
 
 
 class Refined(NamedTuple):
@@ -25,16 +28,35 @@ class Refined(NamedTuple):
 def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Refined:
     """Everything at once, from what was learned: robustly from images, by least squares from a file's tracks."""
     camera, point = scene.visible.nonzero().T.contiguous()
-    points2d = scene.points2d[camera, point]
-    lenses, index = torch.cat([scene.K.flatten(1), scene.distortion], 1).unique(dim=0, return_inverse=True)
-    given = lenses[:, :9].reshape(-1, 3, 3), lenses[:, 9:]
-    solution = bundle(
-        points2d, camera, point, poses, points, *given, intrinsics_index=index, model=scene.model,
-        free=("poses", "points", *scene.free), kernel=cauchy(robust_px) if scene.robust else None, max_steps=300,
-    )  # fmt: skip
-    poses, points, K, distortion = (t.detach().cpu() for t in solution.x[:4])
+    tracks = Flat(scene.points2d[camera, point], camera, point, len(poses))
+    start, sought = Bundle(poses, points, scene.K, scene.distortion), scene.sought
+    scale = robust_px if scene.robust else 1.0
+    fit = Fit(tracks, scene.model, scale, scene.robust, {} if sought is None else sought.known)
+    free: tuple[str, ...] = ()
+    told: list[str] = []
+    if sought is None:
+        estimate = Estimate(points.new_zeros(0), points.new_zeros(0, 0), fit.adjust(start))
+    elif sought.free is None:
+        choice = fit.choose(start, sought.usual)
+        estimate, free = choice.estimate, choice.free
+        told.append(in_words(choice))
+    else:
+        estimate, free = fit.estimate(start, sought.free), sought.free
+    solution: BundleSolution = estimate.found
     errors: dict[str, float] = {}
-    note = ""
+    if scene.image_size is not None:
+        pattern = fit.pattern(of_views(solution), scene.image_size)
+        errors["pattern_deviations"] = pattern.deviations
+        if pattern.present:
+            told.append(
+                f"THE LENS DOES NOT FIT: residuals of neighbouring pixels have {100 * pattern.share:.1f} % of their "
+                f"variance in common, {pattern.deviations:.1f} deviations; errors are larger than the deviations say"
+            )
+    if sought is not None:
+        words, more = intrinsics_found(scene, free, estimate)
+        told, errors = [*told, f"focal length at first {sought.told}", words], errors | more
+    index = solution.task.problem.intrinsics_index.cpu()
+    poses, points, K, distortion = (t.detach().cpu() for t in solution.x[:4])
     if scene.poses_gt is not None:
         rotation, centre = compare(poses, scene.poses_gt.cpu())
         true = se3.centre(scene.poses_gt.cpu())
@@ -42,34 +64,30 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
         points, poses = move(alignment, points, poses)
         errors |= {"rotation_deg": rotation.median().item(), "largest_rotation_deg": rotation.max().item()}
         errors |= {"centre_share": centre.median().item(), "largest_centre_share": centre.max().item()}
-    if scene.free:
-        told, more = intrinsics_found(scene, solution)
-        errors, note = errors | more, f"; {told}"
     size = None if scene.image_size is None else torch.tensor([scene.image_size]).expand(len(K), 2)
-    flat = (camera.cpu(), point.cpu(), points2d.cpu(), scene.model)
+    flat = (camera.cpu(), point.cpu(), tracks.points2d.cpu(), scene.model)
     colors = None if scene.colors is None else scene.colors.cpu()
-    model = Reconstruction(poses, points, K, distortion, index.cpu(), *flat, colors, scene.names, size)
-    return Refined(solution, model, errors, note)
+    model = Reconstruction(poses, points, K, distortion, index, *flat, colors, scene.names, size)
+    return Refined(solution, model, errors, "".join(f"; {words}" for words in told))
 
 
-def intrinsics_found(scene: Scene, solution: BundleSolution) -> tuple[str, dict[str, float]]:
+def intrinsics_found(scene: Scene, free: tuple[str, ...], estimate: Estimate) -> tuple[str, dict[str, float]]:
     """The free intrinsics in words, with standard deviations, and f's difference from the truth and deviation in px.
 
     The deviations hold for tracks whose errors are as large in one place as in another, wrong ones among them.
     """
-    values = solution.state.theta[0].tolist()
-    deviations = solution.covariance().cameras[0, 6:, 6:].diagonal().sqrt().tolist()
+    values, deviations = estimate.values.tolist(), estimate.covariance.diagonal().sqrt().tolist()
     told: list[str] = []
     errors: dict[str, float] = {}
     given: dict[str, float] = {}
     if scene.K_gt is not None:
         fx, fy, cx, cy = intrinsics_from_matrix(scene.K_gt[0]).tolist()
         given = {"f": (fx + fy) / 2, "fx": fx, "fy": fy, "cx": cx, "cy": cy}
-    for name, value, deviation in zip(scene.free, values, deviations, strict=True):
+    for name, value, deviation in zip(free, values, deviations, strict=True):
         truth = f" (given: {given[name]:.6g})" if name in given else ""
-        pixels = not name.startswith("k")
-        lost = pixels and not deviation < 0.05 * solution.x.K[0, 0, 0].item()
-        note = (", not determined" if lost else "") if solution.converged else ", not at a minimum"
+        pixels = name[0] in "fc"
+        lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
+        note = (", not determined" if lost else "") if estimate.found.converged else ", not at a minimum"
         told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:
             errors |= {f"{name}_off_px": value - given[name], f"{name}_deviation_px": deviation}

@@ -3,50 +3,57 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import locate
+from datasets.files import image_paths
+from datasets.images.exif import usual_focal_length
 from datasets.images.middlebury import read_middlebury
-from datasets.images.tracks import find_tracks
+from datasets.images.track_files import is_database, read_database, read_track_text
+from datasets.images.tracks import Tracks, find_tracks
 from datasets.made.published import DUCK_UNIT, read_points, read_poses
 from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.structure.alignment import move, shape_errors
-from experiments.structure.incremental import Refine, reconstruct
-from experiments.structure.tracks import as_table, noise, pinhole, read_tracks
-from geometry import align_similarity, bundle, cauchy, project, se3
-from geometry.camera import Model
+from experiments.structure.lens import Known, Sought
+from experiments.structure.start import Growing, start_known, start_sought
+from experiments.structure.tracks import Flat, as_table, noise, pinhole, read_tracks
+from geometry import align_similarity, project, se3
+from geometry.camera import Model, matrix_from_intrinsics
 from geometry.reconstruction import StructureProblem
+
+EXIF_OFF = 0.1
+"""Standard deviation of a focal length by EXIF, as a share of it."""
+_TRACKS = (".csv", ".tracks")
+"""Suffixes of texts of tracks without poses."""
+Lens = tuple[Tensor, Tensor]
+"""K (V|1,3,3) and distortion (V|1,k)."""
 
 
 @dataclass(frozen=True)
-class SceneOptions:
+class SceneOptions(Growing):
     """Which scene, and how its tracks become a start."""
 
     scene: str = "duck"
     """`duck`: a solid made here; `published`: duck and poses of the published demo, from the shared data; `orbit`:
     tracks made here with 0.5 px of noise, of cameras around a ball, up and down and not looking at its middle;
     `turntable`: of one camera as the ball turns before it; else a path, here or in the shared data: a folder of images
-    (with a Middlebury *_par.txt, the images it names), or a reconstruction that `datasets.reconstructions.read` reads
-    (BAL, COLMAP, Bundler, libmv), whose points and poses are then the start."""
-    intrinsics: tuple[float, float, float, float] | None = None
-    """fx fy cx cy in px, of a folder of images without a *_par.txt; no distortion."""
+    (with a Middlebury *_par.txt, the images it names); tracks without poses (a COLMAP database, or *.csv, *.tracks with
+    lines of image, point, u, v); or a reconstruction that `datasets.reconstructions.read` reads (BAL, COLMAP, Bundler,
+    libmv), whose points and poses are then the start."""
+    intrinsics: tuple[float, ...] | None = None
+    """fx fy cx cy in px, and maybe k1 k2 p1 p2 k3 …, of a folder of images without a *_par.txt, or of tracks."""
+    image_size: tuple[int, int] | None = None
+    """Width and height in px, of the images that *.csv or *.tracks are of."""
     intrinsics_known: bool = True
-    """Of images, `orbit` and `turntable`; else K is sought, too: f is tried from 0.5 to 3 times the image's width, the
-    principal point starts in its middle, and the final bundle frees what `free` names."""
-    free: tuple[Literal["f", "fx", "fy", "cx", "cy", "k1", "k2"], ...] = ("f",)
-    """Intrinsics that the final bundle seeks where they are not known, the same for all views; the rest keep their
-    start."""
-    candidates_f: int = 7
-    """Focal lengths to try where they are not known."""
-    inlier_px: float = 1.0
-    """Of images, `orbit` and `turntable`: an observation farther from its point's projection is left out."""
-    robust_px: float = 0.25
-    """Scale of the Cauchy kernel of their bundles; the final one of `orbit` and `turntable`, which have no outliers, is
-    least squares."""
+    """False: seek K and the distortion though they are given, as of `orbit`, `turntable`, or by a *_par.txt. Where they
+    are not, the focal length starts at what EXIF tells, or else is tried from 0.5 to 3 times the image's width; the
+    principal point starts in the middle."""
+    free: tuple[Literal["f", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"], ...] | None = None
+    """Intrinsics that are sought where they are not known, the same for all views; the rest keep their start. None: f,
+    k1, and what the data ask for of k2, and cx with cy."""
     scene_seed: int = 0
     """Seed of the made scenes: points, poses. The run's own seed draws what is unknown: the start."""
     points: int = 1000
@@ -59,8 +66,8 @@ class SceneOptions:
 class Scene:
     """What is known: points2d (V,N,2), visible (V,N), K (V,3,3), distortion (V,k). What is not: the rest, if given.
 
-    free: intrinsics, the same for all views, that are not known after all. robust: the final bundle's kernel is. colors
-    (N,3) uint8, names of the views, image_size (width, height): of images.
+    sought: K and distortion are not known after all. robust: the final bundle's kernel is. colors (N,3) uint8, names of
+    the views, image_size (width, height): of images.
     """
 
     points2d: Tensor
@@ -73,7 +80,7 @@ class Scene:
     K_gt: Tensor | None = None
     points_start: Tensor | None = None
     poses_start: Tensor | None = None
-    free: tuple[str, ...] = ()
+    sought: Sought | None = None
     robust: bool = False
     colors: Tensor | None = None
     names: tuple[str, ...] = ()
@@ -140,7 +147,10 @@ def read_scene(options: SceneOptions, seed: int) -> Scene:
     if options.scene not in ("duck", "published"):
         path = locate.locate(options.scene)
         images = path.is_dir() and not any((path / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
-        return read_images(path, options, seed) if images else read_file(path)
+        if images:
+            return read_images(path, options, seed)
+        without_poses = path.suffix in _TRACKS or (path.is_file() and is_database(path))
+        return read_track_file(path, options, seed) if without_poses else read_file(path)
     if options.scene == "published":
         points, poses = DUCK_UNIT * read_points("duck")[:1000], se3.from_rotvec_t(read_poses()[: options.views])
     else:
@@ -166,31 +176,69 @@ def read_file(path: Path) -> Scene:
 
 def read_images(folder: Path, options: SceneOptions, seed: int) -> Scene:
     """The tracks of a folder of images, and a first reconstruction to start learning from."""
-    images: Any = folder
-    poses_gt = K = None
+    lens, images = given_lens(options), image_paths(folder)
+    poses_gt = None
+    known: Known = {}
+    told = "unknown: none given, and EXIF tells none"
+    other: dict[str, str] = {}
     if list(folder.glob("*_par.txt")):
         given = read_middlebury(folder)
-        images, K, poses_gt = given.images, given.K, given.world_to_camera
-    elif options.intrinsics is not None:
-        K = pinhole(*options.intrinsics)
-    elif options.intrinsics_known:
-        raise ValueError(f"intrinsics: fx fy cx cy wanted for the images of {folder}, or --no-intrinsics-known")
+        images, poses_gt = list(given.images), given.world_to_camera
+        lens = given.K, given.K.new_zeros(len(given.K), 0)
+    elif lens is None:
+        focal, other = usual_focal_length(images)
+        images = [path for path in images if path.name not in other]
+        if focal is not None:
+            known, told = {"f": (focal.px, EXIF_OFF * focal.px)}, f"{focal.px:.0f} px by EXIF ({focal.source})"
     tracks = find_tracks(images)
-    V = len(tracks.names)
-    flat = Flat(tracks.points2d, tracks.camera_index, tracks.point_index, V, tracks.image_size)
-    K = None if K is None else K.expand(V, 3, 3)
-    scene, views, points = start_tracks(flat, K, options, seed)
-    out = [f"{name}: {reason}" for name, reason in tracks.left_out]
-    out += [
-        name for v, name in enumerate(tracks.names) if v not in views.tolist() and name not in dict(tracks.left_out)
-    ]
-    return replace(
-        scene,
-        colors=tracks.colors[points],
-        names=tuple(tracks.names[v] for v in views),
-        poses_gt=None if poses_gt is None else poses_gt[views],
-        note=scene.note + (f"; images left out: {', '.join(out)}" if out else ""),
-    )
+    sought = Sought(tracks.image_size, known, options.free, told)
+    scene, views = start_found(tracks, lens, sought, options, seed, other)
+    return replace(scene, poses_gt=None if poses_gt is None else poses_gt[views])
+
+
+def read_track_file(path: Path, options: SceneOptions, seed: int) -> Scene:
+    """The tracks of a COLMAP database or of a text, and a first reconstruction to start learning from."""
+    known: Known = {}
+    told = "unknown: none given"
+    if is_database(path):
+        tracks, focal = read_database(path)
+        if focal is not None:
+            known, told = {"f": (focal.px, EXIF_OFF * focal.px)}, f"{focal.px:.0f} px ({focal.source})"
+    elif options.image_size is None:
+        raise ValueError(f"image_size: width and height in px wanted of the images of {path}")
+    else:
+        tracks = read_track_text(path, options.image_size)
+    sought = Sought(tracks.image_size, known, options.free, told)
+    return start_found(tracks, given_lens(options), sought, options, seed, {})[0]
+
+
+def start_found(
+    tracks: Tracks, lens: Lens | None, sought: Sought, options: SceneOptions, seed: int, other: dict[str, str]
+) -> tuple[Scene, Tensor]:
+    """`start_tracks` of tracks that were found, with names, colours, and a note on the images that were left out, which
+    `other` of them were before; and which views are left."""
+    flat = Flat(tracks.points2d, tracks.camera_index, tracks.point_index, len(tracks.names))
+    scene, views, points = start_tracks(flat, lens, sought, options, seed)
+    out = other | dict(tracks.left_out)
+    out |= {name: "not placed" for v, name in enumerate(tracks.names) if v not in views.tolist() and name not in out}
+    told = ", ".join(f"{name}: {reason}" for name, reason in out.items())
+    names = tuple(tracks.names[v] for v in views)
+    colors = None if tracks.colors is None else tracks.colors[points]
+    note = scene.note + (f"; images left out: {told}" if out else "")
+    return replace(scene, names=names, colors=colors, note=note), views
+
+
+def given_lens(options: SceneOptions) -> Lens | None:
+    """K (1,3,3) and distortion (1,k) of `intrinsics`, filled up with zeros to a number that OpenCV has."""
+    if options.intrinsics is None:
+        return None
+    numbers = torch.tensor([options.intrinsics], dtype=torch.float64)
+    sizes = [k for k in (0, 2, 4, 5, 8, 12) if k >= numbers.shape[1] - 4]
+    if numbers.shape[1] < 4 or not sizes:
+        raise ValueError(f"intrinsics: fx fy cx cy and up to 12 coefficients wanted, found {numbers.shape[1]} numbers")
+    return matrix_from_intrinsics(numbers[:, :4]), torch.nn.functional.pad(
+        numbers, (0, 4 + sizes[0] - numbers.shape[1])
+    )[:, 4:]
 
 
 def make_tracks(options: SceneOptions, seed: int) -> Scene:
@@ -204,88 +252,40 @@ def make_tracks(options: SceneOptions, seed: int) -> Scene:
         up, aside = zero, torch.zeros_like(aside)
     R = se3.exp(torch.stack([up, zero, zero], -1)) @ se3.exp(torch.stack([zero, angle, zero], -1))
     poses = se3.make(R, torch.cat([aside, 4 + zero[:, None]], -1))
-    K = pinhole(900.0, 900.0, 319.5, 239.5).expand(V, 3, 3)
+    K = pinhole(900.0, 900.0, 319.5, 239.5)[None]
     towards = se3.centre(poses)[:, None] - X
     camera, point = ((towards * X).sum(-1) > 0.3).nonzero().T
     points2d = project(X, poses, K)[camera, point] + 0.5 * noise(g, len(camera), 2)
-    flat = Flat(points2d, camera, point, V, (640, 480))
-    scene, views, points = start_tracks(flat, K, replace(options, inlier_px=4 * options.inlier_px), seed)
+    flat, sought = Flat(points2d, camera, point, V), Sought((640, 480), {}, options.free, "not known")
+    wide = replace(options, inlier_px=4 * options.inlier_px)
+    scene, views, points = start_tracks(flat, (K, K.new_zeros(1, 0)), sought, wide, seed)
     return replace(scene, points_gt=X[points], poses_gt=poses[views], robust=False)
 
 
-class Flat(NamedTuple):
-    """Tracks as a list: points2d (M,2) px, camera (M,), point (M,), the number of views, image_size (width, height)."""
-
-    points2d: Tensor
-    camera: Tensor
-    point: Tensor
-    views: int
-    image_size: tuple[int, int]
-
-    def only(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Some of the observations."""
-        return self.points2d[kept], self.camera[kept], self.point[kept]
-
-    def refine(self, K: Tensor, robust_px: float) -> Refine:
-        """The robust bundle that a growing reconstruction is refined by."""
-
-        def refined(poses: Tensor, points: Tensor, _: Tensor, inlier: Tensor) -> tuple[Tensor, Tensor]:
-            found = bundle(*self.only(inlier), poses, points, K, kernel=cauchy(robust_px), max_steps=20).x
-            return found.world_to_camera, found.points3d
-
-        return refined
-
-
-def seek_focal_length(tracks: Flat, options: SceneOptions) -> Tensor:
-    """K (3,3) with the principal point in the middle and the focal length whose robust bundle fits the tracks best.
-
-    Each candidate is the start of a reconstruction and of a bundle that frees f; what is no inlier costs as much as one
-    at the threshold. A focal length far off places few cameras.
-    """
-    width, height = tracks.image_size
-    kernel = cauchy(options.robust_px)
-    outlier = kernel(torch.tensor(options.inlier_px**2, dtype=torch.float64)).item() / 2
-    best, best_K = math.inf, None
-    for share in np.geomspace(0.5, 3, options.candidates_f).tolist():
-        f = share * width
-        K = pinhole(f, f, (width - 1) / 2, (height - 1) / 2)
-        try:
-            # farther than the truth by what a wrong f adds
-            first = reconstruct(*tracks[:3], K.expand(tracks.views, 3, 3), threshold=2 * options.inlier_px, rounds=1)
-        except ValueError:  # no two cameras agree
-            continue
-        start = (first.world_to_camera, first.points3d, K)
-        found = bundle(*tracks.only(first.inlier), *start, free=("poses", "points", "f"), kernel=kernel)
-        cost = found.cost.item() + outlier * int((~first.inlier).sum())
-        if cost < best:
-            best, best_K = cost, found.x.K[0]
-    if best_K is None:
-        raise ValueError("candidates_f: a focal length at which two images agree wanted, found none")
-    return best_K
-
-
-def start_tracks(tracks: Flat, K: Tensor | None, options: SceneOptions, seed: int) -> tuple[Scene, Tensor, Tensor]:
+def start_tracks(
+    tracks: Flat, lens: Lens | None, sought: Sought, options: SceneOptions, seed: int
+) -> tuple[Scene, Tensor, Tensor]:
     """A reconstruction camera after camera: the scene that is left, and which views (v,) and points (n,) it has.
 
-    K (V,3,3): to be used, or only to be compared with where intrinsics are not known.
+    lens: to be used, or only to be compared with where intrinsics are not known.
     """
-    K_gt = K
-    free: tuple[str, ...] = ()
-    if K is None or not options.intrinsics_known:
-        K, free = seek_focal_length(tracks, options).expand(tracks.views, 3, 3), options.free
-    refine = tracks.refine(K, options.robust_px)
-    first = reconstruct(*tracks[:3], K, threshold=options.inlier_px, refine=refine, seed=seed)
+    V = tracks.views
+    given = None if lens is None else (lens[0].expand(V, 3, 3), lens[1].expand(V, -1))
+    if given is not None and options.intrinsics_known:
+        first, unknown = start_known(tracks, *given, options, seed), None
+    else:
+        first, unknown = start_sought(tracks, sought, options, seed), sought
     camera, point = tracks.camera[first.inlier], tracks.point[first.inlier]
     views, row = camera.unique(return_inverse=True)
     points, column = point.unique(return_inverse=True)
     table = as_table(tracks.points2d[first.inlier], row, column, len(views), len(points))
     left = len(tracks.point) - len(point)
-    coefficients = 2 if {"k1", "k2"} & set(free) else 0
+    poses, points3d, K, distortion = first.bundle[:4]
     scene = Scene(
-        *table, K[views], K.new_zeros(len(views), coefficients),
-        K_gt=None if K_gt is None else K_gt[views], points_start=first.points3d[points],
-        poses_start=first.world_to_camera[views], free=free, robust=True, image_size=tracks.image_size,
-        note=f"{len(views)} of {tracks.views} views placed; {left} of {len(tracks.point)} observations left out: more "
+        *table, K[views], distortion[views], K_gt=None if given is None else given[0][views],
+        points_start=points3d[points], poses_start=poses[views], sought=unknown, robust=True,
+        image_size=sought.image_size,
+        note=f"{len(views)} of {V} views placed; {left} of {len(tracks.point)} observations left out: more "
         f"than {options.inlier_px:g} px off, of no point found, or of a view that was not placed",
     )  # fmt: skip
     return scene, views, points

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,19 @@ from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from geometry import se3
 from geometry.camera import in_front, matrix_from_intrinsics
+
+
+class Flat(NamedTuple):
+    """Tracks as a list: points2d (M,2) px, camera (M,), point (M,), and the number of views."""
+
+    points2d: Tensor
+    camera: Tensor
+    point: Tensor
+    views: int
+
+    def only(self, kept: Tensor) -> "Flat":
+        """Some of the observations, of the same views and points."""
+        return self._replace(points2d=self.points2d[kept], camera=self.camera[kept], point=self.point[kept])
 
 
 def noise(generator: torch.Generator, *shape: int) -> Tensor:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from datasets.images.middlebury import read_middlebury
+from datasets.made.photographs import take_photographs
 from datasets.reconstructions.colmap import read_colmap
 from datasets.reconstructions.model import Reconstruction
 from experiments import structure_from_motion
 from experiments.running.run import Run
-from experiments.structure import scenes
+from experiments.structure import scenes, start
 from geometry import se3
 
 
@@ -92,11 +93,11 @@ def test_a_focal_length_from_tracks_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(ORBIT, scene="turntable", intrinsics_known=False, points=200, candidates_f=2)
-    sought, seek = [], scenes.seek_focal_length
-    monkeypatch.setattr(scenes, "seek_focal_length", lambda *given: sought.append(seek(*given)) or sought[0])
+    config = replace(ORBIT, scene="turntable", intrinsics_known=False, points=200, candidates_f=2, free=("f",))
+    sought, seek = [], start.seek_focal_length
+    monkeypatch.setattr(start, "seek_focal_length", lambda *given: sought.append(seek(*given)) or sought[0])
     alone = structure_from_motion.main(replace(config, out=tmp_path, name="f"))
-    monkeypatch.setattr(scenes, "seek_focal_length", lambda *given: sought[0])  # what is free is no matter of the start
+    monkeypatch.setattr(start, "seek_focal_length", lambda *given: sought[0])  # what is free is no matter of the start
     assert abs(alone["errors"]["f_off_px"]) < 4 * alone["errors"]["f_deviation_px"] < 20
     assert "not determined" not in alone["note"]
     more = structure_from_motion.main(replace(config, out=tmp_path, name="more", free=("f", "cx", "cy")))
@@ -105,12 +106,44 @@ def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path, monkeypa
     assert "not determined" in more["note"].split("cy")[1]
 
 
-def test_images_want_intrinsics(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path / "images"), out=tmp_path / "out")
-    with pytest.raises(SystemExit, match="intrinsics: fx fy cx cy wanted"):
-        structure_from_motion.main(config)
+@pytest.mark.parametrize("numbers", [(700.0, 700.0, 320.0), tuple(range(17))])
+def test_intrinsics_are_four_numbers_and_a_lens(tmp_path: Path, numbers: tuple[float, ...]) -> None:
+    config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path), intrinsics=numbers)
+    with pytest.raises(SystemExit, match=f"fx fy cx cy and up to 12 coefficients wanted, found {len(numbers)} numbers"):
+        structure_from_motion.main(replace(config, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_of_tracks_wants_the_size_of_its_images(tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_text("a p 1 2\nb p 3 4")
+    config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path / "my.csv"), out=tmp_path / "out")
+    with pytest.raises(SystemExit, match="image_size: width and height in px wanted"):
+        structure_from_motion.main(config)
+
+
+@pytest.mark.slow
+def test_tracks_of_a_text_with_a_lens_that_bends(tmp_path: Path) -> None:
+    """The lens is given with its distortion; without it, it is sought, and what is given is found."""
+    g = torch.Generator().manual_seed(5)
+    photographs = take_photographs(g, views=5, k1=-0.2)
+    tracks = photographs.tracks(900, g, noise_px=0.3)
+    rows = zip(tracks.camera_index.tolist(), tracks.point_index.tolist(), tracks.points2d.tolist(), strict=True)
+    (tmp_path / "my.csv").write_text("\n".join(f"{v}.jpg,{n},{x:.6f},{y:.6f}" for v, n, (x, y) in rows))
+    f, cx, cy = (photographs.K[i, j].item() for i, j in ((0, 0), (0, 2), (1, 2)))
+    config = replace(
+        structure_from_motion.PRESETS["real"], scene=str(tmp_path / "my.csv"), intrinsics=(f, f, cx, cy, -0.2),
+        image_size=photographs.image_size, inlier_px=1.5, out=tmp_path / "out",
+    )  # fmt: skip
+    given = structure_from_motion.main(replace(config, name="given"))
+    assert given["note"].startswith("5 of 5 views placed")
+    assert "DOES NOT FIT" not in given["note"]
+    assert given["errors"]["reprojection_rms"] < 0.5
+    assert given["errors"]["pattern_deviations"] < 3
+    straight = structure_from_motion.main(replace(config, name="straight", intrinsics=(f, f, cx, cy)))
+    assert "THE LENS DOES NOT FIT" in straight["note"]
+    sought = structure_from_motion.main(replace(config, name="sought", intrinsics_known=False, candidates_f=2))
+    assert "free are f, k1" in sought["note"]
+    assert abs(sought["errors"]["f_off_px"]) < 4 * sought["errors"]["f_deviation_px"] < 0.05 * f
 
 
 @pytest.fixture(scope="module")

@@ -59,13 +59,14 @@ def ring(V=12, N=500, noise=0.5, wrong=0.1, distortion=(), seed=0):
 def adjust(points2d, camera_index, point_index):
     """Robust bundle adjustment as `refine`, once all cameras are known; before, poses and points stay as they are."""
 
-    def refine(world_to_camera, points3d, K, inlier):
+    def refine(given, inlier):
         camera, x = camera_index[inlier], points2d[inlier]
-        if len(camera.unique()) < len(K):
-            return world_to_camera, points3d
+        if len(camera.unique()) < len(given.K):
+            return given
         known, point = point_index[inlier].unique(return_inverse=True)
-        found = bundle(x, camera, point, world_to_camera, points3d[known], K, kernel=cauchy(0.5)).x
-        return found.world_to_camera, points3d.index_put((known,), found.points3d)
+        found = bundle(x, camera, point, given.world_to_camera, given.points3d[known], given.K, kernel=cauchy(0.5)).x
+        points3d = given.points3d.index_put((known,), found.points3d)
+        return given._replace(world_to_camera=found.world_to_camera, points3d=points3d)
 
     return refine
 
@@ -79,7 +80,7 @@ def test_a_ring_with_a_tenth_of_the_observations_wrong(seed, lens):
     scene = ring(distortion=lens, seed=seed)
     found = reconstruct(*scene.given)
     assert found.registered.all()
-    rotation, centre = compare(found.world_to_camera, scene.world_to_camera)
+    rotation, centre = compare(found.bundle.world_to_camera, scene.world_to_camera)
     # half a pixel of noise is 0.04 degrees for one ray
     assert rotation.median() < 0.2
     assert rotation.max() < 0.5
@@ -91,7 +92,7 @@ def test_a_ring_with_a_tenth_of_the_observations_wrong(seed, lens):
     sure = found.found & (right >= 3)
     assert sure.sum() > 300
     true = scene.points3d[: len(sure)][sure]
-    error = align_similarity(found.points3d[sure], true).apply(found.points3d[sure]) - true
+    error = align_similarity(found.bundle.points3d[sure], true).apply(found.bundle.points3d[sure]) - true
     assert error.norm(dim=1).median() < 0.005
 
 
@@ -99,7 +100,7 @@ def test_a_ring_with_a_tenth_of_the_observations_wrong(seed, lens):
 def test_without_noise_it_is_exact():
     scene = ring(V=8, N=200, noise=0, wrong=0, distortion=LENS)
     found = reconstruct(*scene.given, rounds=20)
-    rotation, centre = compare(found.world_to_camera, scene.world_to_camera)
+    rotation, centre = compare(found.bundle.world_to_camera, scene.world_to_camera)
     assert rotation.max() < 1e-3
     assert centre.max() < 1e-5
     assert found.inlier[found.found[scene.point_index]].all()
@@ -110,14 +111,17 @@ def test_what_is_returned_agrees_with_itself():
     scene = ring(V=6, distortion=LENS)
     found = reconstruct(*scene.given, threshold=1.5)
     V = len(found.registered)
-    pixels = project(found.points3d, found.world_to_camera, scene.K.expand(V, 3, 3), scene.distortion.expand(V, -1))
+    pixels = project(
+        found.bundle.points3d, found.bundle.world_to_camera, scene.K.expand(V, 3, 3), scene.distortion.expand(V, -1)
+    )
     error = (pixels[scene.camera_index, scene.point_index] - scene.points2d).norm(dim=1)
     known = found.found[scene.point_index] & found.registered[scene.camera_index]
     assert torch.equal(found.inlier, known & (error < 1.5))
-    assert (found.points3d[~found.found] == 0).all()
+    assert (found.bundle.points3d[~found.found] == 0).all()
     assert torch.bincount(scene.point_index[found.inlier], minlength=len(found.found))[found.found].min() >= 2
     again = reconstruct(*scene.given, threshold=1.5)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found.bundle, again.bundle, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found[1:], again[1:], strict=True))
 
 
 @pytest.mark.slow
@@ -128,7 +132,7 @@ def test_a_camera_that_shares_nothing_is_not_registered():
     K = scene.K.expand(11, 3, 3)  # camera 10 has no observation at all
     found = reconstruct(scene.points2d, scene.camera_index, point, K, scene.distortion)
     assert found.registered.tolist() == [v not in (2, 10) for v in range(11)]
-    assert torch.equal(found.world_to_camera[2], torch.eye(4).double())
+    assert torch.equal(found.bundle.world_to_camera[2], torch.eye(4).double())
     assert not found.inlier[alone].any()
 
 
@@ -136,22 +140,23 @@ def test_a_camera_that_shares_nothing_is_not_registered():
 def test_refine_is_called_after_each_camera_and_what_it_returns_is_used():
     scene, calls = ring(V=6, wrong=0), []
 
-    def refine(world_to_camera, points3d, K, inlier):
+    def refine(given, inlier):
         calls.append((len(scene.camera_index[inlier].unique()), inlier.sum()))
-        assert K.shape == (7, 3, 3)
+        assert given.K.shape == (7, 3, 3)
         known = torch.isin(torch.arange(7), scene.camera_index[inlier])
         # the truth, moved and scaled; nonsense for cameras that are not known yet, which must be ignored
         truth = torch.cat([scene.world_to_camera, torch.eye(4).double()[None]])
         truth[:, :3, 3] *= 3
-        return torch.where(known[:, None, None], truth, torch.nan), 3 * scene.points3d[: len(points3d)]
+        points3d = 3 * scene.points3d[: len(given.points3d)]
+        return given._replace(world_to_camera=torch.where(known[:, None, None], truth, torch.nan), points3d=points3d)
 
     # camera 6 sees nothing
     found = reconstruct(*scene._replace(K=scene.K.expand(7, 3, 3)).given, refine=refine, rounds=1)
     assert [count for count, _ in calls] == [2, 3, 4, 5, 6, 6]
     assert calls[-1][1] > calls[0][1]
     assert found.registered.tolist() == [True] * 6 + [False]
-    assert torch.equal(found.world_to_camera[:6, :3, 3], 3 * scene.world_to_camera[:, :3, 3])
-    assert torch.equal(found.world_to_camera[6], torch.eye(4).double())
+    assert torch.equal(found.bundle.world_to_camera[:6, :3, 3], 3 * scene.world_to_camera[:, :3, 3])
+    assert torch.equal(found.bundle.world_to_camera[6], torch.eye(4).double())
 
 
 @pytest.mark.slow
@@ -159,17 +164,18 @@ def test_observations_come_back_once_they_agree():
     scene = ring(V=6, wrong=0)
     held = []
 
-    def spoil_first(world_to_camera, points3d, K, inlier):
+    def spoil_first(given, inlier):
         held.append(int(inlier.sum()))
+        poses = given.world_to_camera
         if len(held) == 1:  # turn the second camera of the pair by a degree: hardly an observation agrees
             second = scene.camera_index[inlier].max()
             step = torch.zeros(6, 6).double()
             step[second, :3] = math.radians(1) * torch.tensor([1.0, 0, 0])
-            return se3.retract(world_to_camera, step), points3d
-        truth = torch.where((world_to_camera == torch.eye(4)).all(-1).all(-1)[:, None, None], world_to_camera, start)
-        return truth, points3d
+            return given._replace(world_to_camera=se3.retract(poses, step))
+        truth = torch.where((poses == torch.eye(4)).all(-1).all(-1)[:, None, None], poses, start)
+        return given._replace(world_to_camera=truth)
 
-    start = reconstruct(*scene.given).world_to_camera
+    start = reconstruct(*scene.given).bundle.world_to_camera
     found = reconstruct(*scene.given, fewest=8, refine=spoil_first)
     assert found.inlier.sum() >= held[0]
 
@@ -220,7 +226,7 @@ def test_temple(temple):
     assert found.registered.all()
     assert found.found.sum() > 3300
     assert found.inlier.sum() > 9000
-    rotation, centre = compare(found.world_to_camera, views.world_to_camera)
+    rotation, centre = compare(found.bundle.world_to_camera, views.world_to_camera)
     assert rotation.median() < 0.2
     assert rotation.max() < 0.5
     assert centre.median() < 0.002
@@ -232,7 +238,7 @@ def test_temple_with_a_bundle_adjustment_at_the_end(temple):
     views, tracks = temple
     found = reconstruct(*tracks, views.K, refine=adjust(*tracks), rounds=1)
     assert found.registered.all()
-    rotation, centre = compare(found.world_to_camera, views.world_to_camera)
+    rotation, centre = compare(found.bundle.world_to_camera, views.world_to_camera)
     assert rotation.median() < 0.15
     assert centre.median() < 0.001
     assert centre.max() < 0.004

@@ -1,0 +1,112 @@
+"""From tracks to a start: a first reconstruction, with a lens that is known or sought."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from experiments.structure.incremental import Incremental, reconstruct
+from experiments.structure.lens import ALWAYS, COEFFICIENTS, Fit, Known, Sought, of_views
+from experiments.structure.tracks import Flat, pinhole
+from geometry import Bundle
+
+__all__ = ["Growing", "seek_focal_length", "start_known", "start_sought"]
+
+_BEND = 0.2
+"""Standard deviation of k1 among lenses: it holds k1 while few views tell it."""
+_OFF = 0.2
+"""Of a focal length that is tried, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Growing:
+    """How a reconstruction grows."""
+
+    candidates_f: int = 7
+    """Focal lengths to try where none is known, nor told by EXIF."""
+    inlier_px: float = 1.0
+    """Of images, tracks without poses, `orbit` and `turntable`: an observation farther from its point's projection is
+    left out."""
+    robust_px: float = 0.25
+    """Scale of the Cauchy kernel of their bundles; the final one of `orbit` and `turntable`, which have no outliers, is
+    least squares."""
+
+
+def start_known(tracks: Flat, K: Tensor, distortion: Tensor, how: Growing, seed: int) -> Incremental:
+    """A reconstruction camera after camera, with K (V,3,3) and distortion (V,k)."""
+    return reconstruct(
+        *tracks[:3], K, distortion, threshold=how.inlier_px, refine=_Refine(tracks, (), {}, how), seed=seed
+    )
+
+
+def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incremental:
+    """The same with a lens that is adjusted after every camera: f and k1 first, then whatever is free."""
+    first = ALWAYS if sought.free is None else tuple(name for name in ALWAYS if name in sought.free)
+    if "f" in sought.known:
+        lenses, known = _lenses(tracks.views, sought, sought.known["f"][0]), sought.known
+    else:
+        lenses = seek_focal_length(tracks, sought, first, how)
+        f = lenses[0][0, 0, 0].item()
+        known = {"f": (f, _OFF * f)}
+    grown = reconstruct(
+        *tracks[:3], *lenses, threshold=how.inlier_px, refine=_Refine(tracks, first, _held(known), how), seed=seed
+    )
+    fit = Fit(tracks.only(grown.inlier), "radtan", how.robust_px, True, sought.known)
+    free = fit.choose(grown.bundle, sought.usual).free if sought.free is None else sought.free
+    refine, lenses = _Refine(tracks, free, sought.known, how), (grown.bundle.K, grown.bundle.distortion)
+    return reconstruct(*tracks[:3], *lenses, threshold=how.inlier_px, refine=refine, start=grown, seed=seed)
+
+
+def _held(known: Known) -> Known:
+    """What is known of a lens, and of every lens."""
+    return {"k1": (0.0, _BEND), **known}
+
+
+@dataclass(frozen=True)
+class _Refine:
+    """The robust bundle that a growing reconstruction is refined by (`experiments.structure.incremental.Refine`)."""
+
+    tracks: Flat
+    free: Sequence[str]
+    known: Known
+    how: Growing
+
+    def __call__(self, bundle: Bundle, inlier: Tensor) -> Bundle:
+        fit = Fit(self.tracks.only(inlier), "radtan", self.how.robust_px, True, self.known)
+        return of_views(fit.adjust(bundle, self.free, max_steps=8))
+
+
+def seek_focal_length(tracks: Flat, sought: Sought, free: tuple[str, ...], how: Growing) -> tuple[Tensor, Tensor]:
+    """K (V,3,3) and distortion (V,k) of the lens whose robust bundle fits the tracks best, from several focal lengths.
+
+    Each candidate is the start of a reconstruction and of a bundle that frees f and these names; what is no inlier
+    costs as much as one at the threshold. A focal length far off places few cameras.
+    """
+    free = ("f", *(name for name in free if name != "f"))
+    outlier = 0.5 * math.log1p((how.inlier_px / how.robust_px) ** 2)  # Cauchy's
+    best, found = math.inf, None
+    for share in np.geomspace(0.5, 3, how.candidates_f).tolist():
+        f = share * sought.image_size[0]
+        refine = _Refine(tracks, free, _held({"f": (f, _OFF * f)}), how)
+        try:
+            # farther than the truth by what a wrong f adds
+            lenses, wide = _lenses(tracks.views, sought, f), 2 * how.inlier_px
+            first = reconstruct(*tracks[:3], *lenses, threshold=wide, refine=refine, rounds=1)
+        except ValueError:  # no two cameras agree
+            continue
+        fit = Fit(tracks.only(first.inlier), "radtan", how.robust_px, True, {})
+        solution = fit.adjust(first.bundle, free, max_steps=100)
+        cost = solution.cost.item() + outlier * int((~first.inlier).sum())
+        if cost < best:
+            best, found = cost, of_views(solution)
+    if found is None:
+        raise ValueError("candidates_f: a focal length at which two images agree wanted, found none")
+    return found.K, found.distortion
+
+
+def _lenses(views: int, sought: Sought, f: float) -> tuple[Tensor, Tensor]:
+    """K (V,3,3) and distortion (V,k) of a usual lens of this focal length, of all views."""
+    K = pinhole(f, f, sought.usual["cx"], sought.usual["cy"])
+    return K.expand(views, 3, 3), K.new_zeros(views, COEFFICIENTS)
