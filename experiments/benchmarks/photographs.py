@@ -174,8 +174,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     seen = sum(one["pattern"] > 3 for one in others)
     words = [
         f"f is within three of its deviations in {within['chosen']} of {len(rows)} collections;",
-        f"in {within['once']} with a lens that does not bend. Of the other {len(others)}, {none} have no minimum (nan),",
-        f"and {seen} a pattern of more than 3 deviations in the residuals.",
+        f"in {within['once']} with a lens that does not bend. Of the other {len(others)}, {none} have no",
+        f"minimum (nan), and {seen} a pattern of more than 3 deviations in the residuals.",
     ]
     return f"{table(header, lines)}\n{' '.join(words)}\n"
 

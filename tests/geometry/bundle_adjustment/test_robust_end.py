@@ -1,6 +1,7 @@
 """How a bundle with a robust kernel ends: points settle by themselves, and the exact Hessian takes over."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_callers_see_the_cost_fall_and_max_steps_is_kept() -> None:
     tracks.solve(kernel=cauchy(1.0), callback=lambda step, cost: told.append((step, cost)))
     steps, costs = zip(*told, strict=True)
     assert list(steps) == list(range(len(steps)))
-    assert all(after <= before for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before for before, after in pairwise(costs))
     few: list[int] = []
     stopped = tracks.solve(kernel=cauchy(1.0), max_steps=2, callback=lambda step, cost: few.append(step))
     assert few == [0, 1, 2]
