@@ -399,7 +399,7 @@ class BundleProblem:
 
         y = torch.cat([p, theta[layout.view]], -1)
         axes = torch.eye(3 + P, dtype=y.dtype, device=y.device)
-        seen, J = vmap(lambda axis: directional(pixels, y, axis), out_dims=(None, -1))(axes)
+        seen, J = vmap(lambda axis: directional(pixels, y, axis), out_dims=(None, -1))(axes)  # type: ignore[arg-type]
         absent = data.weights == 0
         r = torch.where(absent, 0, data.weights * (seen - data.points2d))
         J = torch.where(absent[..., None], 0, data.weights[..., None] * J)
