@@ -24,7 +24,8 @@ class Config(RunConfig):
     scene: str = "bal/problem-49-7776-pre.txt"
     """A BAL, Bundler .out or libmv .bin file, or the folder of a COLMAP model; here or in the shared data."""
     free: tuple[str, ...] = ("poses", "points", "f", "k1", "k2")
-    """What is sought: poses, points, and intrinsics by name (f, or fx and fy; cx, cy, k1, k2, p1, p2, ...)."""
+    """What is sought: poses, points, sensors (of a COLMAP model with rigs), intrinsics by name (f, or fx and fy; cx,
+    cy, k1, k2, p1, p2, ...)."""
     robust_px: float = 0.0
     """Scale of a Cauchy kernel; 0 means least squares."""
     gauge: GaugeChoice = "fixed"
@@ -58,20 +59,28 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     distortion = scene.distortion
     if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
         distortion = distortion.new_zeros(len(distortion), 2)
-    lens = (scene.K, distortion)
+    rigs = scene.rigs
+    mounted: dict[str, Tensor] = {}
+    if rigs is not None:
+        names = ("rig_index", "sensor_index", "sensor_from_rig", "fixed_sensors")
+        mounted = {name: getattr(rigs, name).to(run.device) for name in names}
+    start = scene.world_to_camera if rigs is None else rigs.world_to_rig
     found = bundle(
         *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
-        *(t.to(run.device) for t in (scene.world_to_camera, scene.points3d, *lens)),
+        *(t.to(run.device) for t in (start, scene.points3d, scene.K, distortion)),
         intrinsics_index=scene.intrinsics_index.to(run.device), free=config.free, model=scene.model,
         kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
-        max_steps=config.max_steps, callback=tell,
+        max_steps=config.max_steps, callback=tell, **mounted,
     )  # fmt: skip
     problem, data = found.task.problem, found.task.data
     with torch.no_grad():
         r = problem.residual(problem.compose(found.state, data.given), data)
-        start = problem.residual(data.given, data)
+        before = problem.residual(data.given, data)
     poses, points, K, distortion = (t.cpu() for t in found.x[:4])
-    model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion)
+    if rigs is not None and found.x.sensor_from_rig is not None:
+        rigs = rigs._replace(world_to_rig=poses, sensor_from_rig=found.x.sensor_from_rig.cpu())
+        poses = rigs.world_to_camera
+    model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion, rigs=rigs)
     run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
     run.save_model("colmap", model)
     run.save_points("points", points, colors=scene.colors, cameras=poses)
@@ -80,7 +89,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         converged=bool(found.converged),
         iterations=len(costs) - 1,
         loss=found.cost.item(),
-        errors={"rms_before": rms(start), "rms_after": rms(r)},
+        errors={"rms_before": rms(before), "rms_after": rms(r)},
         note=found.message,
     )
 

@@ -1,7 +1,8 @@
 """COLMAP's sparse models, text and binary: a folder of `cameras`, `images` and `points3D`, each .txt or .bin.
 
-COLMAP 3.12 and later add `rigs` and `frames`; `images` still has every pose, so they are not read. Ids are arbitrary
-numbers. What camera models and pixels mean is said in `geometry.interop.colmap`.
+COLMAP 3.12 and later add `rigs` and `frames` (`datasets.reconstructions.colmap_rigs`), which say what is mounted
+together; `images` still has every pose. Ids are arbitrary numbers. What camera models and pixels mean is said in
+`geometry.interop.colmap`.
 """
 
 import re
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from datasets.arrays import find_ids
 from datasets.files import require_file
+from datasets.reconstructions.colmap_rigs import disagreeing, read_rigs, write_rigs
 from datasets.reconstructions.colmap_tables import (
     CAMERAS,
     IMAGES,
@@ -36,13 +38,14 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     """Read a model, the binary one where `folder` has both: V images, C cameras, N points, each in the order of ids.
 
     Observations are ordered by image; 2D points that show no point are left out. Images, cameras and points that
-    nothing refers to are kept. distortion (C,k) is filled with zeros to what the longest camera model needs.
+    nothing refers to are kept. distortion (C,k) is filled with zeros to what the longest camera model needs. rigs are
+    read where cameras are mounted together: a sensor is a camera, and other sensors (IMU) are left out.
 
     Raises FileNotFoundError where one of the three files is missing, and ValueError naming the file and the line or
     byte when one is truncated or too long, holds something that is not a finite number, an id twice or one that is
-    nowhere, tracks that disagree with the images' 2D points, or a camera model other than SIMPLE_PINHOLE, PINHOLE,
-    SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, OPENCV_FISHEYE, SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE,
-    RADIAL_FISHEYE; or when fisheyes stand beside others.
+    nowhere, tracks that disagree with the images' 2D points, frames that disagree with the images' poses, or a camera
+    model other than SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, OPENCV_FISHEYE,
+    SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE; or when fisheyes stand beside others.
     """
     folder = Path(folder)
     binary = (folder / "cameras.bin").is_file() or not (folder / "cameras.txt").is_file()
@@ -61,8 +64,12 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     camera_index, point_index, points2d = _observations(images, points)
     intrinsics, distortion, model = _intrinsics(cameras)
     sizes = torch.from_numpy(cameras.heads["size"].astype(np.int64))
+    poses = from_pose(images.heads["quat_wxyz"], images.heads["t"])
+    rigs = read_rigs(folder, suffix, cameras.heads["id"], images.heads["id"], intrinsics_index)
+    for v in disagreeing(rigs, poses)[:1] if rigs else ():
+        raise images.error(v, "the pose of its frame and sensor wanted for an image, found another")
     return Reconstruction(
-        world_to_camera=from_pose(images.heads["quat_wxyz"], images.heads["t"]),
+        world_to_camera=poses,
         points3d=_tensor(points.heads["xyz"]),
         K=matrix_from_intrinsics(intrinsics),
         distortion=distortion,
@@ -74,6 +81,7 @@ def read_colmap(folder: str | Path) -> Reconstruction:
         colors=torch.from_numpy(points.heads["color"].copy()),
         names=tuple(images.names or ()),
         image_sizes=sizes if sizes.any() else None,
+        rigs=rigs,
     )
 
 
@@ -82,25 +90,32 @@ def write_colmap(folder: str | Path, reconstruction: Reconstruction, *, binary: 
 
     Each camera becomes the simplest model that has as many coefficients as `distortion` and holds its values. Without
     names, images are called by their number; a point's error is the mean distance from its observations; unknown
-    colours become black and unknown sizes 0 x 0, which `read_colmap` takes for unknown. COLMAP itself cuts a name at a
+    colours become black and unknown sizes 0 x 0, which `read_colmap` takes for unknown. Files of rigs and frames are
+    written where the reconstruction has `rigs`. COLMAP itself cuts a name at a
     space in a text model; in a binary one it does not.
 
     Raises ValueError naming the reason for what COLMAP cannot say: skew, thin-prism distortion, a pose that is no rigid
-    motion, names that are empty, given twice, or have control characters or white space at an end; and where `folder`
-    holds files of another model (rigs, frames, the other kind of files), which would be read together with the new ones
-    or instead.
+    motion, rigs whose sensors are no cameras of their own or that contradict world_to_camera, names that are empty,
+    given twice, or have control characters or white space at an end; and where `folder` holds files of another model
+    (rigs, frames, the other kind of files), which would be read together with the new ones or instead.
     """
     folder = Path(folder)
     suffix, other = (".bin", ".txt") if binary else (".txt", ".bin")
     names = [kind.file + other for kind in (CAMERAS, IMAGES, POINTS)]
-    names += [name + end for name in ("rigs", "frames") for end in (suffix, other)]
+    ends = (suffix, other) if reconstruction.rigs is None else (other,)
+    names += [name + end for name in ("rigs", "frames") for end in ends]
     rest = [name for name in names if (folder / name).exists()]
     if rest:
         raise ValueError(f"{folder}: a folder without files of another model wanted, found {', '.join(rest)}")
+    rigs = reconstruction.rigs
+    for v in disagreeing(rigs, reconstruction.world_to_camera)[:1] if rigs else ():
+        raise ValueError(f"world_to_camera[{v}] must be the pose that follows from rigs, got another")
     tables = {CAMERAS: _cameras(reconstruction), IMAGES: _images(reconstruction), POINTS: _points(reconstruction)}
     folder.mkdir(parents=True, exist_ok=True)
     for kind, table in tables.items():
         write_table(folder / (kind.file + suffix), kind, table)
+    if rigs is not None:
+        write_rigs(folder, suffix, rigs, reconstruction.intrinsics_index)
 
 
 def _observations(images: Table, points: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from geometry.camera import Model, intrinsics_from_matrix, matrix_from_intrinsics, project
 from geometry.lenses import check_distortion
 
-__all__ = ["Reconstruction", "nearest_rotation", "pinhole", "radial_tangential", "reprojection_errors"]
+__all__ = ["Reconstruction", "Rigs", "nearest_rotation", "pinhole", "radial_tangential", "reprojection_errors"]
 
 _SHAPES: dict[str, tuple[str | int, ...]] = {
     "world_to_camera": ("V", 4, 4),
@@ -23,9 +24,41 @@ _SHAPES: dict[str, tuple[str | int, ...]] = {
     "points2d": ("M", 2),
     "colors": ("N", 3),
     "image_sizes": ("C", 2),
+    "rigs.world_to_rig": ("F", 4, 4),
+    "rigs.rig_index": ("V",),
+    "rigs.sensor_from_rig": ("S", 4, 4),
+    "rigs.sensor_index": ("V",),
+    "rigs.rig_of_sensor": ("S",),
+    "rigs.fixed_sensors": ("S",),
 }
-_INTO = {"intrinsics_index": "C", "camera_index": "V", "point_index": "N"}
-_DTYPES = {"colors": torch.uint8, "image_sizes": torch.int64} | dict.fromkeys(_INTO, torch.int64)
+_INTO = {
+    "intrinsics_index": "C", "camera_index": "V", "point_index": "N",
+    "rigs.rig_index": "F", "rigs.sensor_index": "S", "rigs.rig_of_sensor": "S",
+}  # fmt: skip
+_DTYPES = {
+    "colors": torch.uint8, "image_sizes": torch.int64, "rigs.fixed_sensors": torch.bool,
+} | dict.fromkeys(_INTO, torch.int64)  # fmt: skip
+
+
+class Rigs(NamedTuple):
+    """Cameras that are mounted together, by the names of `geometry.bundle`: F frames, S sensors.
+
+    world_to_rig (F,4,4); rig_index (V,) int64: which frame an image is of; sensor_from_rig (S,4,4), sensor_index (V,)
+    int64: which sensor took it. rig_of_sensor (S,) int64: which sensors are one rig's; fixed_sensors (S,) bool: the
+    sensor of each rig to which its frame is fastened.
+    """
+
+    world_to_rig: Tensor
+    rig_index: Tensor
+    sensor_from_rig: Tensor
+    sensor_index: Tensor
+    rig_of_sensor: Tensor
+    fixed_sensors: Tensor
+
+    @property
+    def world_to_camera(self) -> Tensor:
+        """The poses (V,4,4) of the images."""
+        return self.sensor_from_rig[self.sensor_index] @ self.world_to_rig[self.rig_index]
 
 
 @dataclass(frozen=True)
@@ -39,6 +72,7 @@ class Reconstruction:
     camera_index (M,), point_index (M,) int64: which image (0 … V-1) saw which point.
     points2d (M,2): px on OpenCV's grid, (0, 0) is the centre of the top-left pixel, unless the format has no such grid.
     colors (N,3) uint8, image_sizes (C,2) int64 = width, height: None where unknown. names: of the V images, or ().
+    rigs: how cameras are mounted together, None where they are not; world_to_camera are the poses that follow.
 
     Raises ValueError naming the field, the shape wanted and the shape given; likewise for a wrong dtype, a number
     that is not finite, and an index out of range.
@@ -56,12 +90,16 @@ class Reconstruction:
     colors: Tensor | None = None
     names: tuple[str, ...] = ()
     image_sizes: Tensor | None = None
+    rigs: Rigs | None = None
 
     def __post_init__(self) -> None:
         sizes: dict[str | int, int] = {}
+        tensors = vars(self) | {
+            f"rigs.{name}": value for name, value in zip(Rigs._fields, self.rigs or (), strict=False)
+        }
         for name, shape in _SHAPES.items():
-            value = getattr(self, name)
-            if value is None and name in ("colors", "image_sizes"):
+            value: Any = tensors.get(name)
+            if value is None and (name in ("colors", "image_sizes") or name.startswith("rigs.")):
                 continue
             given = tuple(value.shape)
             known = tuple(sizes.get(size, size) for size in shape)
@@ -78,7 +116,9 @@ class Reconstruction:
                 raise ValueError(f"{name} must be finite, got a number that is not")
         check_distortion(self.distortion, self.model)
         for name, letter in _INTO.items():
-            index, size = getattr(self, name), sizes[letter]
+            if name not in tensors:
+                continue
+            index, size = tensors[name], sizes[letter]
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
                 found = f"{int(index.min())} … {int(index.max())}"
                 raise ValueError(f"{name} must lie in 0 … {size - 1} ({letter} = {size}), got {found}")
