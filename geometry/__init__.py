@@ -3,7 +3,7 @@
     optim              Problem, minimize, argmin, covariance: any least-squares problem; programs and constraints
     pose               pnp, BPnP: camera pose from 2D-3D points; rig_pnp; both among wrong matches; losses of poses
     bundle_adjustment  bundle: many views at once
-    reconstruction     calibrate, find_structure: intrinsics and structure learned through PnP
+    reconstruction     calibrate, calibrate_rig, find_structure: intrinsics and structure learned through PnP
     consensus          ransac, minimal solvers, gradients through draws and choices
     tasks, interop     worked problems, a file each; conversions to and from other libraries, a file each
     compiled           the kernels of PnP, RANSAC and the bundle
@@ -61,7 +61,14 @@ if TYPE_CHECKING:
         rig_pnp_ransac,
         sample_poses,
     )
-    from geometry.reconstruction import CalibrationSolution, calibrate, find_structure, triangulate
+    from geometry.reconstruction import (
+        CalibrationSolution,
+        JointCalibration,
+        calibrate,
+        calibrate_rig,
+        find_structure,
+        triangulate,
+    )
     from geometry.robust import barron, cauchy, geman_mcclure, huber
 
 __all__ = [
@@ -72,6 +79,7 @@ __all__ = [
     "Constrained",
     "ConstrainedSolution",
     "GaugeChoice",
+    "JointCalibration",
     "PoseSolution",
     "Prior",
     "Problem",
@@ -88,6 +96,7 @@ __all__ = [
     "bearing_whitening",
     "bundle",
     "calibrate",
+    "calibrate_rig",
     "cauchy",
     "covariance",
     "draw_sets",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.bundle_adjustment import BundleSolution, bundle
-from geometry.bundle_adjustment.problem import COEFFICIENTS
 from geometry.camera import Model, project_camera_frame
 from geometry.checks import boolean, check_tensors, shaped
+from geometry.lenses import LENSES
 from geometry.optim import Solution
 from geometry.pose import pnp
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
@@ -39,7 +39,7 @@ class _Options(NamedTuple):
 
     def names(self, coefficients: int) -> tuple[str, ...]:
         """Of the free intrinsics."""
-        every = ("fx", "fy", "cx", "cy", *COEFFICIENTS[self.model][:coefficients])
+        every = ("fx", "fy", "cx", "cy", *LENSES[self.model].names[:coefficients])
         return every if self.free is None else self.free
 
 
@@ -132,7 +132,8 @@ def calibrate_rig(
     sensors = _mounting(poses, target)
     # of each frame the pose that one of the cameras has, by the errors that all have with it
     rigs = se3.inverse(sensors)[:, None] @ poses
-    errors = [_residual(*lenses, sensors, rig, points, target, mask, model).norm(dim=-1).sum((0, 2)) for rig in rigs]
+    each = [_residual((*lenses, sensors, rig), points, target, mask, model) for rig in rigs]
+    errors = [residual.norm(dim=-1).sum((0, 2)) for residual in each]
     rigs = rigs[torch.stack(errors).nan_to_num(torch.inf).argmin(0), torch.arange(F, device=mask.device)]
     left_out = ~torch.isfinite(rigs).all((1, 2))
     mask = mask & ~left_out[:, None]
@@ -149,8 +150,9 @@ def calibrate_rig(
         kernel=kernel, max_steps=max_steps, **rig,
     )  # fmt: skip
     rigs = torch.where(left_out[:, None, None], torch.nan, found.x.world_to_camera)
-    x = found.x.K, found.x.distortion, found.x.sensor_from_rig if rig else sensors, rigs
-    residual, alone = _residual(*x, points, target, mask, model), tuple(start.alone for start in starts)
+    mounted = found.x.sensor_from_rig
+    x = found.x.K, found.x.distortion, sensors if mounted is None else mounted, rigs
+    residual, alone = _residual(x, points, target, mask, model), tuple(start.alone for start in starts)
     return JointCalibration(x, found.cost, found.status, found.steps, left_out, residual, names, found, alone)
 
 
@@ -190,7 +192,7 @@ def _held(
 ) -> tuple[Tensor, Tensor]:
     """The intrinsics that were found, but for what is not free: that is as it was given."""
     (K, bend), (free, bent) = given, found
-    K, coefficients = K.clone(), COEFFICIENTS[model][: len(bend)]
+    K, coefficients = K.clone(), LENSES[model].names[: len(bend)]
     if "f" in names:
         K[:2, :2] *= free[0, 0] / K[0, 0]
     for name, place in {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}.items():
@@ -226,16 +228,10 @@ def _mounting(poses: Tensor, points3d: Tensor) -> Tensor:
 
 
 def _residual(
-    K: Tensor,
-    distortion: Tensor,
-    sensors: Tensor,
-    rigs: Tensor,
-    points2d: Tensor,
-    points3d: Tensor,
-    mask: Tensor,
-    model: Model,
+    x: tuple[Tensor, Tensor, Tensor, Tensor], points2d: Tensor, points3d: Tensor, mask: Tensor, model: Model
 ) -> Tensor:
-    """Projected less measured (S,F,N,2) px, zero where masked."""
+    """Projected less measured (S,F,N,2) px, zero where masked, of x as a `JointCalibration` has it."""
+    K, distortion, sensors, rigs = x
     p = se3.transform(sensors[:, None] @ rigs, points3d)
     p = torch.where(mask[..., None], p, torch.ones_like(p))
     r = project_camera_frame(p, K[:, None], distortion[:, None], model=model) - points2d

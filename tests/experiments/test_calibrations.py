@@ -1,0 +1,146 @@
+"""One command calibrates what is in a folder: cameras of several sizes, rigs, and lists of measured points."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
+from experiments import camera_calibration
+from experiments.paper.calibrations import Board, views_table
+from geometry import project, se3
+
+BOARD = charuco_print((5, 4))
+BENDS = torch.tensor([[-0.15, 0.03], [-0.1, 0.0]], dtype=torch.float64)
+
+
+def camera(width: int, height: int, bend: Tensor) -> Camera:
+    K = torch.tensor([[1.05 * width, 0, width / 2], [0, 1.06 * width, height / 2 - 3], [0, 0, 1]], dtype=torch.float64)
+    return Camera(K, bend, (width, height))
+
+
+ONE, TWO = camera(320, 240, BENDS[0]), camera(280, 220, BENDS[1])
+MOUNTED = se3.from_rotvec_t(torch.tensor([0.02, -0.1, 0.05, -0.7, 0.1, 0.1], dtype=torch.float64))
+
+
+def draw(folder: Path, camera: Camera, views: Tensor, prefix: str) -> None:
+    folder.mkdir(exist_ok=True)
+    g, rays = torch.Generator().manual_seed(1), camera.rays()
+    for i, view in enumerate(views):
+        image = render(BOARD, view, rays, Conditions(0.6, 0.01, 0.2), g)
+        cv2.imwrite(str(folder / f"{prefix}{i:02d}.png"), image)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `left` and `right` of a rig, and `both` with the images of either."""
+    root = tmp_path_factory.mktemp("boards")
+    views = poses(BOARD, ONE, 7, torch.Generator().manual_seed(0))
+    for folder in ("left", "both"):
+        draw(root / folder, ONE, views, "a")
+    for folder in ("right", "both"):
+        draw(root / folder, TWO, MOUNTED @ views[:6], "b")
+    cv2.imwrite(str(root / "both" / "blank.png"), np.full((240, 320), 128, np.uint8))
+    return root
+
+
+def calibrated(tmp_path: Path, **board: Any) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    config = replace(camera_calibration.PRESETS["real"], board=Board(**board), out=tmp_path)
+    summary, folder = camera_calibration.main(config), tmp_path / "camera_calibration" / "real-seed0"
+    return summary, json.loads((folder / "calibrations.json").read_text()), folder
+
+
+CHARUCO: dict[str, Any] = {"kind": "charuco", "corners": (5, 4), "square": 1.0, "marker": 0.75, "distortion": 2}
+
+
+@pytest.mark.slow
+def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path) -> None:
+    summary, results, folder = calibrated(tmp_path, source=(str(images / "both"),), **CHARUCO)
+    assert summary["converged"]
+    assert [r["name"] for r in results] == ["both-2-320x240", "both-2-280x220"]
+    for result, made in zip(results, (ONE, TWO), strict=True):
+        (found,) = result["cameras"]
+        truth = [*made.K.diagonal()[:2].tolist(), *made.K[:2, 2].tolist(), *made.distortion.tolist()]
+        deviations = [*found["standard_deviations"].values()]
+        z = (np.array(found["intrinsics"] + found["distortion"]) - truth) / deviations
+        assert np.abs(z).max() < 4
+        assert result["rms_px"] < 0.06
+        name = result["name"]
+        read = cv2.FileStorage(str(folder / f"{name}-opencv.yml"), cv2.FILE_STORAGE_READ)
+        assert read.getNode("camera_matrix").mat()[0, 0] == found["intrinsics"][0]
+        assert yaml.safe_load((folder / f"{name}-ros.yaml").read_text())["image_width"] == made.image_size[0]
+        assert [*yaml.safe_load((folder / f"{name}-kalibr.yaml").read_text())] == ["cam0"]
+        assert (folder / f"{name}-residuals.png").read_bytes().startswith(b"\x89PNG")
+    assert results[0]["table"][-1]["why"].startswith("no part of a ChArUco board")
+    assert "left out blank.png (no part of a ChArUco board of 5 x 4 inner corners found)" in summary["note"]
+    worst = max((row for row in results[0]["table"] if row["used"]), key=lambda row: row["rms_px"])
+    assert f"worst view {worst['view']}" in summary["note"]
+    table = (folder / "both-2-320x240-views.md").read_text()
+    assert table == views_table(results[0])
+    assert "| 0 | blank.png |  | 0 | no: no part" in table
+
+
+@pytest.mark.slow
+def test_two_folders_are_a_rig(images: Path, tmp_path: Path) -> None:
+    sources = (str(images / "left"), str(images / "right"))
+    summary, (result,), folder = calibrated(tmp_path, source=sources, **CHARUCO)
+    assert summary["converged"]
+    assert len(result["cameras"]) == 2
+    assert result["views"] == 13  # one of them the first camera's alone
+    found = torch.tensor(result["cameras"][1]["sensor_from_rig"]).double()
+    assert se3.rotation_angle(found[:3, :3] @ MOUNTED[:3, :3].mT) < 0.02
+    assert (found[:3, 3] - MOUNTED[:3, 3]).norm() < 0.05
+    chain = yaml.safe_load((folder / "left-right-2-kalibr.yaml").read_text())
+    np.testing.assert_allclose(chain["cam1"]["T_cn_cnm1"], found)
+
+
+@pytest.mark.slow
+def test_any_measured_points_will_do(tmp_path: Path) -> None:
+    """Of a room: not in a plane, by names, with intrinsics that are fixed."""
+    g = torch.Generator().manual_seed(2)
+    room = torch.rand(20, 3, generator=g).double() * 2 - 1
+    views = se3.from_rotvec_t(torch.randn(6, 6, generator=g).double() * 0.3 + torch.tensor([0, 0, 0, 0, 0, 5.0]))
+    seen = project(room, views, ONE.K, ONE.distortion) + 0.05 * torch.randn(6, 20, 2, generator=g).double()
+    (tmp_path / "room.txt").write_text("".join(f"p{i} {x} {y} {z}\n" for i, (x, y, z) in enumerate(room.tolist())))
+    lines = (
+        f"{v}.jpg p{i} {u} {w}\n" for v, view in enumerate(seen.tolist()) for i, (u, w) in enumerate(view) if i != v
+    )
+    (tmp_path / "measured.txt").write_text("".join(lines))
+    summary, (result,), _ = calibrated(
+        tmp_path, source=(str(tmp_path / "measured.txt"),), points=str(tmp_path / "room.txt"), distortion=2,
+        image_size=(320, 240), free=("fx", "fy", "cy", "k1", "k2"),
+    )  # fmt: skip
+    assert summary["converged"]
+    assert result["opencv"] is None
+    assert [row["marks"] for row in result["table"]] == [19] * 6
+    intrinsics, deviations = result["cameras"][0]["intrinsics"], result["cameras"][0]["standard_deviations"]
+    assert intrinsics[2] == 159.5
+    assert "cx" not in deviations
+    assert intrinsics[0] == pytest.approx(ONE.K[0, 0].item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("board", "says"),
+    [
+        ({"source": ("nowhere",)}, "nowhere"),
+        ({"points": "room.txt"}, "image_size: width and height wanted"),
+        ({"kind": "charuco", "marker": 2.0}, "marker: a side below that of a square"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    board: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    (tmp_path / "room.txt").write_text("a 0 0 0")
+    with pytest.raises(SystemExit) as ended:
+        calibrated(tmp_path / "out", **{"source": (str(tmp_path / "some"),), **board})
+    assert says in str(ended.value.code)
