@@ -43,7 +43,7 @@ class ModelChoice(NamedTuple):
 
 
 def choose_model(
-    fit: Callable[[tuple[str, ...]], Estimate],
+    fit: Callable[[tuple[str, ...], Estimate | None], Estimate],
     start: Sequence[str],
     blocks: Sequence[Sequence[str]],
     usual: Mapping[str, float],
@@ -52,7 +52,8 @@ def choose_model(
 ) -> ModelChoice:
     """Free, on top of `start`, those blocks of unknowns that differ from their usual values by more than noise.
 
-    fit(free) solves with these names free. Each block that is left is tried in turn, its values tested together against
+    fit(free, last) solves with these names free and all others as usual; last is the estimate that blocks were added to
+    last, None at first: a place to begin. Each block that is left is tried in turn, its values tested together against
     the usual ones (Wald's chi squared of the covariance that `fit` returns, which may be robust), and the surest one
     with a probability below `significance` is taken; again, until none is.
 
@@ -65,13 +66,13 @@ def choose_model(
     if missing:
         raise ValueError(f"usual must have a value for each name in blocks, got none for {', '.join(missing)}")
     free, left = tuple(start), [tuple(block) for block in blocks]
-    best, trials = fit(free), []
+    best, trials = fit(free, None), []
     while left:
-        tried = {block: fit(free + block) for block in left}
-        odds = {block: _probability(estimate, len(free), block, usual) for block, estimate in tried.items()}
-        surest = min(left, key=lambda block: odds[block])
-        taken = odds[surest] < significance
-        trials += [ModelTrial(block, odds[block], taken and block == surest) for block in left]
+        tried = {block: fit(free + block, best) for block in left}
+        tests = {block: _test(estimate, len(free), block, usual) for block, estimate in tried.items()}
+        surest = min(left, key=lambda block: tests[block])
+        taken = tests[surest][0] < significance
+        trials += [ModelTrial(block, tests[block][0], taken and block == surest) for block in left]
         if not taken:
             break
         free, best = free + surest, tried[surest]
@@ -79,15 +80,17 @@ def choose_model(
     return ModelChoice(free, best, tuple(trials))
 
 
-def _probability(estimate: Estimate, first: int, block: tuple[str, ...], usual: Mapping[str, float]) -> float:
-    """The upper tail of chi squared for the unknowns from `first` on, which are the block's."""
+def _test(estimate: Estimate, first: int, block: tuple[str, ...], usual: Mapping[str, float]) -> tuple[float, float]:
+    """The upper tail of chi squared for the unknowns from `first` on, which are the block's; and, since the tail may be
+    too small for a number, minus chi squared of each degree of freedom."""
     covariance = estimate.covariance[first:, first:].double()
     off = estimate.values[first:].double() - torch.tensor([usual[name] for name in block]).to(covariance)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed or not factor.isfinite().all():
-        return 1.0
+        return 1.0, 0.0
     square = torch.linalg.solve_triangular(factor, off[:, None], upper=False).square().sum()
-    return torch.special.gammaincc(torch.full_like(square, len(block) / 2), square / 2).item()
+    tail = torch.special.gammaincc(torch.full_like(square, len(block) / 2), square / 2)
+    return tail.item(), -square.item() / len(block)
 
 
 class ResidualPattern(NamedTuple):

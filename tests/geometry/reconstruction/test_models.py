@@ -16,7 +16,8 @@ def regression(coefficients, *, noise=0.1, count=200, seed=0, units=None):
     y = sum(value * x[name] for name, value in coefficients.items())
     y = y + noise * torch.randn(count, generator=g, dtype=torch.float64)
 
-    def fit(free):
+    def fit(free, last):
+        assert last is None or set(last.found) < set(free)
         X = torch.stack([x[name] / units.get(name, 1.0) for name in free], -1)
         inverse = torch.linalg.inv(X.mT @ X)
         found = inverse @ (X.mT @ y)
@@ -59,6 +60,18 @@ def test_neither_the_order_of_blocks_nor_units_matter():
         assert other == pytest.approx(odds[0], rel=1e-6)
 
 
+def test_the_surest_goes_first_where_odds_are_too_small_for_numbers():
+    true = {"a": 1.0, "b": 0.9, "c": 5.0}
+
+    def fit(free, last):
+        return Estimate(torch.tensor([true[name] for name in free]), 1e-6 * torch.eye(len(free)))
+
+    for order in (["b", "c"], ["c", "b"]):
+        choice = choose_model(fit, "a", order, NONE)
+        assert choice.free == ("a", "c", "b")
+        assert [trial.probability for trial in choice.trials] == [0, 0, 0]
+
+
 def test_noise_alone_is_taken_as_often_as_said():
     found = [
         choose_model(regression({"a": 1.0, "b": 0.0, "c": 0.0}, seed=seed), "a", [("b", "c")], NONE).trials[0]
@@ -71,7 +84,7 @@ def test_noise_alone_is_taken_as_often_as_said():
 
 @pytest.mark.parametrize("covariance", [torch.full((2, 2), torch.nan), torch.zeros(2, 2)])
 def test_what_is_not_determined_is_not_freed(covariance):
-    choice = choose_model(lambda free: Estimate(torch.ones(2), covariance), "a", ["b"], NONE)
+    choice = choose_model(lambda free, last: Estimate(torch.ones(2), covariance), "a", ["b"], NONE)
     assert choice.free == ("a",)
     assert choice.trials[0].probability == 1
 
