@@ -5,7 +5,7 @@ half of the pictures cut on one side, focal lengths from 0.75 to 1.5 widths, EXI
 before it was cut. Each is reconstructed as `experiments.structure_from_motion` does, from nothing but tracks with noise
 and wrong matches, or from rendered pictures, and the focal length is compared with the truth in its own deviations:
 
-- chosen: the lens that the data ask for, f and k1 at least;
+- chosen: the lens that the data ask for, f at least;
 - f, cx, cy: what was once the default, a lens that does not bend, and whether the residuals' pattern says so.
 
 Writes results/benchmark_photographs/table.md and table.json.

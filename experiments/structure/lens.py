@@ -11,12 +11,12 @@ from geometry.camera import Model, project_camera_frame
 from geometry.reconstruction import Estimate, ModelChoice, ResidualPattern, choose_model, residual_pattern
 from geometry.robust import RobustKernel, kernel_derivatives
 
-__all__ = ["ALWAYS", "COEFFICIENTS", "Fit", "Known", "Sought", "in_words", "of_views"]
+__all__ = ["COEFFICIENTS", "Fit", "GROWN", "Known", "Sought", "in_words", "of_views"]
 
-ALWAYS = ("f", "k1")
-"""What is sought of every lens that is not known."""
-ASKED = (("k2",), ("cx", "cy"))
-"""What is sought besides if the data ask for it."""
+GROWN = ("f", "k1")
+"""What is sought of a lens that is not known while a reconstruction grows."""
+ASKED = (("k1",), ("k2",), ("cx", "cy"))
+"""What is sought in the end, beside f, if the data ask for it."""
 COEFFICIENTS = 5
 """So many has the distortion of a lens that is sought: k1, k2, p1, p2, k3."""
 
@@ -28,7 +28,7 @@ class Sought(NamedTuple):
     """A lens that is not known, the same for all views.
 
     image_size: (width, height) px; the principal point starts in the middle. known: beforehand. free: names of the
-    unknowns; None for `ALWAYS` and what the data ask for of `ASKED`. told: where the first focal length is from.
+    unknowns; None for f and what the data ask for of `ASKED`. told: where the first focal length is from.
     """
 
     image_size: tuple[int, int]
@@ -81,14 +81,23 @@ class Fit(NamedTuple):
         return Estimate(solution.state.theta[0], solution.covariance().cameras[used, 6:, 6:], solution)
 
     def choose(self, start: Bundle, usual: Mapping[str, float]) -> ModelChoice:
-        """The intrinsics that the data ask for; the others are to start as usual."""
+        """The intrinsics that the data ask for, the others being as usual.
 
-        def fit(free: tuple[str, ...]) -> Estimate:
-            estimate = self.estimate(start, free)
+        What is freed last begins at the start or where the others ended, whichever costs less. So a k1 that has grown
+        in place of a principal point off the middle does not lead to a minimum beside the right one.
+        """
+
+        def fit(free: tuple[str, ...], last: Estimate | None) -> Estimate:
+            begin = _otherwise_usual(start, free, usual)
+            if last is not None:
+                other = of_views(last.found)
+                costs = [self.adjust(bundle, free, max_steps=0).cost for bundle in (begin, other)]
+                begin = other if costs[1] < costs[0] else begin
+            estimate = self.estimate(begin, free)
             # what ends at no minimum has no covariance, and is not asked for
             return estimate._replace(covariance=torch.where(estimate.found.converged, estimate.covariance, torch.nan))
 
-        return choose_model(fit, ALWAYS, ASKED, usual)
+        return choose_model(fit, ("f",), ASKED, usual)
 
     def pattern(self, found: Bundle, image_size: tuple[int, int]) -> ResidualPattern:
         """What the residuals of a bundle with K (V,3,3) have in common with their neighbours', as far as its kernel
@@ -99,6 +108,17 @@ class Fit(NamedTuple):
         r = project_camera_frame(p, K[camera], distortion[camera], model=self.model).squeeze(1) - points2d
         slope = kernel_derivatives(self.kernel, (r / self.scale_px).square().sum(-1))[1]
         return residual_pattern(points2d, slope[:, None] * r, image_size)
+
+
+def _otherwise_usual(bundle: Bundle, free: Sequence[str], usual: Mapping[str, float]) -> Bundle:
+    """The bundle, with all of its lenses but f and what is free as usual."""
+    K, distortion = bundle.K.clone(), bundle.distortion.clone()
+    for name in set(usual) - set(free):
+        if name in ("cx", "cy"):
+            K[:, ("cx", "cy").index(name), 2] = usual[name]
+        else:
+            distortion[:, ("k1", "k2", "p1", "p2", "k3").index(name)] = usual[name]
+    return bundle._replace(K=K, distortion=distortion)
 
 
 def of_views(solution: BundleSolution) -> Bundle:

@@ -53,7 +53,7 @@ class SceneOptions(Growing):
     principal point starts in the middle."""
     free: tuple[Literal["f", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"], ...] | None = None
     """Intrinsics that are sought where they are not known, the same for all views; the rest keep their start. None: f,
-    k1, and what the data ask for of k2, and cx with cy."""
+    and what the data ask for of k1, k2, and cx with cy."""
     scene_seed: int = 0
     """Seed of the made scenes: points, poses. The run's own seed draws what is unknown: the start."""
     points: int = 1000

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from experiments.structure.incremental import Incremental, reconstruct
-from experiments.structure.lens import ALWAYS, COEFFICIENTS, Fit, Known, Sought, of_views
+from experiments.structure.lens import COEFFICIENTS, GROWN, Fit, Known, Sought, of_views
 from experiments.structure.tracks import Flat, pinhole
 from geometry import Bundle
 
@@ -43,7 +43,7 @@ def start_known(tracks: Flat, K: Tensor, distortion: Tensor, how: Growing, seed:
 
 def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incremental:
     """The same with a lens that is adjusted after every camera: f and k1 first, then whatever is free."""
-    first = ALWAYS if sought.free is None else tuple(name for name in ALWAYS if name in sought.free)
+    first = GROWN if sought.free is None else tuple(name for name in GROWN if name in sought.free)
     if "f" in sought.known:
         lenses, known = _lenses(tracks.views, sought, sought.known["f"][0]), sought.known
     else:

@@ -30,8 +30,8 @@ def test_a_cut_picture_asks_for_its_principal_point():
     photographs, tracks, start, sought = collection(k1=-0.15, crop=(0.06, -0.04))
     fit = Fit(tracks, "radtan", 1.0, False, {})
     choice = fit.choose(start, sought.usual)
-    assert choice.free[:4] == ("f", "k1", "cx", "cy")
-    assert in_words(choice).startswith("free are f, k1, cx, cy, with cx cy (p ")
+    assert set(choice.free) >= {"f", "k1", "cx", "cy"}
+    assert "cx cy (p " in in_words(choice).partition(" asked for by the data")[0]
     f, true = choice.estimate.values[0], photographs.K[0, 0]
     assert abs(f - true) < 4 * choice.estimate.covariance[0, 0].sqrt() < 0.02 * true
     assert not fit.pattern(of_views(choice.estimate.found), sought.image_size).present
@@ -41,10 +41,10 @@ def test_a_cut_picture_asks_for_its_principal_point():
 
 @pytest.mark.slow
 def test_a_whole_picture_of_a_plain_lens_asks_for_nothing():
-    _, tracks, start, sought = collection(seed=1, k1=0.03)
+    _, tracks, start, sought = collection(seed=1)
     choice = Fit(tracks, "radtan", 1.0, False, {}).choose(start, sought.usual)
-    assert choice.free == ("f", "k1")
-    assert "as usual: k2 (p " in in_words(choice)
+    assert choice.free == ("f",)
+    assert "as usual: k1 (p " in in_words(choice)
 
 
 def test_what_is_known_is_held_to():
