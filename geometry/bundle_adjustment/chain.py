@@ -20,7 +20,7 @@ from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.operator import Blocks
 from geometry.bundle_adjustment.products import project_blocks
 
-__all__ = ["Motion", "pull_back"]
+__all__ = ["Motion", "pull_back", "turned"]
 
 
 class Motion(NamedTuple):
@@ -35,6 +35,12 @@ class Motion(NamedTuple):
     turns: Tensor
     shifts: Tensor
     bend: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def turned(poses: Tensor, rotation: Tensor) -> Motion:
+    """Poses (n,4,4) turned by known rotations (n,3,3)."""
+    nothing = rotation.new_zeros(len(rotation), 3, 0)
+    return Motion(rotation, (rotation @ poses[:, :3, 3:]).squeeze(-1), nothing, nothing)
 
 
 def pull_back(blocks: Blocks, motion: Motion, layout: Layout, exact: bool) -> Blocks:

@@ -21,6 +21,7 @@ from geometry import se3
 from geometry.bundle_adjustment.equations import Tangent
 from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
 from geometry.bundle_adjustment.layout import (
+    check_bearings,
     check_prior,
     check_rig,
     check_scene,
@@ -108,29 +109,30 @@ class _Optimum:
 
 
 def _flatten(data: BundleData) -> tuple[Tensor | None, ...]:
-    return (data.points2d, data.weights, data.times, *data.given, *data.prior)
+    return (*data[:4], *data.given, *data.prior)
 
 
 def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
     """The data of what `_flatten` makes of them, without those that are not there."""
     every = iter(tensors)
-    points2d, weights, times, *rest = (next(every) if one else None for one in there)
+    points2d, weights, times, bearings, *rest = (next(every) if one else None for one in there)
     assert points2d is not None
     assert weights is not None
     size = len(Bundle._fields)
-    return BundleData(points2d, weights, times, Bundle(*rest[:size]), Prior(*rest[size:]))  # type: ignore[arg-type]
+    return BundleData(points2d, weights, times, bearings, Bundle(*rest[:size]), Prior(*rest[size:]))  # type: ignore[arg-type]
 
 
 def _used(tensors: Sequence[Tensor], there: Sequence[bool], order: Tensor, place: Tensor) -> list[Tensor]:
     """What `_flatten` makes of the data, of these observations alone, in float64 and relative to a place (3,)."""
-    points2d, weights, times, given, prior = _unflatten([t.double() for t in tensors], there)
+    data = _unflatten([t.double() for t in tensors], there)
+    given, prior = data.given, data.prior
     given = given._replace(world_to_camera=se3.about(given.world_to_camera, place), points3d=given.points3d - place)
     if prior.world_to_camera is not None:
         prior = prior._replace(world_to_camera=se3.about(prior.world_to_camera, place))
     if prior.points3d is not None:
         prior = prior._replace(points3d=prior.points3d - place)
-    times = None if times is None else times[order]
-    return [t for t in _flatten(BundleData(points2d[order], weights[order], times, given, prior)) if t is not None]
+    seen = (None if t is None else t[order] for t in data[:4])
+    return [t for t in (*seen, *given, *prior) if t is not None]
 
 
 def _amid(centres: Tensor, points3d: Tensor) -> Tensor:
@@ -238,7 +240,7 @@ def bundle(
     point_index: Tensor,
     world_to_camera: Tensor,
     points3d: Tensor,
-    K: Tensor,
+    K: Tensor | None,
     distortion: Tensor | None = None,
     *,
     intrinsics_index: Tensor | None = None,
@@ -253,7 +255,7 @@ def bundle(
     fixed_sensors: Tensor | None = None,
     times: Tensor | None = None,
     velocity: Tensor | None = None,
-    model: Model = "radtan",
+    model: Model | Literal["ray"] = "radtan",
     kernel: Kernel | None = None,
     gauge: GaugeChoice = "fixed",
     gradient: Literal["exact", "gauss_newton"] = "exact",
@@ -284,6 +286,11 @@ def bundle(
     `geometry.bundle_adjustment.shutter`; None is none. With "velocities" in free they are sought, with "readout" a
     factor of all times, `x.readout`, which is only determined where velocities are known.
 
+    model="ray": points2d (M,3) are bearings in the frame of their camera, of any length but zero and in any direction,
+    K and distortion are None: what any central camera measures (`geometry.unproject`). The residual is the angle to the
+    bearing in radians, along its tangent plane (`geometry.se3.rotation_to_axis`), weights are 1/sigma in 1/radian; no
+    point lies behind. x.K is the identity.
+
     gauge: which of the similar solutions is meant where nothing fixed or known tells. "fixed": the pose of the first
     free view stays, and one coordinate of the place amid the points as another view sees it; "free": no similarity is
     added to the start (the cameras as a whole neither turn nor move nor spread). Gradients and covariance refer to it.
@@ -308,7 +315,13 @@ def bundle(
     function("kernel", kernel)
     function("callback", callback)
     whole("max_steps", max_steps, 0)
-    check_tensors(points2d=points2d, world_to_camera=world_to_camera, points3d=points3d, K=K)
+    check_tensors(points2d=points2d, world_to_camera=world_to_camera, points3d=points3d)
+    bearings = None
+    if model == "ray":
+        points2d, bearings, K = check_bearings(points2d, K, distortion)
+        model = "fisheye"
+    check_tensors(K=K)
+    assert K is not None
     check_tensors_or_none(distortion=distortion, weights=weights, sensor_from_rig=sensor_from_rig)
     indices("camera_index", camera_index)
     indices("point_index", point_index)
@@ -323,6 +336,8 @@ def bundle(
     given, index = check_scene(given, intrinsics_index, model, rig)
     V, C, S = len(index), len(given.K), 0 if rig is None else len(rig.fixed)
     names = free_names(free, given.distortion.shape[-1], model)
+    if bearings is not None and names:
+        raise ValueError(f'free must hold no intrinsics with model="ray", got {free!r}')
     weights = points2d.new_ones(M, 2) if weights is None else weights
     weights = weights[:, None].expand(M, 2) if weights.shape == (M,) else weights
     shapes = {
@@ -348,7 +363,7 @@ def bundle(
             raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")
     camera_index, point_index = camera_index.long(), point_index.long()
 
-    tensors = _flatten(BundleData(points2d, weights, times, given, prior))
+    tensors = _flatten(BundleData(points2d, weights, times, bearings, given, prior))
     there = tuple(t is not None for t in tensors)
     still = _mask(fixed_poses, F, given) | ("poses" not in free), _mask(fixed_points, N, given) | ("points" not in free)
 
@@ -372,7 +387,9 @@ def bundle(
         layout = lay_out(
             camera[order], point[order], (still_poses, still_points), known, index, P, rig=rig, shutter=shutter
         )
-        problem = BundleProblem(layout, C, index, still_poses, still_points, names, model, kernel, rig, shutter)
+        problem = BundleProblem(
+            layout, C, index, still_poses, still_points, names, model, kernel, rig, shutter, bearings is not None
+        )
         seen = data.given.points3d[point[order].unique()]
         seen_from = data.given.world_to_camera[problem.frame[camera[order]].unique()]
         place = _amid(se3.centre(seen_from.double()), seen.double())

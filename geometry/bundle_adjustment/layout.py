@@ -15,6 +15,7 @@ from geometry.checks import boolean, check_tensors, check_tensors_or_none, indic
 from geometry.lenses import LENSES, check_distortion
 
 __all__ = [
+    "check_bearings",
     "check_prior",
     "check_rig",
     "check_scene",
@@ -59,6 +60,19 @@ def check_rig(
         raise ValueError(f"fixed_sensors must have shape ({S},), got {tuple(fixed_sensors.shape)}")
     fixed = fixed_sensors | ("sensors" not in free)
     return Rig(rig_index.long(), sensor_index.long(), fixed, not bool(fixed.all()))
+
+
+def check_bearings(bearings: Tensor, K: Tensor | None, distortion: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero pixels (M,2), the bearings (M,3), and the identity for K: every bearing is the axis of a fisheye."""
+    if not (K is None and distortion is None):
+        raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
+    if bearings.ndim != 2 or bearings.shape[1] != 3:
+        raise ValueError(f'points2d must have shape (M,3) with model="ray": bearings, got {tuple(bearings.shape)}')
+    values(points2d=(bearings, "finite"))
+    if not bool((bearings != 0).any(-1).all()):
+        raise ValueError("points2d must hold bearings of a length above zero, got one of zero")
+    eye = torch.eye(3, dtype=bearings.dtype, device=bearings.device)
+    return bearings.new_zeros(len(bearings), 2), bearings, eye
 
 
 def check_shutter(

@@ -20,7 +20,7 @@ from torch.func import vmap
 from geometry import se3
 from geometry._forward import directional
 from geometry.bundle_adjustment import operator
-from geometry.bundle_adjustment.chain import Motion, pull_back
+from geometry.bundle_adjustment.chain import Motion, pull_back, turned
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
 from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.prior import Known, Prior, add_known, cost_of
@@ -64,12 +64,13 @@ class State(NamedTuple):
 
 
 class BundleData(NamedTuple):
-    """What the optimum depends on: points2d (M,2), weights (M,2), times (M,) if there are any, the start or fixed
-    values, and the prior."""
+    """What the optimum depends on: points2d (M,2), weights (M,2), times (M,) and bearings (M,3) if there are any, the
+    start or fixed values, and the prior. Of bearings the points2d are zero, and the lens an equidistant fisheye."""
 
     points2d: Tensor
     weights: Tensor
     times: Tensor | None
+    bearings: Tensor | None
     given: Bundle
     prior: Prior
 
@@ -79,8 +80,9 @@ class BundleProblem:
     """Half the sum of rho(|weighted reprojection error|^2), plus half the squared prior, over a `State`.
 
     layout: who sees what. cameras: C; intrinsics_index (V,): which of them took which image. fixed_poses (F,),
-    fixed_points (N,) bool. names: free intrinsics. rig: how views are mounted, None where each has a pose of its own.
-    in_tensors: do without the compiled kernels.
+    fixed_points (N,) bool. names: free intrinsics. rig: how views are mounted, None where each has a pose of its own;
+    shutter: what is sought of their motion, None where images are taken at once; bearings: whether directions are
+    observed. in_tensors: do without the compiled kernels.
     """
 
     layout: Layout
@@ -93,6 +95,7 @@ class BundleProblem:
     kernel: Kernel | None
     rig: Rig | None = None
     shutter: Shutter | None = None
+    bearings: bool = False
     in_tensors: bool = False
 
     def intrinsics(self, K: Tensor, distortion: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,9 +151,10 @@ class BundleProblem:
     def single(self) -> tuple[Layout, Tensor | slice]:
         """Observations as of n cameras with a pose of their own: their layout, and which view each camera is of.
 
-        Cameras are the views, or, where times differ, the observations.
+        Cameras are the views, or, where times differ or each looks along a bearing, the observations.
         """
-        return (self.layout, slice(None)) if self.shutter is None else (self.layout.apart, self.layout.view)
+        apart = self.shutter is not None or self.bearings
+        return (self.layout.apart, self.layout.view) if apart else (self.layout, slice(None))
 
     def _chain(self, scene: Bundle, data: BundleData) -> tuple[Tensor, list[Motion]]:
         """Poses (n,4,4) of single cameras; and what moves them, from the outermost motion inward."""
@@ -163,10 +167,16 @@ class BundleProblem:
             motions = [motion(inner, velocity, data.times, scene.readout, self.shutter)]
             poses = at_instants(inner, velocity, scene.readout * data.times)
         if self.rig is not None and scene.sensor_from_rig is not None:
-            inner = poses[self.rig.frame] if self.shutter is None else poses
+            inner = poses[self.rig.frame[cameras]] if self.shutter is None else poses
             mounted = scene.sensor_from_rig[self.rig.sensor[cameras]]
             motions = [mounting(inner, mounted, self.rig.moving), *motions]
             poses = mounted @ inner
+        elif self.bearings and self.shutter is None:
+            poses = poses[cameras]
+        if data.bearings is not None:
+            towards = se3.rotation_to_axis(data.bearings)
+            motions = [turned(poses, towards), *motions]
+            poses = se3.make(towards @ poses[:, :3, :3], (towards @ poses[:, :3, 3:]).squeeze(-1))
         return poses, motions
 
     def cameras_of(self, scene: Bundle, data: BundleData) -> Bundle:
@@ -278,6 +288,8 @@ class BundleProblem:
 
     def behind(self, scene: Bundle, data: BundleData) -> Tensor:
         """Observations (M,) of points that their camera cannot see, which the formula projects nonetheless."""
+        if self.bearings:
+            return torch.zeros_like(self.layout.view, dtype=torch.bool)
         p, index = self._camera_frame(self.cameras_of(scene, data))[2][:, None], self.intrinsics_index[self.layout.view]
         return ~in_front(p, scene.distortion[index], model=self.model).squeeze(1)
 

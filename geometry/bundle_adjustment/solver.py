@@ -42,9 +42,11 @@ class Task:
 
     @cached_property
     def rounding(self) -> Tensor:
-        """Cost () that a perfect fit leaves: pixels are known to a few digits less than they have."""
+        """Cost () that a perfect fit leaves: pixels are known to a few digits less than they have, angles as numbers
+        of about one."""
         eps = torch.finfo(self.data.points2d.dtype).eps
-        return (eps * self.data.weights * self.data.points2d).square().sum()
+        size = self.data.points2d if self.data.bearings is None else torch.ones_like(self.data.weights)
+        return (eps * self.data.weights * size).square().sum()
 
     def poses(self, state: State) -> Tensor:
         """world_to_camera (V,4,4), the fixed ones among them; of rigs the world_to_rig of each view."""

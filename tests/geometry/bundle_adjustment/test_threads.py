@@ -178,11 +178,19 @@ def test_groups_are_cut_into_runs(most: int) -> None:
     assert len(groups.bounds) - 1 == int(groups.begin[-1])
 
 
-def test_rigs() -> None:
+@pytest.mark.parametrize("kind", ["mountings", "rows one after the other", "bearings"])
+def test_rigs(kind: str) -> None:
     """Views that share poses and mountings: rows of the reduced matrix are those of several views."""
     generator = torch.Generator().manual_seed(1)
     rig = made_rig(3, 2, 40, generator).moved(generator, 0.02)
-    task = bundle(**rig._asdict(), free=("poses", "points", "sensors", "f", "k1"), max_steps=0).task
+    given: dict[str, Any] = {**rig._asdict(), "free": ("poses", "points", "sensors", "f", "k1")}
+    if kind == "rows one after the other":
+        times = 0.1 * (rig.points2d[:, 1] / 480 - 0.5)
+        given |= {"times": times, "velocity": normal(3, 6), "free": ("poses", "points", "velocities", "readout")}
+    elif kind == "bearings":
+        rays = torch.nn.functional.pad((rig.points2d - rig.points2d.new_tensor([320, 240])) / 500, (0, 1), value=1.0)
+        given |= {"points2d": rays, "K": None, "distortion": None, "model": "ray", "free": ("poses", "points")}
+    task = bundle(**given, max_steps=0).task
     problem, data = task.problem, task.data
     state = problem.start(data.given)
     assert_observations_alike((problem, data, state), exact=True)
