@@ -6,6 +6,7 @@ its end: rms before and after, observations left out or behind their camera, poi
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
         distortion = distortion.new_zeros(len(distortion), 2)
     rigs = scene.rigs
-    mounted: dict[str, Tensor] = {}
+    mounted: dict[str, Any] = {}
     if rigs is not None:
         names = ("rig_index", "sensor_index", "sensor_from_rig", "fixed_sensors")
         mounted = {name: getattr(rigs, name).to(run.device) for name in names}

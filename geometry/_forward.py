@@ -6,11 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vmap
 
-__all__ = ["directional", "one_at_a_time"]
+__all__ = ["curvature", "directional", "one_at_a_time"]
 
 _LOCK = threading.RLock()
+_AT_ONCE = 200_000  # second derivatives that are taken together
 
 
 @contextmanager
@@ -28,3 +29,19 @@ def directional(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> 
     with one_at_a_time():
         value, derivative = jvp(f, (x,), (direction.expand_as(x).contiguous(),))[:2]
     return value, derivative
+
+
+def curvature(f: Callable[[Tensor], Tensor], y: Tensor, covector: Tensor) -> Tensor:
+    """Second derivative (M,n,n) of <covector, f(y)>, y (M,n)."""
+    n = y.shape[1]
+    axes = torch.eye(n, dtype=y.dtype, device=y.device)
+    i, j = torch.tril_indices(n, n, device=y.device)
+
+    def entry(one: Tensor, other: Tensor) -> Tensor:
+        return directional(lambda y: (covector * directional(f, y, one)[1]).sum(-1), y, other)[1]
+
+    # few observations are as much work for torch as many: all entries at once, as far as memory allows
+    entries = vmap(entry, chunk_size=max(1, _AT_ONCE // max(1, len(y))))(axes[i], axes[j])
+    H = y.new_zeros(len(y), n, n)
+    H[:, i, j] = H[:, j, i] = entries.T
+    return H

@@ -8,7 +8,6 @@ point from there. The derivatives are those of the composed function
 whose last part, (p, theta) -> pixel, is differentiated by forward mode, so that a lens stays one function.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry import se3
-from geometry._forward import directional
+from geometry._forward import curvature, directional
 from geometry.bundle_adjustment import operator
 from geometry.bundle_adjustment.chain import Motion, pull_back, turned
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
@@ -31,8 +30,6 @@ from geometry.lenses import LENSES
 from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = ["Bundle", "BundleData", "BundleProblem", "Prior", "State"]
-
-_AT_ONCE = 200_000  # second derivatives that are taken together
 
 
 class Bundle(NamedTuple):
@@ -421,7 +418,7 @@ class BundleProblem:
         if exact:
             C = C + 2 * bend[:, None, None] * b[:, :, None] * b[:, None, :]
             covector = slope[:, None] * data.weights * r
-            C = C + torch.where(absent.all(-1)[:, None, None], 0, _curvature(pixels, y, covector))
+            C = C + torch.where(absent.all(-1)[:, None, None], 0, curvature(pixels, y, covector))
         # d (p, theta) / d (omega, v, kappa, dX)
         eye = torch.eye(3, dtype=y.dtype, device=y.device).expand_as(R)
         moved = torch.cat([-se3.hat(q), eye, R.new_zeros(len(R), 3, P), R], -1)
@@ -438,19 +435,3 @@ class BundleProblem:
         views, points = layout.per_view(g[:, :-3]), layout.per_point(g[:, -3:])
         U, V = layout.per_view(H[:, :-3, :-3]), layout.per_point(H[:, -3:, -3:])
         return operator.Blocks(0.5 * rho.sum(), views, points, U, H[:, :-3, -3:].contiguous(), V)
-
-
-def _curvature(f: Callable[[Tensor], Tensor], y: Tensor, covector: Tensor) -> Tensor:
-    """Second derivative (M,n,n) of <covector, f(y)>, y (M,n)."""
-    n = y.shape[1]
-    axes = torch.eye(n, dtype=y.dtype, device=y.device)
-    i, j = torch.tril_indices(n, n, device=y.device)
-
-    def entry(one: Tensor, other: Tensor) -> Tensor:
-        return directional(lambda y: (covector * directional(f, y, one)[1]).sum(-1), y, other)[1]
-
-    # few observations are as much work for torch as many: all entries at once, as far as memory allows
-    entries = vmap(entry, chunk_size=max(1, _AT_ONCE // max(1, len(y))))(axes[i], axes[j])
-    H = y.new_zeros(len(y), n, n)
-    H[:, i, j] = H[:, j, i] = entries.T
-    return H
