@@ -108,12 +108,6 @@ def _tell(array: Any, length: Any) -> None:
 
 
 @jit
-def _visible(tile: Any, i: Any) -> Any:
-    o = place(i, 0, True)
-    return get(tile.points, o + 5 * L) != 0.0 or get(tile.points, o + 6 * L) != 0.0
-
-
-@jit
 def _lay_out(tile: Any, few: Any) -> Any:
     """A tile with some of the visible points of a spread one in every lane; few: room for its points.
 
@@ -121,13 +115,14 @@ def _lay_out(tile: Any, few: Any) -> Any:
     """
     points, count = tile.points, 0
     for i in range(tile.rows * L):
-        count += _visible(tile, i)
+        o = place(i, 0, True)
+        count += get(points, o + 5 * L) != 0.0 or get(points, o + 6 * L) != 0.0
     rows = min(count, _FEW // TEAM)
     row, seen, wanted = 0, 0, 0
     for i in range(tile.rows * L):
-        if not _visible(tile, i):
-            continue
         o = place(i, 0, True)
+        if get(points, o + 5 * L) == 0.0 and get(points, o + 6 * L) == 0.0:
+            continue
         if seen == wanted:
             for k in range(7):
                 store(few, row * ROW + k * L, splat(get(points, o + k * L), few))
