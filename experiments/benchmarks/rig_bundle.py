@@ -1,6 +1,6 @@
 """The bundle of rigs beside COLMAP's: the same cost, and how long it takes.
 
-Made rigs of several cameras, whose views overlap or do not, from the same start 0.02 radians and units off: poses of
+Made rigs of several cameras, whose views overlap or do not, from the same start 0.01 radians and units off: poses of
 the frames, mountings of all cameras but the first, and points are sought. COLMAP states its problem to Ceres, with
 analytic derivatives and its choice of linear solver, and runs until nothing changes any more.
 
@@ -111,7 +111,7 @@ def compared(config: Config, cameras: int, overlap: bool) -> dict[str, Any]:
     """One rig solved by both."""
     generator = torch.Generator().manual_seed(config.seed + cameras)
     apart = 0.3 if overlap else 1.3
-    scene = made_rig(config.frames, cameras, config.points, generator, apart=apart).moved(generator, 0.02)
+    scene = made_rig(config.frames, cameras, config.points, generator, apart=apart).moved(generator, 0.01)
     begun = time.perf_counter()
     found = ours(scene)
     seconds = time.perf_counter() - begun
