@@ -124,15 +124,14 @@ def _unflatten(tensors: Sequence[Tensor], there: Sequence[bool]) -> BundleData:
 
 def _used(tensors: Sequence[Tensor], there: Sequence[bool], order: Tensor, place: Tensor) -> list[Tensor]:
     """What `_flatten` makes of the data, of these observations alone, in float64 and relative to a place (3,)."""
-    data = _unflatten([t.double() for t in tensors], there)
+    data = _unflatten([t.double() for t in tensors], there).of(order)
     given, prior = data.given, data.prior
     given = given._replace(world_to_camera=se3.about(given.world_to_camera, place), points3d=given.points3d - place)
     if prior.world_to_camera is not None:
         prior = prior._replace(world_to_camera=se3.about(prior.world_to_camera, place))
     if prior.points3d is not None:
         prior = prior._replace(points3d=prior.points3d - place)
-    seen = (None if t is None else t[order] for t in data[:4])
-    return [t for t in (*seen, *given, *prior) if t is not None]
+    return [t for t in _flatten(data._replace(given=given, prior=prior)) if t is not None]
 
 
 def _amid(centres: Tensor, points3d: Tensor) -> Tensor:

@@ -81,5 +81,5 @@ def settle(problem: BundleProblem, data: BundleData, state: State, floor: Tensor
         layout, keep = problem.layout, running[problem.layout.point]
         few = replace(layout, view=layout.view[keep], point=layout.point[keep], held=layout.held | ~running)
         problem = replace(problem, layout=few)
-        data = data._replace(points2d=data.points2d[keep], weights=data.weights[keep])
+        data = data.of(keep)
     return state

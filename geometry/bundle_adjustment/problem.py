@@ -71,6 +71,11 @@ class BundleData(NamedTuple):
     given: Bundle
     prior: Prior
 
+    def of(self, some: Tensor) -> "BundleData":
+        """The same of some observations, by a mask or numbers."""
+        times, bearings = (None if t is None else t[some] for t in (self.times, self.bearings))
+        return self._replace(points2d=self.points2d[some], weights=self.weights[some], times=times, bearings=bearings)
+
 
 @dataclass(frozen=True)
 class BundleProblem:

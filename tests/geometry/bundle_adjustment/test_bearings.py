@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, hessian
 
 from datasets.made.rigs import made_rig
-from geometry import BundleSolution, bundle, huber, se3, unproject
+from geometry import BundleSolution, bundle, geman_mcclure, huber, se3, unproject
 from tests.geometry.bundle_adjustment.scenes import dense_hessian, flat, make_tracks, moving, relative, unflat
 from tests.numbers import DOUBLE, close, normal
 
@@ -127,6 +127,16 @@ def test_rays_of_exact_pixels_give_the_truth_back() -> None:
     assert found.converged
     close(found.x.points3d, truth, 1e-8)
     close(found.x.world_to_camera, tracks.truth.world_to_camera, 1e-8)
+
+
+def test_wrong_directions_are_borne() -> None:
+    given = panoramas()
+    off = torch.zeros(V * N, 3, **DOUBLE)
+    off[torch.tensor([3, 17, 30, 44])] = 2.0
+    held = {"kernel": geman_mcclure(3.0)}
+    found, right = solve(points2d=given["points2d"] + off, **held), solve(**held)
+    assert found.converged
+    assert relative(found.x.world_to_camera, right.x.world_to_camera) < 2e-2
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,7 +11,7 @@ from torch.func import grad, hessian
 
 from datasets.made.rigs import made_rig
 from datasets.made.rolling import RollingScene, made_rolling
-from geometry import BundleSolution, Prior, bundle, cauchy, se3
+from geometry import BundleSolution, Prior, bundle, cauchy, geman_mcclure, se3
 from tests.geometry.bundle_adjustment.scenes import dense_hessian, flat, moving, relative, unflat
 from tests.numbers import DOUBLE, close, normal
 
@@ -175,6 +175,17 @@ def test_a_readout_time_costs_little() -> None:
     still_error, error, ignored_error = torch.tensor(errors).mean(0).sqrt().tolist()
     assert error < 1.2 * still_error
     assert ignored_error > 5 * still_error
+
+
+def test_wrong_matches_are_borne() -> None:
+    """With a redescending kernel points settle by themselves, each with the times of its own observations."""
+    scene = made_rolling(5, 60, torch.Generator().manual_seed(4))
+    wrong = torch.rand(len(scene.points2d), 1, generator=torch.Generator().manual_seed(5), **DOUBLE) < 0.15
+    off = 60 * normal(len(wrong), 2, seed=6)
+    held = {"fixed_points": torch.arange(60) < HELD, "kernel": geman_mcclure(2.0)}
+    found = solve(scene._replace(points2d=scene.points2d + wrong * off), **held)
+    assert found.converged
+    close(found.x.world_to_camera, scene.world_to_camera, 2e-2)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
