@@ -123,6 +123,10 @@ def among(
         raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
     if back_end is not _OnDevice:
         values(candidates=(candidates, "odds"))
+    if B == 0 and back_end is TensorSearch:  # vmap cannot map over nothing
+        inliers = torch.zeros(0, N, dtype=torch.bool, device=data.points2d.device)
+        found = near(data.points2d.new_zeros(0, 4, 4, dtype=torch.promote_types(dtype, torch.float32)), inliers)
+        return RansacSolution(found.x, found.cost, found.status, found.steps, inliers)
 
     def working(*tensors: Tensor) -> Any:
         return back_end(kind(*tensors[:-1]), tensors[-1], threshold, model)

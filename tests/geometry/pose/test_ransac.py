@@ -343,7 +343,8 @@ def test_the_kernel_does_what_the_tensors_do(spoil: Callable[..., Any], distorte
 def test_the_kernel_keeps_the_best_of_the_same_samples(
     spoil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geometry.pose.ransac._REFINE", 0)
+    for place in ("ransac", "ransac_tensors"):
+        monkeypatch.setattr(f"geometry.pose.{place}.REFINE", 0)
     scene, points2d, _ = spoil(24, 50, 0.5)
     candidates = torch.rand(24, 50, generator=generator(5), dtype=torch.float64).clamp_min(0.2) - 0.2
     tensors, kernels = both(scene, points2d, 4.0, candidates=candidates)

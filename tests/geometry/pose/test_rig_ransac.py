@@ -60,6 +60,14 @@ def test_it_is_the_pose_of_its_inliers_and_has_its_gradient() -> None:
         close(a, b, 1e-6 * b.abs().max().item())
 
 
+def test_no_rigs_have_no_poses() -> None:
+    seen, _ = spoiled(1, 8, 2, 0.0)
+    nothing = {name: value[:0] for name, value in seen.given.items()}
+    assert rig_pnp_ransac(**nothing).x.shape == (0, 4, 4)  # type: ignore[union-attr]
+    pose, scale = rig_pnp(**nothing, scale=True).x
+    assert (pose.shape, scale.shape) == ((0, 4, 4), (0,))
+
+
 @pytest.mark.slow
 def test_chance_is_told_from_a_pose() -> None:
     seen, _ = spoiled(4, 12, 3, 1.0)
