@@ -56,9 +56,9 @@ def bearing_whitening(bearings: Tensor, covariance: Tensor) -> Tensor:
 
     covariance (…,3,3): that of the vectors as they are given, of any length but zero; what it says of their length is
     left aside. With T the first two rows of `se3.rotation_to_axis`, C = T covariance T^T / |bearing|^2 is that of e,
-    and W the inverse of its Cholesky factor (MLPnP, Urban, Leitloff and Hinz 2016, section 3.1, does so in a null space
-    of the bearing). Differentiable. Raises ValueError for shapes and dtypes that do not fit, and NaN stands where C is
-    not positive definite.
+    and W the inverse of its Cholesky factor (as MLPnP has it in a null space of the bearing: Urban, Leitloff and Hinz
+    2016, ISPRS Annals III-3). Differentiable; NaN where C is not positive definite. Raises ValueError for shapes and
+    dtypes that do not fit.
     """
     check_tensors(bearings=bearings, covariance=covariance)
     _last("bearings", bearings, 3)

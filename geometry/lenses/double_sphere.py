@@ -1,8 +1,8 @@
-"""The double sphere camera model (Usenko, Demmel and Cremers 2018, 3DV, eqs. 40 to 52): xi in -1 … 1, alpha in 0 … 1.
+"""The double sphere camera model (Usenko, Demmel and Cremers 2018, 3DV): xi in -1 … 1, alpha in 0 … 1.
 
 A point goes to a sphere about the camera, is seen from xi before its centre, goes to a sphere about there, and is seen
 from alpha / (1 - alpha) before that: the unified model of z + xi |p| instead of z. xi = 0 is the unified model.
-What it sees is what that sees of the shifted point. The paper's bound on z itself (eq. 43) is less exact: with xi < 0
+What it sees is what that sees of the shifted point. The paper's bound on z itself is less exact: with xi < 0
 and a small alpha it admits rays that have no image.
 """
 

@@ -4,6 +4,8 @@ The radius of a point at distance r before depth z is atan2(2 r tan(omega / 2), 
 the point drawn out by 2 tan(omega / 2) across the axis. Without omega it is a pinhole, and near omega = 0 all but one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,5 +62,5 @@ def _rays(image: Tensor, c: Tensor, max_steps: int, tolerance: float) -> Rays:
 
 FOV = Lens(
     names=("omega",), counts=(0, 1), image=_image, slopes=_slopes, bend=_bend, sees=_sees, rays=_rays, powers=(1,),
-    start=(0.5, 1.0),
+    start=(1 / math.pi, 1.0),
 )  # fmt: skip

@@ -63,8 +63,8 @@ def unified_sees(q: Tensor, z: Tensor, alpha: Tensor | float, beta: Tensor | flo
 
 
 def unified_depth(r2: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
-    """z where D = 1: the ray of an image (u, v) of squared radius r2 (…,N) is (u, v, z)."""
-    inner = (1 - (2 * alpha - 1) * beta * r2).clamp_min(0)
+    """z where D = 1: the ray of an image (u, v) of squared radius r2 (…,N) is (u, v, z), if it has one."""
+    inner = 1 - (2 * alpha - 1) * beta * r2
     root = torch.where(inner > 0, inner, 1.0).sqrt()
     return (1 - alpha * alpha * beta * r2) / (alpha * root + (1 - alpha))
 

@@ -93,8 +93,8 @@ def rolling_shutter(
 
     What fails says so in `status`: SINGULAR where all points are seen at one time, or the camera stands still though
     its readout is sought. Raises ValueError for other shapes and values. Starts at the `pnp` pose that knows of no
-    motion, of which the motion in one image is a small correction (Ait-Aider, Andreff, Lavest and Martinet, ECCV 2006,
-    eq. 7 with the second order of the rotation kept).
+    motion, of which the motion in one image is a small correction. Rotation and translation are uniform during the
+    readout (Ait-Aider, Andreff, Lavest and Martinet, ECCV 2006).
     """
     check_tensors(K=K)
     if distortion is None:

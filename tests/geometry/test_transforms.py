@@ -14,6 +14,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from datasets.made.rig_views import rig_views
 from geometry import Problem, argmin, bundle, cauchy, pnp, pnp_ransac, project, quadratic_program, rig_pnp, se3
 from geometry.camera import Model
+from geometry.lenses import LENSES
 from geometry.optim import Constrained
 from geometry.tasks.hand_eye import hand_eye
 from geometry.tasks.homography import homography
@@ -108,7 +109,7 @@ def a_stereo_rig() -> Case:
 def a_pose(tensor: str, model: Model = "radtan", **options: Any) -> Callable[[], Case]:
     def case() -> Case:
         points, poses, _ = views(0, 1)
-        lens = torch.tensor([0.05, -0.02, 0.004, -0.001], **DOUBLE)
+        lens = torch.tensor([0.05, -0.02, 0.004, -0.001][: LENSES[model].counts[-1]], **DOUBLE)
         pixels = project(points, poses, K, lens, model=model) + normal(2, 9, 2, seed=2)
         given = {
             "points2d": pixels,
@@ -214,6 +215,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "pnp in K, with a start": upper_rows(a_pose("K", init=NEAR)),
     "pnp in weights, fisheye": a_pose("weights", "fisheye"),
     "pnp in distortion, fisheye": a_pose("distortion", "fisheye"),
+    "pnp in distortion, double sphere": a_pose("distortion", "double_sphere"),
     "pnp of bearings": a_pose_of_bearings,
     "pnp_ransac": a_pose_among_wrong_matches,
     "rig_pnp": a_rig_of_unknown_scale,
