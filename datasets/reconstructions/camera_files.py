@@ -35,6 +35,7 @@ def write_opencv(path: Path, camera: CameraFile) -> None:
     """A .yml for cv2.FileStorage with the names of OpenCV's calibration sample."""
     import cv2
 
+    _known(camera, "OpenCV", ("radtan", "fisheye"))
     with replacing(path) as temporary:
         storage = cv2.FileStorage(str(temporary), cv2.FILE_STORAGE_WRITE | cv2.FILE_STORAGE_FORMAT_YAML)
         storage.write("image_width", camera.image_size[0])
@@ -49,6 +50,7 @@ def write_opencv(path: Path, camera: CameraFile) -> None:
 
 def write_ros(path: Path, camera: CameraFile) -> None:
     """A camera_info .yaml: plumb_bob, rational_polynomial or equidistant."""
+    _known(camera, "ROS", ("radtan", "fisheye"))
     count = len(camera.distortion)
     if camera.model == "fisheye":
         model, count = "equidistant", 4
@@ -73,26 +75,44 @@ def write_ros(path: Path, camera: CameraFile) -> None:
     _write(path, content)
 
 
+_KALIBR = {
+    "radtan": ("pinhole", "radtan", 4),
+    "fisheye": ("pinhole", "equidistant", 4),
+    "fov": ("pinhole", "fov", 1),
+    "eucm": ("eucm", "none", 0),
+    "double_sphere": ("ds", "none", 0),
+}
+"""Kalibr's names of a camera and of its distortion, and how many coefficients that has."""
+
+
 def write_kalibr(path: Path, cameras: Sequence[CameraFile], sensor_from_rig: Tensor) -> None:
     """A camchain .yaml of S cameras and how they are mounted: sensor_from_rig (S,4,4)."""
     content: dict[str, Any] = {}
     for s, camera in enumerate(cameras):
+        _known(camera, "Kalibr", tuple(_KALIBR))
         extra = camera.distortion[4:]
         if (extra != 0).any():
             raise ValueError(f"distortion: four coefficients wanted, as Kalibr knows no others, found {4 + len(extra)}")
         if camera.K[0, 1] != 0:
             raise ValueError(f"K: no skew wanted, as Kalibr knows none, found {float(camera.K[0, 1])}")
-        fisheye = camera.model == "fisheye"
+        model, bend, count = _KALIBR[camera.model]
+        intrinsics, coefficients = intrinsics_from_matrix(camera.K).tolist(), camera.coefficients(count)[:count]
+        if bend == "none":  # of a lens that is no bent pinhole, the coefficients come first
+            intrinsics, coefficients = [*camera.coefficients(2), *intrinsics], []
         content[f"cam{s}"] = {
-            "camera_model": "pinhole", "intrinsics": intrinsics_from_matrix(camera.K).tolist(),
-            "distortion_model": "equidistant" if fisheye else "radtan",
-            "distortion_coeffs": camera.coefficients(4)[:4], "resolution": list(camera.image_size),
+            "camera_model": model, "intrinsics": intrinsics, "distortion_model": bend,
+            "distortion_coeffs": coefficients, "resolution": list(camera.image_size),
             "rostopic": f"/{camera.name}/image_raw",
         }  # fmt: skip
         if s > 0:
             before = torch.linalg.inv(sensor_from_rig[s - 1].double().cpu())
             content[f"cam{s}"]["T_cn_cnm1"] = (sensor_from_rig[s].double().cpu() @ before).tolist()
     _write(path, content)
+
+
+def _known(camera: CameraFile, kind: str, models: tuple[str, ...]) -> None:
+    if camera.model not in models:
+        raise ValueError(f"model: one of {models} wanted, as {kind} knows no others, found {camera.model!r}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

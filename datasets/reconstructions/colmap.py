@@ -44,8 +44,7 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     Raises FileNotFoundError where one of the three files is missing, and ValueError naming the file and the line or
     byte when one is truncated or too long, holds something that is not a finite number, an id twice or one that is
     nowhere, tracks that disagree with the images' 2D points, frames that disagree with the images' poses, or a camera
-    model other than SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, FULL_OPENCV, OPENCV_FISHEYE,
-    SIMPLE_FISHEYE, FISHEYE, SIMPLE_RADIAL_FISHEYE, RADIAL_FISHEYE; or when fisheyes stand beside others.
+    model that `geometry.interop.colmap` has not; or when lenses of one `model` stand beside those of another.
     """
     folder = Path(folder)
     binary = (folder / "cameras.bin").is_file() or not (folder / "cameras.txt").is_file()

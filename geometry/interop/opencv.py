@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none
+from geometry.checks import check_tensors_or_none, one_of
 from geometry.interop._checks import check_K, check_pose, check_rotation, host, tensor
 from geometry.lenses import check_distortion
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["from_camera", "from_distortion", "from_pose", "to_camera", "to_distortion", "to_pose"]
+
+
+_MODELS = ("radtan", "fisheye")
+"""Lenses that OpenCV has as well."""
 
 
 def to_pose(world_to_camera: Tensor) -> "tuple[np.ndarray, np.ndarray]":
@@ -60,9 +64,10 @@ def to_distortion(distortion: Tensor | None, *, model: Model = "radtan") -> "np.
     """distCoeffs (k,) of one lens; k = 4, 5, 8 or 12, or 4 for cv2.fisheye.
 
     The order is OpenCV's already; zeros fill what OpenCV wants beyond (k = 0, 2; fisheyes below 4), which changes no
-    pixel. Raises ValueError for another shape or number.
+    pixel. Raises ValueError for another shape or number, and for lenses that OpenCV has not.
     """
     check_tensors_or_none(distortion=distortion)
+    one_of("model", model, _MODELS)
     distortion = torch.zeros(0) if distortion is None else distortion
     check_distortion(distortion, model)
     if distortion.dim() != 1:
@@ -76,6 +81,7 @@ def from_distortion(distCoeffs: Any, *, model: Model = "radtan") -> Tensor:
     Of 14 coefficients the last two tilt the sensor, which `geometry.camera` does not: where they are zero they are
     dropped, elsewhere ValueError is raised, as for another shape or number. Thin-prism terms (the four before) stay.
     """
+    one_of("model", model, _MODELS)
     values = tensor("distCoeffs", () if distCoeffs is None else distCoeffs)
     distortion = values.flatten()
     if max(values.shape, default=0) != len(distortion):

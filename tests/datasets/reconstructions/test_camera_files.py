@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from datasets.reconstructions.camera_files import CameraFile, write_kalibr, write_opencv, write_ros
+from geometry.camera import Model
 
 K = torch.tensor([[500.25, 0, 320.5], [0, 501, 240], [0, 0, 1]], dtype=torch.float64)
 CAMERA = CameraFile("front", K, torch.tensor([-0.25, 0.125, 1e-3, -1e-3], dtype=torch.float64), (640, 480))
@@ -64,4 +65,29 @@ def test_what_a_format_cannot_say_is_no_file(tmp_path: Path) -> None:
         write_kalibr(tmp_path / "chain.yaml", [five], torch.eye(4)[None])
     with pytest.raises(ValueError, match="no skew wanted, as Kalibr knows none, found 1"):
         write_kalibr(tmp_path / "chain.yaml", [CAMERA._replace(K=skewed)], torch.eye(4)[None])
+    wide = CAMERA._replace(distortion=torch.tensor([0.6, 1.1]), model="eucm")
+    for write, kind in ((write_opencv, "OpenCV"), (write_ros, "ROS")):
+        with pytest.raises(ValueError, match=f"wanted, as {kind} knows no others, found 'eucm'"):
+            write(tmp_path / "camera.yaml", wide)
+    with pytest.raises(ValueError, match="wanted, as Kalibr knows no others, found 'division'"):
+        write_kalibr(tmp_path / "chain.yaml", [wide._replace(model="division")], torch.eye(4)[None])
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("model", "bend", "name", "intrinsics", "coefficients"),
+    [
+        ("eucm", [0.5, 1.25], ("eucm", "none"), [0.5, 1.25, 500.25, 501, 320.5, 240], []),
+        ("double_sphere", [-0.25, 0.5], ("ds", "none"), [-0.25, 0.5, 500.25, 501, 320.5, 240], []),
+        ("fov", [0.75], ("pinhole", "fov"), [500.25, 501, 320.5, 240], [0.75]),
+    ],
+)
+def test_kalibr_knows_wide_lenses(
+    tmp_path: Path, model: Model, bend: list[float], name: tuple[str, str], intrinsics: list[float], coefficients: list
+) -> None:
+    camera = CAMERA._replace(distortion=torch.tensor(bend), model=model)
+    write_kalibr(tmp_path / "chain.yaml", [camera], torch.eye(4)[None])
+    read = yaml.safe_load((tmp_path / "chain.yaml").read_text())["cam0"]
+    assert (read["camera_model"], read["distortion_model"]) == name
+    assert read["intrinsics"] == intrinsics
+    assert read["distortion_coeffs"] == coefficients

@@ -22,6 +22,10 @@ PARAMETERS = {  # beyond the focal length and a principal point of (330, 220)
     "SIMPLE_RADIAL_FISHEYE": [0.1],
     "RADIAL_FISHEYE": [0.1, -0.02],
     "OPENCV_FISHEYE": [0.1, -0.02, 0.03, -0.004],
+    "FOV": [0.9],
+    "SIMPLE_DIVISION": [-0.2],
+    "DIVISION": [-0.2],
+    "EUCM": [0.6, 1.1],
 }
 ONE_FOCAL_LENGTH = {
     "SIMPLE_PINHOLE",
@@ -30,6 +34,7 @@ ONE_FOCAL_LENGTH = {
     "RADIAL",
     "SIMPLE_RADIAL_FISHEYE",
     "RADIAL_FISHEYE",
+    "SIMPLE_DIVISION",
 }
 
 

@@ -144,6 +144,8 @@ def test_wrong_arguments() -> None:
         opencv.from_distortion(np.zeros(5), model="fisheye")
     with pytest.raises(ValueError, match="distortion must have one of"):
         opencv.to_distortion(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"model must be one of 'radtan', 'fisheye', got 'eucm'"):
+        opencv.to_distortion(torch.zeros(2), model="eucm")
     with pytest.raises(ValueError, match=r"distortion must be \(k,\) of one lens, got shape \(2, 4\)"):
         opencv.to_distortion(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"K must be \(3,3\) of one camera, got shape \(2, 3, 3\)"):
