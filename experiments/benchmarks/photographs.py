@@ -110,18 +110,19 @@ def measure(collection: Collection, scene: Scene, options: SceneOptions) -> dict
     """What is found of the lens, and of one that does not bend."""
     assert scene.points_start is not None
     assert scene.poses_start is not None
-    assert scene.sought is not None
+    sought = scene.sought
+    assert sought is not None
     start = scene.points_start, scene.poses_start, options.robust_px
     scene = replace(scene, K_gt=collection.photographs.K.expand_as(scene.K))
     found = refine(scene, *start)
-    stiff = scene.sought._replace(free=("f", "cx", "cy"))
+    stiff = sought._replace(free=("f", "cx", "cy"))
     once = refine(replace(scene, sought=stiff, distortion=0 * scene.distortion), *start)
     return {
         "collection": collection.words,
         "views": len(scene.K),
         "observations": int(scene.visible.sum()),
         "f": collection.photographs.K[0, 0].item(),
-        "exif_f": scene.sought.known["f"][0],
+        "exif_f": sought.known["f"][0],
         "chosen": told(found),
         "once": told(once),
     }

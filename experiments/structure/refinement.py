@@ -87,7 +87,7 @@ def intrinsics_found(scene: Scene, free: tuple[str, ...], estimate: Estimate) ->
         truth = f" (given: {given[name]:.6g})" if name in given else ""
         pixels = name[0] in "fc"
         lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
-        note = (", not determined" if lost else "") if estimate.found.converged else ", not at a minimum"
+        note = ", not determined" if lost else "" if estimate.found.converged else ", not at a minimum"
         told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:
             errors |= {f"{name}_off_px": value - given[name], f"{name}_deviation_px": deviation}

@@ -176,18 +176,18 @@ def read_file(path: Path) -> Scene:
 
 def read_images(folder: Path, options: SceneOptions, seed: int) -> Scene:
     """The tracks of a folder of images, and a first reconstruction to start learning from."""
-    lens, images = given_lens(options), image_paths(folder)
+    lens, images = given_lens(options), tuple(image_paths(folder))
     poses_gt = None
     known: Known = {}
     told = "unknown: none given, and EXIF tells none"
     other: dict[str, str] = {}
     if list(folder.glob("*_par.txt")):
         given = read_middlebury(folder)
-        images, poses_gt = list(given.images), given.world_to_camera
+        images, poses_gt = given.images, given.world_to_camera
         lens = given.K, given.K.new_zeros(len(given.K), 0)
     elif lens is None:
         focal, other = usual_focal_length(images)
-        images = [path for path in images if path.name not in other]
+        images = tuple(path for path in images if path.name not in other)
         if focal is not None:
             known, told = {"f": (focal.px, EXIF_OFF * focal.px)}, f"{focal.px:.0f} px by EXIF ({focal.source})"
     tracks = find_tracks(images)

@@ -42,7 +42,7 @@ def start_known(tracks: Flat, K: Tensor, distortion: Tensor, how: Growing, seed:
 
 
 def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incremental:
-    """The same with a lens that is adjusted after every camera: f and k1 first, then whatever is free."""
+    """The same with a lens that is adjusted after every camera: f and k1, and in the end what the data ask for."""
     first = GROWN if sought.free is None else tuple(name for name in GROWN if name in sought.free)
     if "f" in sought.known:
         lenses, known = _lenses(tracks.views, sought, sought.known["f"][0]), sought.known
@@ -53,10 +53,13 @@ def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incre
     grown = reconstruct(
         *tracks[:3], *lenses, threshold=how.inlier_px, refine=_Refine(tracks, first, _held(known), how), seed=seed
     )
+    if sought.free is not None:
+        return grown
     fit = Fit(tracks.only(grown.inlier), "radtan", how.robust_px, True, sought.known)
-    free = fit.choose(grown.bundle, sought.usual).free if sought.free is None else sought.free
-    refine, lenses = _Refine(tracks, free, sought.known, how), (grown.bundle.K, grown.bundle.distortion)
-    return reconstruct(*tracks[:3], *lenses, threshold=how.inlier_px, refine=refine, start=grown, seed=seed)
+    choice = fit.choose(grown.bundle, sought.usual)
+    bundle, refine = of_views(choice.estimate.found), _Refine(tracks, choice.free, sought.known, how)
+    lenses, start = (bundle.K, bundle.distortion), grown._replace(bundle=bundle)
+    return reconstruct(*tracks[:3], *lenses, threshold=how.inlier_px, refine=refine, start=start, seed=seed)
 
 
 def _held(known: Known) -> Known:

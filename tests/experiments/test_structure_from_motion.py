@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from datasets.images.middlebury import read_middlebury
 from datasets.made.photographs import take_photographs
@@ -139,11 +140,28 @@ def test_tracks_of_a_text_with_a_lens_that_bends(tmp_path: Path) -> None:
     assert "DOES NOT FIT" not in given["note"]
     assert given["errors"]["reprojection_rms"] < 0.5
     assert given["errors"]["pattern_deviations"] < 3
-    straight = structure_from_motion.main(replace(config, name="straight", intrinsics=(f, f, cx, cy)))
-    assert "THE LENS DOES NOT FIT" in straight["note"]
     sought = structure_from_motion.main(replace(config, name="sought", intrinsics_known=False, candidates_f=2))
     assert "free are f, k1" in sought["note"]
     assert abs(sought["errors"]["f_off_px"]) < 4 * sought["errors"]["f_deviation_px"] < 0.05 * f
+
+
+@pytest.mark.slow
+def test_photographs_with_exif_and_one_of_another_zoom(tmp_path: Path) -> None:
+    photographs = take_photographs(torch.Generator().manual_seed(1), views=5, image_size=(480, 320), k1=-0.15)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for v, millimetres in enumerate((36, 36, 36, 36, 70)):  # of film, whose width is 36 mm, as f is the picture's
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0xA405] = millimetres
+        Image.fromarray(photographs.picture(v, seed=1)).save(folder / f"{v}.jpg", quality=95, exif=exif.tobytes())
+    config = replace(structure_from_motion.PRESETS["real"], scene=str(folder), out=tmp_path / "out")
+    summary = structure_from_motion.main(config)
+    note = summary["note"]
+    assert note.startswith("4 of 4 views placed")
+    assert "4.jpg: focal length 933 px by EXIF, most have 480" in note
+    assert "focal length at first 480 px by EXIF (36 mm for 35 mm film)" in note
+    model = read_colmap(tmp_path / "out" / "structure_from_motion" / "real-seed0" / "colmap")
+    assert model.K[0, 0, 0].item() == pytest.approx(480, rel=0.03)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,10 @@ import torch
 
 from datasets.made.photographs import take_photographs
 from experiments.structure.lens import COEFFICIENTS, Fit, Sought, in_words, of_views
+from experiments.structure.refinement import refine
+from experiments.structure.scenes import Scene
 from experiments.structure.start import Growing, start_sought
-from experiments.structure.tracks import Flat
+from experiments.structure.tracks import Flat, as_table
 from geometry import Bundle
 
 
@@ -45,6 +47,20 @@ def test_a_whole_picture_of_a_plain_lens_asks_for_nothing():
     choice = Fit(tracks, "radtan", 1.0, False, {}).choose(start, sought.usual)
     assert choice.free == ("f",)
     assert "as usual: k1 (p " in in_words(choice)
+
+
+@pytest.mark.parametrize("bends", [True, False])
+def test_a_lens_that_does_not_fit_is_told_before_deviations(bends):
+    photographs, tracks, start, sought = collection(k1=-0.15)
+    table = as_table(tracks.points2d, tracks.camera, tracks.point, tracks.views, len(start.points3d))
+    free = ("f", "k1") if bends else ("f",)
+    scene = Scene(
+        *table, start.K, start.distortion, sought=sought._replace(free=free), image_size=photographs.image_size
+    )
+    found = refine(scene, start.points3d, start.world_to_camera, 0.5)
+    told, deviations = found.note.find("THE LENS DOES NOT FIT"), found.note.index("±")
+    assert told == -1 if bends else 0 <= told < deviations
+    assert (found.errors["pattern_deviations"] > 3) != bends
 
 
 def test_what_is_known_is_held_to():
