@@ -11,7 +11,7 @@ pytest.importorskip("poselib", reason="PoseLib is not installed")
 
 @pytest.mark.slow
 def test_judges_find_nothing_wrong_with_rigs(tmp_path: Path) -> None:
-    main(replace(PRESETS["smoke"], poses=30, ransacs=20, batch=5, seconds=0.1, out=tmp_path))
+    main(replace(PRESETS["smoke"], poses=30, ransacs=20, batch=5, turns=1, out=tmp_path))
     results = json.loads((tmp_path / "benchmark_rig_pose" / "table.json").read_text())
     for row in results["poses"].values():
         assert row["problems"] == row["CONVERGED"] == 10
