@@ -5,6 +5,8 @@ layout     which unknowns there are, and their order    indices    which observa
 equations  normal equations in blocks                   reduced    the reduced camera matrix
 schur      its solution, dense or by                    conjugate_gradients, coarse
 gauge      which of the similar solutions is meant      solver     the descent
+rigs, shutter  cameras that share a pose, or move       chain      derivatives pulled back to what is sought
+prior      what is known beforehand                     points     which settle by themselves
 uncertainty  covariances at the optimum
 operator, products  what the compiled kernels do, and the same in tensor operations
 """

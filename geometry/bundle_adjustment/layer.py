@@ -280,10 +280,10 @@ def bundle(
     in free the mountings are sought, too, but where fixed_sensors (S,) is True: None holds the first one, to which the
     rig's frame is fastened. What no view uses stays as it is given.
 
-    Rolling shutter: times (M,) in seconds say when each observation was made, relative to the instant of its pose, as
-    readout time times (row / height - 1/2); velocity (V,6), per second, is how cameras (or rigs: (F,6)) move then,
-    `geometry.bundle_adjustment.shutter`; None is none. With "velocities" in free they are sought, with "readout" a
-    factor of all times, `x.readout`, which is only determined where velocities are known.
+    Rolling shutter: times (M,) in seconds say when each observation was made, relative to the instant of its pose
+    (`geometry.tasks.rolling_shutter.row_times`); velocity (V,6), per second, is how cameras (or rigs: (F,6)) move then:
+    tau seconds later they see exp(tau omega) (R X + t) + tau v; None is none. With "velocities" in free they are
+    sought, with "readout" a factor of all times, `x.readout`, which is only determined where velocities are known.
 
     model="ray": points2d (M,3) are bearings in the frame of their camera, of any length but zero and in any direction,
     K and distortion are None: what any central camera measures (`geometry.unproject`). The residual is the angle to the

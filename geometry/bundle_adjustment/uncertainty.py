@@ -25,8 +25,8 @@ _NUMBERS = 4_000_000  # of the columns that are solved for at a time
 
 class BundleCovariance(NamedTuple):
     """Covariances of tangent steps: cameras (V,6+P,6+P), the pose (omega, v) and free intrinsics of each view, of rigs
-    the pose of its frame and, where "sensors" are free, six more of its mounting; points (n,3,3). Zero where something
-    is fixed."""
+    the pose of its frame; then, of what is free, six numbers of its mounting, six of its velocity, and the readout;
+    points (n,3,3). Zero where something is fixed."""
 
     cameras: Tensor
     points: Tensor
