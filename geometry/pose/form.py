@@ -57,7 +57,7 @@ def algebraic_minima(sights: Sights, scale: bool = False) -> tuple[Tensor, Tenso
     depth = (R * (weighted.mT @ X)[:, None]).sum((-2, -1)) + (t[..., :3] * weighted.sum(1)[:, None]).sum(-1)
     ahead = depth > 0
     if centres is not None:
-        ahead = (depth > t[..., 3] * (weighted * centres).sum((-2, -1))[:, None]) & (t[..., 3] > 0)
+        ahead = depth > t[..., 3] * (weighted * centres).sum((-2, -1))[:, None]
     value = torch.where(ahead, value, value + 2)
     value, order = value.sort(-1)
     r = R.flatten(-2).gather(1, order[..., None].expand(-1, -1, 9))

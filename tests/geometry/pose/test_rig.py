@@ -214,6 +214,15 @@ def test_a_scale_that_is_unknown_is_found() -> None:
     close(again.x[1], b.x[1], 1e-9)
 
 
+def test_a_scale_that_noise_all_but_hides_is_sought_on_both_sides_of_zero() -> None:
+    seen = views(100, 5, 3, noise=3.0, seed=8, baseline=0.01)
+    found = rig_pnp(**seen.given, scale=True)
+    near = rig_pnp(**seen.given, scale=True, init=(seen.world_to_rig_gt, torch.ones(100, **DOUBLE)))
+    assert (found.x[1] < 0).any()
+    assert (found.converged | ~near.converged).all()
+    assert (found.cost <= near.cost * (1 + 1e-6) + 1e-12)[near.converged].all()
+
+
 def test_order_batch_and_absent_points() -> None:
     seen = views(4, 12, noise=2.0)
     plain = rig_pnp(**seen.given)
