@@ -1,7 +1,7 @@
 """Where the marks of a plane target lie, to a few hundredths of a pixel: corners of its print, and discs.
 
 A mark is fitted to the grey values around it, with the blur of the lens and the greys of the print unknown. How
-large the patch may be, and how the print lies in it, tell the marks next to it, to second order.
+large the patch may be, and how the print lies in it, tell the marks next to it.
 
 - A corner is where two edges cross, whose four quadrants have four greys: corners of a chessboard and of markers alike.
   Seen blurred, two edges that are not perpendicular are not the product of two blurred ones, which would move the
@@ -24,16 +24,20 @@ from geometry.optim import Linearization, levenberg_marquardt
 
 __all__ = ["Marks", "refine_corners", "refine_discs"]
 
-_NEXT = 9
+_NEXT = 25
 """Marks of which it is taken how the target lies in the image next to one."""
-_CORNER, _DISC = 9, 12
+_CORNER, _DISC = 9, 40
 """Half the side of the largest patch of a corner, and of a disc, px: what the fits gain beyond is little."""
+_RIM = 600
+"""Pixels of a disc that are fitted: those next to its rim, as no other tells where it is."""
 _LEAST = 25
 """Pixels that a patch must have."""
 _BLUR = 1.0
 """How far in px what lies beside a patch reaches into it."""
 _UNLIKE = 2.0
 """Times the median residual of an image's marks from where one is none, or hidden in part."""
+_ALIKE = 0.95
+"""Least cosine between the greys of a corner's quadrants and those of its print."""
 _CONTRAST = 0.03
 """Least difference of greys of a mark, in parts of the whole range."""
 _NODES = [(float((x + 1) / 2), float(w / 2)) for x, w in zip(*np.polynomial.legendre.leggauss(4), strict=True)]
@@ -63,27 +67,34 @@ class _Patches(NamedTuple):
     jacobian: Tensor
 
 
-def _maps(points2d: Tensor, points3d: Tensor) -> tuple[Tensor, Tensor]:
-    """From the image to the target's plane next to each of N marks, to second order: coefficients (N,6,2) of
-    1, u, v, u^2, u v, v^2, where (u, v) is the offset from the mark in units (N,) px.
+_POWERS = torch.tensor([[i - j, j] for i in range(4) for j in range(i + 1)])
+"""Of u and v in the terms of a cubic polynomial (10,2)."""
+_LIGHTLY = torch.tensor([0.0] * 3 + [1e-5] * 3 + [1e-4] * 4, dtype=torch.float64)
+"""How much is held against each of them."""
 
-    Of the marks next to it, in least squares; where these are few, the second order is as little as may be.
+
+def _maps(points2d: Tensor, points3d: Tensor) -> tuple[Tensor, Tensor]:
+    """From the image to the target's plane next to each of N marks: coefficients (N,10,2) of `_terms`, whose (u, v) is
+    the offset from the mark in units (N,) px.
+
+    Of the marks next to it, in least squares; where these are few, higher orders are as little as may be.
     """
     plane = points3d[:, :2]
     nearest = torch.cdist(plane, plane).argsort(dim=1, stable=True)[:, :_NEXT]
     offsets = points2d[nearest] - points2d[:, None]
     unit = offsets.norm(dim=-1).mean(1).clamp_min(1e-6)
-    A = _terms(offsets / unit[:, None, None])
-    few = torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=A.dtype) * 1e-3
-    normal = A.mT @ A + torch.diag(few)
+    A = _terms(offsets / unit[:, None, None])[0]
     local = plane[nearest] - plane[:, None]
-    return torch.linalg.solve_ex(normal, A.mT @ local)[0], unit
+    return torch.linalg.solve_ex(A.mT @ A + torch.diag(_LIGHTLY), A.mT @ local)[0], unit
 
 
-def _terms(offsets: Tensor) -> Tensor:
-    """(…,6): 1, u, v, u^2, u v, v^2 of offsets (…,2)."""
-    u, v = offsets.unbind(-1)
-    return torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], -1)
+def _terms(offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms (…,10) of a cubic polynomial of offsets (…,2), and their derivatives (…,10,2)."""
+    powers = [torch.ones_like(offsets), offsets, offsets.square(), offsets**3]
+    slopes = [torch.zeros_like(offsets), powers[0], 2 * offsets, 3 * powers[2]]
+    (u, v), (du, dv) = (torch.stack(part, -2).unbind(-1) for part in (powers, slopes))
+    a, b = _POWERS.unbind(1)
+    return u[..., a] * v[..., b], torch.stack([du[..., a] * v[..., b], u[..., a] * dv[..., b]], -1)
 
 
 def _patches(image: np.ndarray, points2d: np.ndarray, points3d: Tensor, reach: float, largest: int) -> _Patches:
@@ -95,23 +106,17 @@ def _patches(image: np.ndarray, points2d: np.ndarray, points3d: Tensor, reach: f
     J = torch.linalg.inv(torch.where(regular[:, None, None], inverse, torch.eye(2, dtype=inverse.dtype)))
     scale = torch.linalg.svdvals(J)[:, 1]
     span = math.ceil(min(reach * float(J.abs().sum(-1).max()), 100 * largest))
-    stride = max(1, math.ceil(span / largest)) if largest == _DISC else 1
-    n = max(2, min(largest, span // stride))
-    steps = stride * torch.arange(-n, n + 1)
+    n = max(2, min(largest, span))
+    steps = torch.arange(-n, n + 1)
     pixels = at.round().long()[:, None] + torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
     size = torch.tensor(image.shape[::-1])
     inside = ((pixels >= 0) & (pixels < size)).all(-1) & regular[:, None]
     u, v = pixels.clamp_min(0).minimum(size - 1).unbind(-1)
     offsets = pixels - at[:, None]
     # from where the map has the mark itself
-    terms = _terms(offsets / unit[:, None, None])
-    terms[..., 0] = 0
-    plane = (terms @ coefficients).nan_to_num()
-    along = coefficients[:, None, 1:3] + torch.stack(
-        [2 * terms[..., 1:2] * coefficients[:, None, 3] + terms[..., 2:3] * coefficients[:, None, 4],
-         terms[..., 1:2] * coefficients[:, None, 4] + 2 * terms[..., 2:3] * coefficients[:, None, 5]], 2,
-    )  # fmt: skip
-    slopes = (along / unit[:, None, None, None]).mT.nan_to_num()
+    terms, along = _terms(offsets / unit[:, None, None])
+    plane = (terms[..., 1:] @ coefficients[:, 1:]).nan_to_num()
+    slopes = (coefficients[:, None].mT @ along / unit[:, None, None, None]).nan_to_num()
     return _Patches(torch.from_numpy(image)[v, u].to(at) / 255, offsets, inside, plane, slopes, scale, J)
 
 
@@ -171,21 +176,27 @@ _CORNERS = Problem(_corner_residual, dof=9, linearize=_corner_equations)
 
 
 def _disc(x: Tensor, values: Tensor, plane: Tensor, slopes: Tensor, weights: Tensor) -> Tensor:
-    """(M,) of x (8,): place in the plane; the symmetric matrix that makes it a unit disc; logarithm of the blur in px;
-    two greys. slopes (M,2,2): of plane (M,2) by pixels."""
+    """(M,) of x (10,): place in the plane; the symmetric matrix that makes it a unit disc; logarithm of the blur in px;
+    mean and half difference of two greys, and what the light adds to either, in radii along x and y. slopes (M,2,2): of
+    plane (M,2) by pixels."""
     A = x[[2, 3, 3, 4]].view(2, 2)
     round_ = (plane - x[:2]) @ A
     r = (round_.square().sum(-1) + 1e-12).sqrt()
     # from the rim, in pixels, to first order
     steep = (((round_ / r[:, None]) @ A)[:, None] @ slopes)[:, 0].norm(dim=-1)
-    return weights * (x[6] + x[7] * torch.erf((r - 1) / steep * torch.exp(-x[5]) * _HALF) - values)
+    # light falls on print and ground alike
+    light = 1 + round_ @ x[8:]
+    return weights * (light * (x[6] + x[7] * torch.erf((r - 1) / steep * torch.exp(-x[5]) * _HALF)) - values)
 
 
-def refine_corners(image: np.ndarray, points2d: np.ndarray, points3d: Tensor, clear: tuple[float, float]) -> Marks:
+def refine_corners(
+    image: np.ndarray, points2d: np.ndarray, points3d: Tensor, shape: Tensor, clear: tuple[float, float]
+) -> Marks:
     """The corners of a target's print next to points2d (N,2) px, in a grey image (H,W) of bytes.
 
     points3d (N,3): of the plane target, whose edges run along x and y. clear: in its unit, how far from a corner's
-    edges, and along them, there is nothing else.
+    edges, and along them, there is nothing else. shape (N,3): how greys differ in its quadrants, as the coefficients of
+    sign(-y), sign(x) and their product about the corner, whatever their scale: (0, 0, 1) on a chessboard.
     """
     start, (near, far) = torch.from_numpy(points2d), clear
     values, offsets, inside, plane, _, scale, J = _patches(image, points2d, points3d, far, _CORNER)
@@ -202,9 +213,11 @@ def refine_corners(image: np.ndarray, points2d: np.ndarray, points3d: Tensor, cl
     x0 = torch.cat([torch.zeros_like(start), angles, torch.full_like(start[:, :1], -0.3), greys], 1)
     x, *_ = levenberg_marquardt(_CORNERS, x0, (values, offsets, weights), 40, 1e-6)
     residual = weights * (_corner(x, offsets)[0] - values)
+    # what hides a quadrant makes another corner, with its own edges
+    alike = torch.nn.functional.cosine_similarity(x[:, 6:], shape.to(x), dim=1).abs() > _ALIKE
     # it lies well within its patch
     good = x[:, :2].norm(dim=1) < 0.5 * (weights * offsets.norm(dim=-1)).amax(1)
-    good = good & _fitting(residual, weights, 2 * x[:, 6:].abs().amax(1)) & (x[:, 4] < math.log(4.0))
+    good = good & alike & _fitting(residual, weights, 2 * x[:, 6:].abs().amax(1)) & (x[:, 4] < math.log(4.0))
     return Marks(torch.where(good[:, None], start + x[:, :2], start), good)
 
 
@@ -228,9 +241,15 @@ def refine_discs(image: np.ndarray, points2d: np.ndarray, points3d: Tensor, spac
     )
     share = mean((values - rim[:, None]) / (middle - rim)[:, None], weights).nan_to_num(0.2).clamp(0.05, 0.8)
     A = 2 / (share.sqrt() * spacing)
+    away = ((distance * A[:, None] - 1).abs() + 1e9 * (weights == 0)).topk(min(_RIM, values.shape[1]), largest=False)[1]
+    values, weights = values.gather(1, away), weights.gather(1, away)
+    row = torch.arange(len(away))[:, None]
+    plane, slopes = plane[row, away], slopes[row, away]
     none = torch.zeros_like(A)
-    x0 = torch.stack([none, none, A, none, A, torch.full_like(A, -0.3), (middle + rim) / 2, (rim - middle) / 2], 1)
-    x, *_ = levenberg_marquardt(Problem(_disc, dof=8), x0, (values, plane, slopes, weights), 40, 1e-6)
+    x0 = torch.stack(
+        [none, none, A, none, A, torch.full_like(A, -0.3), (middle + rim) / 2, (rim - middle) / 2, none, none], 1
+    )
+    x, *_ = levenberg_marquardt(Problem(_disc, dof=10), x0, (values, plane, slopes, weights), 40, 1e-6)
     residual = vmap(_disc)(x, values, plane, slopes, weights)
     good = (x[:, :2].norm(dim=1) < 0.25 * spacing) & _fitting(residual, weights, 2 * x[:, 7].abs())
     return Marks(torch.where(good[:, None], start + (J @ x[:, :2, None])[..., 0], start), good)

@@ -31,7 +31,11 @@ class Seen(NamedTuple):
     others: int = 0
 
 
-Refine = Callable[[np.ndarray, np.ndarray, Tensor], Marks]
+Refine = Callable[[np.ndarray, Seen], Marks]
+
+
+_CROSSING = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+"""How greys differ about a corner between squares (`refine_corners`)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Target:
     """A plane target.
 
     points3d (N,3): its marks; name: what it is, in words; detect: which marks a grey image (H,W) of bytes shows, None
-    where none; refine: their places, from the image, those detected (n,2) px and their points3d (n,3); half_turn: it
+    where none; refine: where exactly those are, from the image and what was detected; half_turn: it
     looks the same turned by 180 degrees, when its marks are numbered from the end; larger: targets of one row or column
     more, of which this might be a part.
     """
@@ -56,7 +60,7 @@ class Target:
         seen = self.detect(image)
         if seen is None or len(seen.marks) == 0:
             return seen
-        marks = self.refine(image, seen.points2d, self.points3d[seen.marks])
+        marks = self.refine(image, seen)
         good = marks.good.numpy()
         return Seen(seen.marks[good], marks.points2d.numpy()[good], seen.others)
 
@@ -81,7 +85,9 @@ def _chessboard(corners: tuple[int, int], square: float, larger: tuple[Target, .
 
     points3d, half_turn = _grid(corners, square), sum(corners) % 2 == 0
     name = f"full board of {corners[0]} x {corners[1]} inner corners"
-    return Target(points3d, name, detect, _corners(0.9 * square, 0.9 * square), half_turn, larger)
+    return Target(
+        points3d, name, detect, _corners(points3d, _CROSSING, (0.9 * square, 0.9 * square)), half_turn, larger
+    )
 
 
 def charuco(corners: tuple[int, int], square: float, marker: float, dictionary: str = "4X4_50") -> Target:
@@ -107,7 +113,8 @@ def charuco(corners: tuple[int, int], square: float, marker: float, dictionary: 
         return Seen(index.ravel().astype(np.int64), points2d.reshape(-1, 2).astype(np.float64), others)
 
     name = f"part of a ChArUco board of {columns} x {rows} inner corners"
-    return Target(_grid((columns, rows), square), name, detect, _corners((square - marker) / 2, 0.9 * square))
+    points3d, clear = _grid((columns, rows), square), ((square - marker) / 2, 0.9 * square)
+    return Target(points3d, name, detect, _corners(points3d, _CROSSING, clear))
 
 
 def tags(
@@ -140,7 +147,9 @@ def tags(
     corner = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.float64)
     points3d = (_grid((columns, rows), (1 + gap) * side)[:, None] + side * corner).flatten(0, 1)
     module = side * border / (words.markerSize + 2 * border)
-    refine = _corners(min(module, gap * side), gap * side)
+    # from the upper left corner clockwise, the tag lies to the lower right, lower left, upper left, upper right
+    shape = torch.tensor([[-1, 1, -1], [-1, -1, 1], [1, -1, -1], [1, 1, 1]], dtype=torch.float64)
+    refine = _corners(points3d, shape.repeat(columns * rows, 1), (min(module, gap * side), gap * side))
     return Target(points3d, f"part of a grid of {columns} x {rows} markers {dictionary}", detect, refine)
 
 
@@ -173,15 +182,17 @@ def _circles(size: tuple[int, int], spacing: float, asymmetric: bool, larger: tu
     name = f"full grid of {size[0]} x {size[1]} circles"
     half_turn = not asymmetric or size[1] % 2 == 0
 
-    def refine(image: np.ndarray, points2d: np.ndarray, points: Tensor) -> Marks:
-        return refine_discs(image, points2d, points, apart)
+    def refine(image: np.ndarray, seen: Seen) -> Marks:
+        return refine_discs(image, seen.points2d, points3d[seen.marks], apart)
 
     return Target(points3d, name, detect, refine, half_turn, larger)
 
 
-def _corners(near: float, far: float) -> Refine:
-    def refine(image: np.ndarray, points2d: np.ndarray, points3d: Tensor) -> Marks:
-        return refine_corners(image, points2d, points3d, (near, far))
+def _corners(points3d: Tensor, shape: Tensor, clear: tuple[float, float]) -> Refine:
+    shape = shape.expand(len(points3d), 3)
+
+    def refine(image: np.ndarray, seen: Seen) -> Marks:
+        return refine_corners(image, seen.points2d, points3d[seen.marks], shape[seen.marks], clear)
 
     return refine
 

@@ -128,7 +128,7 @@ def look(name: str, kind: Kind, camera: Camera, config: Config, g: torch.Generat
             unseen += 1
             continue
         theirs = refined_by_opencv(name, image, seen.marks, seen.points2d).astype(np.float64)
-        ours = kind.target.refine(image, seen.points2d, board.points3d[seen.marks])
+        ours = kind.target.refine(image, seen)
         there = torch.from_numpy(np.isfinite(theirs).all(-1))
         both = (ours.good & there).numpy()
         index = seen.marks[both]

@@ -95,8 +95,8 @@ def test_a_picture_upside_down_gives_the_marks_upside_down(rays):
     target, board, _ = KINDS["charuco"]
     image, _ = picture(board, rays, 3)
     seen, turned = target.detect(image), np.ascontiguousarray(image[::-1, ::-1])
-    there = target.refine(image, seen.points2d, target.points3d[seen.marks])
-    again = target.refine(turned, np.array(SIZE) - 1 - seen.points2d, target.points3d[seen.marks])
+    there = target.refine(image, seen)
+    again = target.refine(turned, seen._replace(points2d=np.array(SIZE) - 1 - seen.points2d))
     assert there.good.equal(again.good)
     torch.testing.assert_close(there.points2d, torch.tensor(SIZE) - 1 - again.points2d, rtol=0, atol=1e-3)
 
