@@ -5,7 +5,7 @@ mounted, from the frames that two of them see; then all intrinsics, the mounting
 whose points are those of the target (`geometry.bundle`). Of two cameras that is what stereo calibrations minimise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,18 @@ from torch import Tensor
 from geometry import se3
 from geometry.bundle_adjustment import BundleSolution, bundle
 from geometry.camera import Model, project_camera_frame
-from geometry.checks import boolean, check_tensors, shaped
-from geometry.lenses import LENSES
+from geometry.checks import (
+    boolean,
+    check_tensors,
+    check_tensors_or_none,
+    function,
+    one_of,
+    positive,
+    shaped,
+    values,
+    whole,
+)
+from geometry.lenses import LENSES, check_distortion
 from geometry.optim import Solution
 from geometry.pose import pnp
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
@@ -108,16 +118,24 @@ def calibrate_rig(
     connect, and as `calibrate` and `bundle` do.
     """
     check_tensors(points2d=points2d, points3d=points3d)
-    if points2d.ndim != 4 or len(points2d) != len(image_sizes) or len(points2d) == 0:
+    check_tensors_or_none(K=K, coefficients=coefficients)
+    one_of("model", model, tuple(LENSES))
+    function("kernel", kernel)
+    whole("max_steps", max_steps, 1)
+    whole("distortion", distortion, 0)
+    check_distortion(points2d.new_zeros(distortion), model)
+    options = _Options(_names(free, model, distortion), model, kernel, max_steps)
+    sizes = _sizes(image_sizes)
+    if points2d.ndim != 4 or len(points2d) != len(sizes) or len(points2d) == 0:
         raise ValueError(
-            f"points2d must have shape (S,F,N,2) with S image_sizes, got {tuple(points2d.shape)} and {len(image_sizes)}"
+            f"points2d must have shape (S,F,N,2) with S image_sizes, got {tuple(points2d.shape)} and {len(sizes)}"
         )
     mask = torch.ones_like(points2d[..., 0], dtype=torch.bool) if mask is None else mask
     boolean("mask", mask)
     shaped(points2d=(points2d, "S,F,N,2"), mask=(mask, "S,F,N"), points3d=(points3d, "N,3"))
     S, F, _ = mask.shape
     points, target = torch.where(mask[..., None], points2d.double(), 0.0), points3d.double()
-    given = [free_intrinsics(start_intrinsics(size, distortion, model, points)) for size in image_sizes]
+    given = [free_intrinsics(start_intrinsics(size, distortion, model, points)) for size in sizes]
     K = torch.stack([one for one, _ in given]) if K is None else K.double()
     coefficients = torch.stack([one for _, one in given]) if coefficients is None else coefficients.double()
     if K.shape != (S, 3, 3) or coefficients.shape != (S, distortion):
@@ -125,8 +143,8 @@ def calibrate_rig(
             f"K and coefficients must have shapes ({S},3,3) and ({S},{distortion}), got {tuple(K.shape)} and "
             f"{tuple(coefficients.shape)}"
         )
-    options = _Options(None if free is None else tuple(free), model, kernel, max_steps)
-    starts = [_alone(points[s], target, image_sizes[s], mask[s], (K[s], coefficients[s]), options) for s in range(S)]
+    values(K=(K, "camera"), coefficients=(coefficients, "finite"))
+    starts = [_alone(points[s], target, sizes[s], mask[s], (K[s], coefficients[s]), options) for s in range(S)]
     lenses = torch.stack([one.K for one in starts]), torch.stack([one.distortion for one in starts])
     poses = torch.stack([one.poses for one in starts])
     sensors = _mounting(poses, target)
@@ -154,6 +172,27 @@ def calibrate_rig(
     x = found.x.K, found.x.distortion, sensors if mounted is None else mounted, rigs
     residual, alone = _residual(x, points, target, mask, model), tuple(start.alone for start in starts)
     return JointCalibration(x, found.cost, found.status, found.steps, left_out, residual, names, found, alone)
+
+
+def _sizes(image_sizes: Any) -> list[tuple[int, int]]:
+    """Checked."""
+    try:
+        sizes = [(width, height) for width, height in image_sizes]
+    except (TypeError, ValueError):
+        raise ValueError(f"image_sizes must hold (width, height) in px of each camera, got {image_sizes!r}") from None
+    for length in (length for size in sizes for length in size):
+        positive("image_sizes", length)
+    return sizes
+
+
+def _names(free: Any, model: Model, coefficients: int) -> tuple[str, ...] | None:
+    """Checked."""
+    known = ("f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
+    if free is None:
+        return None
+    if isinstance(free, str) or not isinstance(free, Iterable) or not set(free) <= set(known):
+        raise ValueError(f"free must hold names among {known} (distortion has {coefficients}), got {free!r}")
+    return tuple(free)
 
 
 def _alone(

@@ -76,6 +76,9 @@ RIGHT: dict[Callable, dict[str, Any]] = {
     },
     geometry.calibrate: {"points2d": PIXELS, "points3d": POINTS, "image_size": (640, 480), "distortion": 0,
                          "model": "radtan", "mask": SEEN, "kernel": None, "max_steps": 1},
+    geometry.calibrate_rig: {"points2d": PIXELS[None], "points3d": POINTS, "image_sizes": [(640, 480)],
+                             "mask": SEEN[None], "distortion": 0, "free": ("f",), "K": K[None],
+                             "coefficients": LENS[:1, :0], "model": "radtan", "kernel": None, "max_steps": 1},
     StructureProblem: TRACKED,
     geometry.find_structure: {"problem": StructureProblem(**TRACKED), "good_enough": 1.0, "candidates": 2, "steps": 2},
     geometry.triangulate: TRACKED | {"world_to_camera": POSES},
@@ -155,6 +158,7 @@ MISTAKES: dict[str, Callable[[Any], list[Any]]] = {
     "choice": lambda _: ["other", 1, None],
     "object": lambda _: ["other", 1, np.ones(2)],
     "size": lambda _: [640, (640,), (0, 480), (640, "480"), None],
+    "sizes": lambda _: [640, [640], [(640,)], [(0, 480)], [(640, "480")], None],
     "below two": lambda _: [2.0, math.nan, "1", None],
 }  # fmt: skip
 KINDS = {
@@ -169,7 +173,7 @@ KINDS = {
         "dof",
         "steps",
     ),
-    "count or none": ("polish", "refine", "max_steps of bundle", "distortion of calibrate"),
+    "count or none": ("polish", "refine", "max_steps of bundle", "distortion of calibrate(_rig)"),
     "positive": ("threshold", "confidence", "scale", "sigma", "beta", "good_enough", "enough"),
     "function": ("kernel", "callback", "residual", "retract", "equality", "minimal_solver"),
     "choice": ("model", "gradient", "gauge", "solver", "solve_dtype"),
@@ -177,11 +181,13 @@ KINDS = {
     "pose": ("init", "pose_gt", "pose", "world_to_camera", "gripper", "camera", "mode", "sensor_from_rig"),
     "object": ("problem", "prior", "free"),
     "size": ("image_size",),
+    "sizes": ("image_sizes",),
     "below two": ("alpha",),
 }
 OF_THEIR_OWN = {
     (geometry.bundle, "max_steps"): "count or none",
     (geometry.calibrate, "distortion"): "count or none",
+    (geometry.calibrate_rig, "distortion"): "count or none",
     (geometry.find_structure, "candidates"): "count",
 }
 
