@@ -67,8 +67,8 @@ class Board:
     model: Model = "radtan"
     """Lens model: OpenCV's radial-tangential, or fisheye."""
     free: tuple[str, ...] = ()
-    """Intrinsics that are sought, by name: f, or fx and fy; cx, cy; k1, ... Left empty, all of them. What is not stays:
-    square pixels, the principal point in the middle of the image, coefficients of zero."""
+    """Intrinsics that are sought, by name: f, or fx and fy; cx, cy; skew; k1, ... Left empty, all but skew.
+    What is not stays: square pixels, the principal point in the middle of the image, coefficients of zero."""
     robust_px: float = 0.0
     """Scale of a Cauchy kernel, for wrong marks; 0 means least squares."""
     image_size: tuple[int, int] | None = None

@@ -271,8 +271,9 @@ def bundle(
     intrinsics); distortion (k,) or (C,k) of `model`. weights (M,) or (M,2), 1/sigma; a weight of zero means absent.
 
     free: what is sought: "poses", "points", and intrinsics by name: "f" (fx and fy in their given ratio) or "fx", "fy";
-    "cx", "cy"; distortion coefficients as "k1". All else is fixed, as are the views where fixed_poses (V,) and the
-    points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each observation.
+    "cx", "cy"; "skew" (K[0,1]); distortion coefficients as "k1". All else is fixed, as are the views where fixed_poses
+    (V,) and the points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each
+    observation.
 
     Rigs: rig_index (V,) and sensor_index (V,) say of which frame and which sensor each view is, sensor_from_rig (S,4,4)
     where the sensors sit; world_to_camera (F,4,4), fixed_poses (F,) and the prior's poses then are those of the frames,

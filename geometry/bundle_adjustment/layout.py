@@ -150,7 +150,7 @@ def check_prior(prior: Any) -> None:
 def free_names(free: Sequence[str], coefficients: int, model: Model) -> tuple[str, ...]:
     """The free intrinsics among `free`, checked."""
     unknowns = ("poses", "points", "sensors", "velocities", "readout")
-    known = (*unknowns, "f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
+    known = (*unknowns, "f", "fx", "fy", "cx", "cy", "skew", *LENSES[model].names[:coefficients])
     if (
         isinstance(free, str)
         or not isinstance(free, Iterable)

@@ -32,6 +32,10 @@ from geometry.robust import Kernel, kernel_derivatives
 __all__ = ["Bundle", "BundleData", "BundleProblem", "Prior", "State"]
 
 
+_PLACES = {"fx": (0, 0), "fy": (1, 1), "skew": (0, 1)}
+"""Of intrinsics among the upper left numbers of K."""
+
+
 class Bundle(NamedTuple):
     """What is seen, and by what: world_to_camera (V,4,4), points3d (N,3), K (C,3,3), distortion (C,k).
 
@@ -105,13 +109,13 @@ class BundleProblem:
         if not self.names:
             return K, distortion
         A, c, d = K[..., :2, :2], list(K[..., :2, 2].unbind(-1)), list(distortion.unbind(-1))
-        for name, value in zip(self.names, theta.unbind(-1), strict=True):
+        # "f" first: it scales a skew that is given, not one that is sought
+        for name, value in sorted(zip(self.names, theta.unbind(-1), strict=True), key=lambda pair: pair[0] != "f"):
             if name == "f":
                 A = A * (value / A[..., 0, 0])[..., None, None]
-            elif name in ("fx", "fy"):
-                i = ("fx", "fy").index(name)
+            elif name in _PLACES:
                 here = torch.zeros(2, 2, dtype=torch.bool, device=K.device)
-                here[i, i] = True
+                here[_PLACES[name]] = True
                 A = torch.where(here, value[..., None, None], A)
             elif name in ("cx", "cy"):
                 c[("cx", "cy").index(name)] = value
@@ -124,7 +128,8 @@ class BundleProblem:
 
     def theta_of(self, K: Tensor, distortion: Tensor) -> Tensor:
         """Values (C,P) of the free intrinsics."""
-        places = {"f": K[:, 0, 0], "fx": K[:, 0, 0], "fy": K[:, 1, 1], "cx": K[:, 0, 2], "cy": K[:, 1, 2]}
+        places = {"f": K[:, 0, 0], "cx": K[:, 0, 2], "cy": K[:, 1, 2]}
+        places |= {name: K[:, i, j] for name, (i, j) in _PLACES.items()}
         places |= dict(zip(LENSES[self.model].names, distortion.unbind(-1), strict=False))
         return torch.stack([places[name] for name in self.names], -1) if self.names else K.new_zeros(len(K), 0)
 

@@ -109,9 +109,10 @@ def calibrate_rig(
     points2d (S,F,N,2) px, points3d (N,3), image_sizes: (width, height) px of each camera; mask (S,F,N) bool, False
     where a mark is not seen: a camera may miss any frame, if frames that two cameras see connect them all. distortion:
     how many coefficients of `model` there are. free: names of the intrinsics that are sought, "f" (fx and fy in their
-    given ratio) or "fx", "fy", and "cx", "cy", "k1", ...; None: all. What is not has the value of K (S,3,3) and
-    coefficients (S,k), or where these are None that of a camera with square pixels, its principal point in the middle
-    of the image and no distortion; nothing else of these is looked at. kernel: a robust kernel, for wrong marks.
+    given ratio) or "fx", "fy", and "cx", "cy", "skew", "k1", ...; None: all but skew. What is not has the value of K
+    (S,3,3) and coefficients (S,k), or where these are None that of a camera with square pixels, its principal point in
+    the middle of the image and no distortion; nothing else of these is looked at. kernel: a robust kernel, for wrong
+    marks.
 
     Returns a `JointCalibration`. status: that of the bundle; CONVERGED is a strict minimum of the sum of all
     reprojection errors. Solved in float64. Raises ValueError for shapes that do not fit, cameras that no frames
@@ -187,7 +188,7 @@ def _sizes(image_sizes: Any) -> list[tuple[int, int]]:
 
 def _names(free: Any, model: Model, coefficients: int) -> tuple[str, ...] | None:
     """Checked."""
-    known = ("f", "fx", "fy", "cx", "cy", *LENSES[model].names[:coefficients])
+    known = ("f", "fx", "fy", "cx", "cy", "skew", *LENSES[model].names[:coefficients])
     if free is None:
         return None
     if isinstance(free, str) or not isinstance(free, Iterable) or not set(free) <= set(known):

@@ -109,6 +109,19 @@ def test_what_is_not_free_stays() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("free", [("skew", "fx", "fy", "cx", "cy"), ("skew", "f", "cx", "cy")])
+def test_pixels_may_be_no_rectangles(free: tuple[str, ...]) -> None:
+    _, rigs = made(1, 8)
+    K = torch.tensor([[600.0, 2.5, 322], [0, 600, 238], [0, 0, 1]], dtype=torch.float64)
+    noise = 0.02 * torch.randn(1, 8, 30, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = calibrate_rig(project(BOARD, rigs, K)[None] + noise, BOARD, [SIZE], distortion=0, free=free)
+    assert found.converged.all()
+    assert found.x[0][0, 0, 1] == pytest.approx(2.5, abs=5 * found.deviations()["skew"].item())
+    assert found.deviations()["skew"] < 0.3
+    torch.testing.assert_close(found.x[0][0], K, rtol=0, atol=1.0)
+
+
+@pytest.mark.slow
 def test_one_view_tells_a_focal_length() -> None:
     """From which all intrinsics cannot be had: the camera by itself is no start."""
     points2d, _ = made(1, 1, sigma=0.05)
