@@ -68,6 +68,7 @@ def read_database(path: str | Path) -> tuple[Tracks, FocalLength | None]:
     focal = FocalLength(float(told[0][0]), "of the database's cameras") if told else None
     names = tuple(name for _, name, _ in images)
     left_out = tuple((names[v], reasons[v]) for v in sorted(reasons))
+    assert usual is not None  # there are observations
     camera_index, point_index, pixels = (torch.from_numpy(column) for column in (index, point, points2d))
     return Tracks(camera_index, point_index, pixels, names, usual, None, left_out), focal
 

@@ -9,7 +9,7 @@ a dozen parameters a camera and three a point never meet in one dense matrix; ob
 a camera does not see costs nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -329,10 +329,11 @@ def bundle(
         if mask is not None:
             boolean(name, mask)
     F, N, M = len(world_to_camera), len(points3d), len(points2d)
-    rig = check_rig(rig_index, sensor_index, sensor_from_rig, fixed_sensors, F, free)
+    sought = tuple(free) if isinstance(free, Iterable) else ()  # `free_names` says what is wrong with it
+    rig = check_rig(rig_index, sensor_index, sensor_from_rig, fixed_sensors, F, sought)
     distortion = K.new_zeros(len(K) if K.ndim == 3 else 1, 0) if distortion is None else distortion
     given = Bundle(world_to_camera, points3d, K, distortion, sensor_from_rig)
-    given, shutter = check_shutter(times, velocity, given, free, rig)
+    given, shutter = check_shutter(times, velocity, given, sought, rig)
     given, index = check_scene(given, intrinsics_index, model, rig)
     V, C, S = len(index), len(given.K), 0 if rig is None else len(rig.fixed)
     names = free_names(free, given.distortion.shape[-1], model)
