@@ -86,9 +86,9 @@ def test_a_real_camera_is_calibrated_as_opencv_does(real_data: Callable[[str], P
 def test_a_real_fisheye_camera_is_calibrated_beyond_90_degrees(real_data: Callable[[str], Path]) -> None:
     views = detect(real_data("fisheye_chess"), chessboard((6, 4), 30.0))
     assert len(views.names) == 26
-    found = calibrate(views.points2d, views.points3d, views.image_size, distortion=4, model="fisheye")
+    found = calibrate(views.points2d, views.points3d, views.image_size, distortion=4, model="fisheye", mask=views.mask)
     assert found.converged.all()
-    assert rms(found.cost, all_of(views.points2d)) < 0.2
+    assert rms(found.cost, views.mask) < 0.2
     poses = found.x[2][0]
     z = (views.points3d @ poses[:, 2, :3].T + poses[:, 2, 3]).amin(0)
     beyond = [name for name, depth in zip(views.names, z, strict=True) if depth < 0]
@@ -96,18 +96,18 @@ def test_a_real_fisheye_camera_is_calibrated_beyond_90_degrees(real_data: Callab
 
     # OpenCV takes the views within 90 degrees only, and a guess
     kept = [i for i, name in enumerate(views.names) if name not in beyond]
-    points2d = views.points2d[kept]
+    points2d, mask = views.points2d[kept], views.mask[kept]
     flags = cv2.CALIB_RECOMPUTE_EXTRINSIC | cv2.CALIB_FIX_SKEW | cv2.CALIB_USE_INTRINSIC_GUESS
     theirs, K, k, *_ = cv2.fisheye.calibrate(
-        [views.points3d.numpy()[None]] * len(kept),
-        [view.numpy()[None] for view in points2d],
+        [views.points3d[seen].numpy()[None] for seen in mask],
+        [view[seen].numpy()[None] for view, seen in zip(points2d, mask, strict=True)],
         views.image_size,
         np.array([[190.0, 0, 320], [0, 190, 320], [0, 0, 1]]),
         np.zeros((4, 1)),
         flags=flags,
         criteria=CRITERIA,
     )
-    problem = CalibrationProblem(points2d, views.points3d, all_of(points2d), model="fisheye")
+    problem = CalibrationProblem(points2d, views.points3d, mask, model="fisheye")
     state = solve(problem, parameters(found), found.x[2][:, kept], tolerance=1e-10)
     assert rms(state.cost, problem.mask) == pytest.approx(theirs, abs=1e-6)
     np.testing.assert_allclose(state.theta[0], [*K[[0, 1, 0, 1], [0, 1, 2, 2]], *k.ravel()], rtol=1e-4)
