@@ -55,7 +55,7 @@ def read_database(path: str | Path) -> tuple[Tracks, FocalLength | None]:
             raise ValueError(f"{path}: a COLMAP database wanted, found something else: {error}") from error
     view = {image: v for v, (image, _, _) in enumerate(images)}
     sizes = [cameras[camera][0] for _, _, camera in images]
-    usual = Counter(sizes).most_common(1)[0][0] if sizes else None
+    usual = Counter(sizes).most_common(1)[0][0] if sizes else (0, 0)
     reasons = {v: f"image size {size}, most images have {usual}" for v, size in enumerate(sizes) if size != usual}
     matches = {(view[i], view[j]): rows for (i, j), rows in pairs.items() if not {view[i], view[j]} & reasons.keys()}
     index, place, point = link(matches)
