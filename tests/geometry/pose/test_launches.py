@@ -18,8 +18,8 @@ from tests.numbers import DOUBLE, generator
 
 @pytest.mark.parametrize(
     ("model", "lens", "start", "launches"),
-    [("radtan", False, True, 800), ("radtan", False, False, 3000), ("radtan", True, True, 1300),
-     ("radtan", True, False, 5100), ("fisheye", True, True, 1250), ("fisheye", True, False, 4500)],
+    [("radtan", False, True, 820), ("radtan", False, False, 3000), ("radtan", True, True, 1300),
+     ("radtan", True, False, 5200), ("fisheye", True, True, 1250), ("fisheye", True, False, 4600)],
 )  # fmt: skip
 def test_launches_and_waits(
     make_scene: Callable[..., Any],

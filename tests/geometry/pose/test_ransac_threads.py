@@ -58,7 +58,7 @@ def test_outliers(wrong: float, flat: bool) -> None:
 
 
 def test_the_best_of_all_samples_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ransac, "_REFINE", 0)
+    monkeypatch.setattr(ransac, "REFINE", 0)
     tensors = given(N=10)
     one, other = (b(PnPData(*tensors[:6]), tensors[6], 4.0, "radtan") for b in (_Compiled, _OnDevice))
     expected, found = (b.search(192, 1.0, generator()) for b in (one, other))
