@@ -78,7 +78,7 @@ def reconstruct(
     fewest: int = 15,
     refine: Refine | None = None,
     start: Incremental | None = None,
-    rounds: int = 2,
+    rounds: int = 4,
     seed: int = 0,
 ) -> Incremental:
     """Cameras and points from tracks and intrinsics, which `refine` may improve.

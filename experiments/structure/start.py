@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,8 @@ _BEND = 0.2
 """Standard deviation of k1 among lenses: it holds k1 while few views tell it."""
 _OFF = 0.2
 """Of a focal length that is tried, as a share of it."""
+_ROUNDS = 2
+"""Of bundles at the end."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,8 @@ class Growing:
 
 def start_known(tracks: Flat, K: Tensor, distortion: Tensor, how: Growing, seed: int) -> Incremental:
     """A reconstruction camera after camera, with K (V,3,3) and distortion (V,k)."""
-    return reconstruct(
-        *tracks[:3], K, distortion, threshold=how.inlier_px, refine=_Refine(tracks, (), {}, how), seed=seed
-    )
+    refine = _Refine(tracks, (), {}, how)
+    return reconstruct(*tracks[:3], K, distortion, threshold=how.inlier_px, refine=refine, rounds=_ROUNDS, seed=seed)
 
 
 def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incremental:
@@ -50,16 +52,14 @@ def start_sought(tracks: Flat, sought: Sought, how: Growing, seed: int) -> Incre
         lenses = seek_focal_length(tracks, sought, first, how)
         f = lenses[0][0, 0, 0].item()
         known = {"f": (f, _OFF * f)}
-    grown = reconstruct(
-        *tracks[:3], *lenses, threshold=how.inlier_px, refine=_Refine(tracks, first, _held(known), how), seed=seed
-    )
+    grow = partial(reconstruct, *tracks[:3], threshold=how.inlier_px, rounds=_ROUNDS, seed=seed)
+    grown = grow(*lenses, refine=_Refine(tracks, first, _held(known), how))
     if sought.free is not None:
         return grown
     fit = Fit(tracks.only(grown.inlier), "radtan", how.robust_px, True, sought.known)
     choice = fit.choose(grown.bundle, sought.usual)
     bundle, refine = of_views(choice.estimate.found), _Refine(tracks, choice.free, sought.known, how)
-    lenses, start = (bundle.K, bundle.distortion), grown._replace(bundle=bundle)
-    return reconstruct(*tracks[:3], *lenses, threshold=how.inlier_px, refine=refine, start=start, seed=seed)
+    return grow(bundle.K, bundle.distortion, refine=refine, start=grown._replace(bundle=bundle))
 
 
 def _held(known: Known) -> Known:
