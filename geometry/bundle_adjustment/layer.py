@@ -104,7 +104,8 @@ class _Optimum:
         system = task.factorise(state, task.problem.linearize(state, data, exact=self.exact), gauge)
         columns = self._tangent(b)
         # what the gauge leaves of a step, and of its covector: the slope knows nothing of the rest
-        u = system.solve(columns) if gauge is None else gauge.section(system.solve(gauge.ignore(columns)))
+        u = system.solve_exactly(columns if gauge is None else gauge.ignore(columns))
+        u = u if gauge is None else gauge.section(u)
         return torch.cat([u.cameras, u.points.flatten(0, 1)]), system.ok
 
 

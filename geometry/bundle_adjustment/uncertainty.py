@@ -12,9 +12,8 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
-from geometry.bundle_adjustment.indices import Layout
 from geometry.bundle_adjustment.problem import Prior, State
-from geometry.bundle_adjustment.products import couple, couple_back
+from geometry.bundle_adjustment.schur import multiply
 from geometry.bundle_adjustment.solver import Task
 from geometry.optim import score_variance
 
@@ -43,12 +42,6 @@ def _spread(task: Task, state: State, variance: Tensor) -> NormalEquations:
     return known._replace(U=known.U + more * seen.U, W=variance * seen.W, V=known.V + more * seen.V)
 
 
-def _product(B: NormalEquations, u: Tangent, layout: Layout) -> Tangent:
-    """B u of several vectors: cameras (D,R), points (N,3,R)."""
-    cameras = layout.from_views(B.U @ layout.to_views(u.cameras)) + couple(B.W, u.points, layout)
-    return Tangent(cameras, B.V @ u.points + couple_back(B.W, u.cameras, layout))
-
-
 def covariance(task: Task, state: State, points: Tensor | None, sigma: float | None) -> BundleCovariance:
     """See `BundleSolution.covariance`."""
     problem, layout = task.problem, task.problem.layout
@@ -67,7 +60,7 @@ def covariance(task: Task, state: State, points: Tensor | None, sigma: float | N
         n, k = b.cameras.shape[1:]
         right = Tangent(*(b if gauge is None else gauge.ignore(b)).side_by_side())
         u = system.solve(right)
-        v = right.times(variance) if B is None else _product(B, u, layout)
+        v = right.times(variance) if B is None else multiply(B, u, layout)
         rows = torch.cat([u.cameras, u.points.flatten(0, 1)]), torch.cat([v.cameras, v.points.flatten(0, 1)])
         found = torch.einsum("dni,dnj->nij", *(t.unflatten(-1, (n, k)) for t in rows))
         # whether it is solved, conjugate gradients know afterwards
