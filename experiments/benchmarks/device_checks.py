@@ -21,6 +21,7 @@ from experiments.benchmarks.bundle_solvers import read_scene, synthetic_scene
 from experiments.benchmarks.places import Place
 from experiments.benchmarks.sections import Measures, Row
 from geometry import Problem, Solution, Status, argmin, pnp, project, se3
+from geometry.camera import project_camera_frame
 from geometry.robust import barron, cauchy, geman_mcclure, huber
 
 __all__ = ["PRECISION", "Check", "checks", "compared", "outcome", "views", "without"]
@@ -237,6 +238,7 @@ def of_others(large: bool) -> dict[str, Check]:
 
 def of_tasks() -> dict[str, Check]:
     from geometry.tasks import hand_eye, homography, point_registration, radial_pnp, relative_pose, triangulation
+    from geometry.tasks.rolling_shutter import rolling_shutter, rolling_shutter_points
     from geometry.tasks.stereo_rig import stereo_rig
 
     given = without(views(5, 12), "mask", "init")
@@ -247,6 +249,9 @@ def of_tasks() -> dict[str, Check]:
     a, b = (project(points3d, T, K) + 0.3 * normal(3, 12, 2, seed=8) for T in (pose, turn @ pose))
     pair = torch.stack([K, K], 1)
     seen = torch.stack([a, b], 1)  # (3,2,12,2): of each problem two cameras
+    times = torch.linspace(-0.015, 0.015, 12, dtype=torch.float64).expand(3, 12)
+    there = rolling_shutter_points(pose, 0.5 * normal(3, 6, seed=9), points3d, times)
+    rolled = project_camera_frame(there, K) + 0.3 * normal(3, 12, 2, seed=10)
     X = se3.from_rotvec_t(torch.tensor([0.3, -0.2, 0.1, 0.1, 0.2, 0.3], dtype=torch.float64))
     gripper = se3.from_rotvec_t(normal(3, 6, 6) * torch.tensor([1.0, 1, 1, 0.3, 0.3, 0.3]))
     camera = se3.retract(se3.inverse(X) @ gripper @ X, 0.02 * normal(3, 6, 6, seed=2))
@@ -268,6 +273,9 @@ def of_tasks() -> dict[str, Check]:
         ),
         "relative_pose": Check(
             relative_pose.relative_pose, {"points_a": a, "points_b": b, "K_a": K, "K_b": K}, single=False
+        ),
+        "rolling_shutter": Check(
+            rolling_shutter, {"points2d": rolled, "points3d": points3d, "K": K, "times": times}, single=False
         ),
         "stereo_rig": Check(stereo_rig, {"points2d": seen[:, :, None], "points3d": points3d, "K": pair}, single=False),
         "triangulation": Check(
