@@ -38,6 +38,7 @@ __all__ = [
     "untransformed",
     "values",
     "whole",
+    "width_and_height",
 ]
 
 P = ParamSpec("P")
@@ -215,6 +216,17 @@ def positive(name: str, value: Any) -> None:
     """Raise ValueError unless value is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a positive number, got {_described(value)}")
+
+
+def width_and_height(image_size: tuple[int, int]) -> tuple[int, int]:
+    """The two sides of an image, after a ValueError unless they are two positive numbers."""
+    try:
+        width, height = image_size
+    except (TypeError, ValueError):
+        raise ValueError(f"image_size must be (width, height) in px, got {image_size!r}") from None
+    positive("image_size", width)
+    positive("image_size", height)
+    return width, height
 
 
 def one_of(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.checks import alike, check_tensors, positive
+from geometry.checks import alike, check_tensors, width_and_height
 
 __all__ = ["bearing_whitening", "equirectangular_pixels", "equirectangular_rays"]
 
@@ -23,7 +23,7 @@ def equirectangular_rays(points2d: Tensor, image_size: tuple[int, int]) -> Tenso
     grid, longitude and latitude in equal steps; COLMAP's EQUIRECTANGULAR but for its half pixel. Differentiable.
     Raises ValueError for another shape, and for a size that is not positive.
     """
-    width, height = _size(image_size)
+    width, height = width_and_height(image_size)
     check_tensors(points2d=points2d)
     _last("points2d", points2d, 2)
     u, v = points2d.unbind(-1)
@@ -39,7 +39,7 @@ def equirectangular_pixels(rays: Tensor, image_size: tuple[int, int]) -> Tensor:
     Columns are within -0.5 … width - 0.5. Straight up and down, where all columns meet, and behind the camera, where
     the first and the last do, a pixel has no derivative that says so: compare rays, not pixels, with an error in mind.
     """
-    width, height = _size(image_size)
+    width, height = width_and_height(image_size)
     check_tensors(rays=rays)
     _last("rays", rays, 3)
     x, y, z = rays.unbind(-1)
@@ -73,16 +73,6 @@ def bearing_whitening(bearings: Tensor, covariance: Tensor) -> Tensor:
     q = b / p
     r = (c - q * q).sqrt()
     return torch.stack([1 / p, torch.zeros_like(p), -q / (p * r), 1 / r], -1).unflatten(-1, (2, 2))
-
-
-def _size(image_size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        width, height = image_size
-    except (TypeError, ValueError):
-        raise ValueError(f"image_size must be (width, height) in px, got {image_size!r}") from None
-    positive("image_size", width)
-    positive("image_size", height)
-    return width, height
 
 
 def _last(name: str, value: Tensor, size: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geometry.alignment import Frame
 from geometry.camera import Model
-from geometry.checks import boolean, check_tensors, function, one_of, positive, shaped, whole
+from geometry.checks import boolean, check_tensors, function, one_of, shaped, whole, width_and_height
 from geometry.lenses import LENSES, check_distortion
 from geometry.optim import NestedState, Solution, chain_of_blocks, margin
 from geometry.pose.data import precision, prepare
@@ -89,12 +89,7 @@ def calibrate(
     whole("max_steps", max_steps, 1)
     whole("distortion", distortion, 0)
     check_distortion(points2d.new_zeros(distortion), model)
-    try:
-        width, height = image_size
-    except (TypeError, ValueError):
-        raise ValueError(f"image_size must be (width, height) in px, got {image_size!r}") from None
-    positive("image_size", width)
-    positive("image_size", height)
+    width_and_height(image_size)
     if points2d.ndim != 3:
         raise ValueError(f"points2d must have shape (V,N,2), got {tuple(points2d.shape)}")
     if mask is not None:

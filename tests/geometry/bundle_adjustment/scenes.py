@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import grad, hessian
 
 from geometry import Bundle, BundleSolution, Problem, bundle, project, se3
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
@@ -139,6 +140,22 @@ def moving(layout: Layout) -> Tensor:
 def relative(a: Tensor, b: Tensor) -> float:
     """Largest difference, of the largest entry of b."""
     return float(((a - b).abs().max() / b.abs().max()).detach())
+
+
+def assert_derivatives(task: Any, tolerance: float = 1e-11) -> None:
+    """Normal equations with the exact Hessian, of both back ends, are the derivatives of the cost by a step."""
+    problem, layout, data = task.problem, task.problem.layout, task.data
+    state, tensors, places = problem.start(data.given), replace(problem, in_tensors=True), moving(layout)
+
+    def cost(step: Tensor) -> Tensor:
+        return tensors.cost(problem.retract(state, unflat(step, layout)), data)
+
+    zero = torch.zeros(layout.size + 3 * len(layout.held), **DOUBLE)
+    slope, bend = grad(cost)(zero)[places], hessian(cost)(zero)[places][:, places]
+    for one in (problem, tensors):
+        found = one.linearize(state, data, exact=True)
+        assert relative(flat(found.gradient)[places], slope) < tolerance
+        assert relative(dense_hessian(found, layout)[places][:, places], bend) < tolerance
 
 
 def dense_problem(tracks: Tracks, still: Tensor, *, lens: bool = False) -> tuple[Problem, Any]:

@@ -1,17 +1,19 @@
 """Bundles of bearings: directions that any central camera measures, behind it as well."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
 
 from datasets.made.rigs import made_rig
 from geometry import BundleSolution, bundle, geman_mcclure, huber, se3, unproject
-from tests.geometry.bundle_adjustment.scenes import dense_hessian, flat, make_tracks, moving, relative, unflat
+from tests.geometry.bundle_adjustment.scenes import (
+    assert_derivatives,
+    make_tracks,
+    relative,
+)
 from tests.numbers import DOUBLE, close, normal
 
 V, N = 4, 14
@@ -57,20 +59,9 @@ def test_the_cost_is_of_angles_and_no_point_lies_behind() -> None:
 
 
 def equations_are_derivatives(task: Any) -> None:
-    problem, layout, data = task.problem, task.problem.layout, task.data
-    state, tensors, places = problem.start(data.given), replace(problem, in_tensors=True), moving(layout)
-    assert problem._compiled(data)
-    assert len(tensors.frame) == len(layout.rows)
-
-    def cost(step: Tensor) -> Tensor:
-        return tensors.cost(problem.retract(state, unflat(step, layout)), data)
-
-    zero = torch.zeros(layout.size + 3 * len(layout.held), **DOUBLE)
-    slope, bend = grad(cost)(zero)[places], hessian(cost)(zero)[places][:, places]
-    for one in (problem, tensors):
-        found = one.linearize(state, data, exact=True)
-        assert relative(flat(found.gradient)[places], slope) < 1e-10
-        assert relative(dense_hessian(found, layout)[places][:, places], bend) < 1e-10
+    assert task.problem._compiled(task.data)
+    assert len(task.problem.frame) == len(task.problem.layout.rows)
+    assert_derivatives(task, 1e-10)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
 
 from datasets.made.rigs import RigScene, made_rig
 from geometry import BundleSolution, Prior, bundle, cauchy, huber, se3
 from geometry.bundle_adjustment.indices import Layout
-from tests.geometry.bundle_adjustment.scenes import ALL, dense_hessian, flat, make_tracks, moving, relative, unflat
+from tests.geometry.bundle_adjustment.scenes import (
+    ALL,
+    assert_derivatives,
+    dense_hessian,
+    make_tracks,
+    moving,
+    relative,
+)
 from tests.numbers import DOUBLE, close, normal
 
 FREE = ("poses", "points", "sensors")
@@ -59,21 +65,7 @@ CASES = tuple(options_of(scene()))
 @pytest.mark.parametrize("case", [c for c in CASES if c != "iterative"])
 def test_normal_equations_are_derivatives_of_the_cost(case: str) -> None:
     rig = scene()
-    task = solve(rig, max_steps=0, **options_of(rig)[case]).task
-    problem, layout, data = task.problem, task.problem.layout, task.data
-    state = problem.start(data.given)
-    tensors = replace(problem, in_tensors=True)
-    places = moving(layout)
-
-    def cost(step: Tensor) -> Tensor:
-        return tensors.cost(problem.retract(state, unflat(step, layout)), data)
-
-    zero = torch.zeros(layout.size + 3 * len(layout.held), **DOUBLE)
-    slope, bend = grad(cost)(zero)[places], hessian(cost)(zero)[places][:, places]
-    for one in (problem, tensors):
-        found = one.linearize(state, data, exact=True)
-        assert relative(flat(found.gradient)[places], slope) < 1e-11
-        assert relative(dense_hessian(found, layout)[places][:, places], bend) < 1e-11
+    assert_derivatives(solve(rig, max_steps=0, **options_of(rig)[case]).task)
 
 
 def loss(x: Any) -> Tensor:

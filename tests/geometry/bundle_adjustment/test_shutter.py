@@ -1,18 +1,16 @@
 """Bundles of images whose rows are read one after the other."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
 
 from datasets.made.rigs import made_rig
 from datasets.made.rolling import RollingScene, made_rolling
 from geometry import BundleSolution, Prior, bundle, cauchy, geman_mcclure, se3
-from tests.geometry.bundle_adjustment.scenes import dense_hessian, flat, moving, relative, unflat
+from tests.geometry.bundle_adjustment.scenes import assert_derivatives
 from tests.numbers import DOUBLE, close, normal
 
 ALL = ("poses", "points", "velocities")
@@ -59,19 +57,8 @@ def case_of(scene: RollingScene, case: str) -> dict[str, Any]:
 
 
 def equations_are_derivatives(task: Any) -> None:
-    problem, layout, data = task.problem, task.problem.layout, task.data
-    state, tensors, places = problem.start(data.given), replace(problem, in_tensors=True), moving(layout)
-    assert len(tensors.frame) == len(layout.rows)
-
-    def cost(step: Tensor) -> Tensor:
-        return tensors.cost(problem.retract(state, unflat(step, layout)), data)
-
-    zero = torch.zeros(layout.size + 3 * len(layout.held), **DOUBLE)
-    slope, bend = grad(cost)(zero)[places], hessian(cost)(zero)[places][:, places]
-    for one in (problem, tensors):
-        found = one.linearize(state, data, exact=True)
-        assert relative(flat(found.gradient)[places], slope) < 1e-11
-        assert relative(dense_hessian(found, layout)[places][:, places], bend) < 1e-11
+    assert len(task.problem.frame) == len(task.problem.layout.rows)
+    assert_derivatives(task)
 
 
 @pytest.mark.parametrize("slow", [1.0, 30.0])
