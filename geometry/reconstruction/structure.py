@@ -50,6 +50,9 @@ def _check_views(
     values(
         points2d=(seen, "finite"), K=(K, "camera"), distortion=(distortion, "finite"), world_to_camera=(pose, "pose")
     )
+    if blind := (~visible.any(1)).nonzero().flatten().tolist():
+        which = f"view {blind[0]} sees" if len(blind) == 1 else f"views {', '.join(map(str, blind))} see"
+        raise ValueError(f"visible must hold True for a point of each view, but {which} no point")
 
 
 class _Observations(NamedTuple):

@@ -312,3 +312,9 @@ def test_bad_input_is_named() -> None:
         replace(scene.problem(), distortion=torch.zeros(4, 3, dtype=torch.float64)).evaluate(theta, None)
     with pytest.raises(ValueError, match="distortion"):
         triangulate(scene.points2d, scene.visible, scene.poses_gt, scene.K, torch.zeros(4, 3).double())
+    scene.visible[1] = False
+    with pytest.raises(ValueError, match=r"^visible .* view 1 sees no point"):
+        scene.problem()
+    scene.visible[3] = False
+    with pytest.raises(ValueError, match=r"^visible .* views 1, 3 see no point"):
+        triangulate(scene.points2d, scene.visible, scene.poses_gt, scene.K, scene.distortion)
