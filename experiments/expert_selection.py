@@ -72,8 +72,8 @@ class Learner:
 
     def __init__(self, method: Method, config: Config, run: Run) -> None:
         self.method, self.config = method, config
-        experts = [PointNetwork(config.width, config.reach) for _ in EXPERTS]
-        gating = ImageNetwork(max(2, config.width // 2), len(EXPERTS))
+        experts = [PointNetwork(config.width, config.reach, bfloat16=config.bfloat16) for _ in EXPERTS]
+        gating = ImageNetwork(max(2, config.width // 2), len(EXPERTS), config.bfloat16)
         self.network = nn.ModuleList([gating, *experts]).to(run.device, run.dtype)
         self.training = Training(self.network, config.learning_rate, config.iterations)
 

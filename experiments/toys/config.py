@@ -11,6 +11,8 @@ __all__ = ["ConsensusConfig"]
 class ConsensusConfig(TrainingConfig):
     width: int = 12
     """Channels of the first layer of a network that predicts points; the others have multiples of it."""
+    bfloat16: bool = False
+    """Networks convolve in bfloat16: half the time where the processor or the device has it, more where not."""
     reach: float = 0.12
     """How far a point may lie from the middle of its patch, in image sides; the whole image is 0.5."""
     hypotheses: int = 64

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from geometry import soft_inliers
 
-__all__ = ["CIRCLE", "LINE", "Consensus", "Shape", "border_crossings", "bounded", "consensus", "line_at"]
+__all__ = [
+    "CIRCLE", "LINE", "Consensus", "Shape", "border_crossings", "bounded", "consensus", "line_at", "line_error_sum",
+]  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -90,8 +92,8 @@ def line_through(points: Tensor) -> Tensor:
 
 def line_distance(line: Tensor, points: Tensor) -> Tensor:
     """Distances (…,N) of points (…,N,2) from lines (…,3)."""
-    n_x, n_y, d = line[..., None, :].unbind(-1)
-    return (n_x * points[..., 0] + n_y * points[..., 1] - d).abs()
+    coefficients = line * line.new_tensor([1.0, 1.0, -1.0])
+    return _combined(coefficients, points[..., 0], points[..., 1], torch.ones_like(points[..., 0])).abs()
 
 
 def fit_line(points: Tensor, share: Tensor) -> Tensor:
@@ -99,8 +101,11 @@ def fit_line(points: Tensor, share: Tensor) -> Tensor:
 
     With S the scatter of the points, n' S n is least where (cos 2a, sin 2a) points away from (S_xx - S_yy, 2 S_xy).
     """
-    middle, (x, y) = _centred(points, share)
-    return line_at(middle, torch.stack([_mean(y * y - x * x, share), -2 * _mean(x * y, share)], -1))
+    x, y = points.double().unbind(-1)
+    m_x, m_y, xx, xy, yy = _means(share.double(), x, y, x * x, x * y, y * y).unbind(-1)
+    away = torch.stack([yy - m_y * m_y - xx + m_x * m_x, 2 * (m_x * m_y - xy)], -1)
+    known = away.square().sum(-1, keepdim=True) > _NOTHING**2
+    return line_at(torch.stack([m_x, m_y], -1), torch.where(known, away, 0.0)).to(points.dtype)
 
 
 def border_crossings(line: Tensor) -> Tensor:
@@ -123,8 +128,18 @@ def border_crossings(line: Tensor) -> Tensor:
 
 def line_error(line: Tensor, truth: Tensor) -> Tensor:
     """Distance (…) between border crossings of two lines: the larger of the two, paired the better way."""
+    return torch.minimum(*(apart.amax(-1) for apart in _apart(line, truth)))
+
+
+def line_error_sum(line: Tensor, truth: Tensor) -> Tensor:
+    """The same, but the sum of the two: what the published line example (arXiv 1611.05705) calls correct by."""
+    return torch.minimum(*(apart.sum(-1) for apart in _apart(line, truth)))
+
+
+def _apart(line: Tensor, truth: Tensor) -> list[Tensor]:
+    """Distances (…,2) between border crossings, paired either way."""
     a, b = border_crossings(line), border_crossings(truth)
-    return torch.minimum(*(_length(a - other).amax(-1) for other in (b, b.flip(-2))))
+    return [_length(a - other) for other in (b, b.flip(-2))]
 
 
 # ---- circles ----
@@ -145,24 +160,32 @@ def circle_through(points: Tensor) -> Tensor:
 
 def circle_distance(circle: Tensor, points: Tensor) -> Tensor:
     """Distances (…,N) of points (…,N,2) from circles (…,3)."""
-    return (_length(points - circle[..., None, :2]) - circle[..., None, 2]).abs()
+    x, y = points.double().unbind(-1)
+    c_x, c_y, r = circle.double().unbind(-1)
+    # |p - c|^2, multiplied out
+    coefficients = torch.stack([torch.ones_like(r), -2 * c_x, -2 * c_y, c_x * c_x + c_y * c_y], -1)
+    square = _combined(coefficients, x * x + y * y, x, y, torch.ones_like(x))
+    return (_root(square) - r[..., None]).abs().to(points.dtype)
 
 
 def fit_circle(points: Tensor, share: Tensor) -> Tensor:
     """The circle (…,3) that minimises sum share_i (|p_i - c|^2 - r^2)^2, in closed form (Kasa 1976).
 
-    Around the mean of the points the equations part: S c = 1/2 mean(|p|^2 p), r^2 = mean(|p|^2) + |c|^2. Where the
-    points are on one line: their mean, and how far they are from it.
+    That is a regression of |p|^2 on 2 p, whose slope is c; r^2 is the mean of |p - c|^2. Where the points are on one
+    line: their mean, and how far they are from it.
     """
-    middle, (x, y) = _centred(points, share)
+    x, y = points.double().unbind(-1)
     square = x * x + y * y
-    xx, xy, yy, u, v = (_mean(m, share) for m in (x * x, x * y, y * y, square * x, square * y))
+    columns = (x, y, x * x, x * y, y * y, square * x, square * y)
+    m_x, m_y, xx, xy, yy, u, v = _means(share.double(), *columns).unbind(-1)
+    mean, u, v = xx + yy, u - (xx + yy) * m_x, v - (xx + yy) * m_y
+    xx, xy, yy = xx - m_x * m_x, xy - m_x * m_y, yy - m_y * m_y
     determinant = xx * yy - xy * xy
-    known = determinant > 1e-6 * (xx + yy).square()
+    known = (determinant > 1e-6 * (xx + yy).square()) & (xx + yy > _NOTHING)
     centre = torch.stack([yy * u - xy * v, xx * v - xy * u], -1) / torch.where(known, 2 * determinant, 1.0)[..., None]
-    centre = torch.where(known[..., None], centre, 0.0)
-    radius = (xx + yy + centre.square().sum(-1)).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
-    return torch.cat([middle + centre, radius[..., None]], -1)
+    centre = torch.where(known[..., None], centre, torch.stack([m_x, m_y], -1))
+    radius = _root(mean - 2 * (centre[..., 0] * m_x + centre[..., 1] * m_y) + centre.square().sum(-1))
+    return torch.cat([centre, radius[..., None]], -1).to(points.dtype)
 
 
 def circle_error(circle: Tensor, truth: Tensor) -> Tensor:
@@ -170,24 +193,32 @@ def circle_error(circle: Tensor, truth: Tensor) -> Tensor:
     return _length(circle[..., :2] - truth[..., :2]) + (circle[..., 2] - truth[..., 2]).abs()
 
 
+# ---- sums over points, each a product of matrices where many models share the points ----
+
+_NOTHING = 1e-12
+"""Mean squares of points, in image sides, below which they are all in one place."""
+
+
+def _combined(coefficients: Tensor, *columns: Tensor) -> Tensor:
+    """Sums (…,N) of coefficients (…,K), each times its column (…,N)."""
+    return torch.einsum("...k,...nk->...n", coefficients, torch.stack(columns, -1))
+
+
+def _means(share: Tensor, *columns: Tensor) -> Tensor:
+    """Weighted means (…,K) of K columns (…,N). Of float64: moments are differences of them."""
+    total = share.sum(-1, keepdim=True)
+    return torch.einsum("...n,...nk->...k", share, torch.stack(columns, -1)) / total.clamp_min(1e-300)
+
+
 def _length(v: Tensor) -> Tensor:
     """Norm (…) of v (…,2), with gradient zero where it is zero."""
-    square = v.square().sum(-1)
+    return _root(v.square().sum(-1))
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square root, with value and gradient zero where there is none to take."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
-
-
-def _mean(values: Tensor, share: Tensor) -> Tensor:
-    """Weighted mean over the last dimension."""
-    total = share.sum(-1)
-    return (share * values).sum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny)
-
-
-def _centred(points: Tensor, share: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Weighted mean (…,2) of points (…,N,2), and x and y (…,N) from there."""
-    middle = torch.stack([_mean(points[..., 0], share), _mean(points[..., 1], share)], -1)
-    x, y = (points - middle[..., None, :]).unbind(-1)
-    return middle, (x, y)
 
 
 LINE = Shape(2, line_through, line_distance, fit_line, line_error)

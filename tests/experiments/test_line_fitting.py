@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, line_images
 from experiments import line_fitting
@@ -63,6 +63,28 @@ def test_points_start_in_their_patches_and_stay_within_reach() -> None:
     assert not network.state_dict().keys() & {"middles"}
 
 
+@pytest.mark.parametrize("kind", [PointNetwork, ImageNetwork])
+def test_bfloat16_is_the_same_network_but_for_rounding(kind: type[PointNetwork | ImageNetwork]) -> None:
+    """In the images' dtype: outputs a few roundings of 2^-9 away, gradients (some ReLUs change sides) much the same."""
+    images = some(4)[0].float()
+    told: list[Tensor] = []
+    slopes: list[Tensor] = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        network = kind(4, 2, bfloat16=bfloat16)
+        out = network(images)
+        out = out if isinstance(out, Tensor) else out[0]
+        (out - out.mean(0)).square().sum().backward()
+        (first, *_) = network.parameters()
+        assert first.grad is not None
+        assert out.dtype == first.grad.dtype == torch.float32
+        told.append(out.detach())
+        slopes.append(first.grad)
+    assert not torch.equal(told[0], told[1])
+    assert (told[1] - told[0]).norm() < 0.05 * told[0].norm()
+    assert nn.functional.cosine_similarity(slopes[0].flatten(), slopes[1].flatten(), dim=0) > 0.95
+
+
 @pytest.mark.parametrize("method", ["dsac", "direct"])
 def test_a_step_goes_down_the_gradient_of_the_expected_loss(method: str) -> None:
     """The whole of it, image to loss, against finite differences in a direction of all the network's parameters."""
@@ -98,7 +120,7 @@ def test_guidance_is_learned_from_what_was_drawn() -> None:
     loss = made.config.scale * loss / (made.config.scale + loss)
     chosen = (made.config.alpha * fit.found.score.view(4, 2, 4)).softmax(-1)
     torch.testing.assert_close(fit.loss, (chosen * loss.view(4, 2, 4)).sum(-1).mean(1))
-    head = made.network.layers[-1]  # type: ignore[index, union-attr]
+    head = made.network.layers[-1]
     fit.loss.sum().backward()
     assert isinstance(head.weight.grad, Tensor)
     assert head.weight.grad[2].abs().max() > 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.toys.shapes import CIRCLE, LINE, Shape, border_crossings, bounded, consensus, line_at
+from experiments.toys.shapes import CIRCLE, LINE, Shape, border_crossings, bounded, consensus, line_at, line_error_sum
 from geometry import Problem, argmin, draw_sets, expected_loss, minimize
 
 
@@ -135,6 +135,15 @@ def test_line_error_by_hand_and_without_a_sign() -> None:
     torch.testing.assert_close(LINE.error(-models[0], models[1]), error)
     torch.testing.assert_close(LINE.error(models[1], models[0]), error)
     assert (LINE.error(models, models) == 0).all()
+
+
+def test_the_sum_of_both_ends_by_hand() -> None:
+    level, slanted = line(0.0, (0.5, 0.25)), line(math.atan2(0.5, 1.0), (0.0, 0.5))  # from (0, 1/2) to (1, 1)
+    assert line_error_sum(slanted, level).item() == pytest.approx(0.25 + 0.75)
+    models = LINE.through(random(2, 30, 2, 2, seed=7))
+    total, largest = line_error_sum(models[0], models[1]), LINE.error(models[0], models[1])
+    assert ((total >= largest) & (total <= 2 * largest)).all()
+    torch.testing.assert_close(line_error_sum(-models[0], models[1]), total)
 
 
 # ---- circles ----
