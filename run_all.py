@@ -5,7 +5,6 @@ run converged; a run whose data are not on this machine is reported as skipped a
 """
 
 import argparse
-import json
 import platform
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.files import replacing
-from experiments.records.files import EXIT_SKIPPED, write_json
+from experiments.records.files import EXIT_SKIPPED, read_summary, write_json
 from experiments.records.text import spread
 
 ROOT = Path(__file__).resolve().parent
@@ -33,7 +32,7 @@ PATIENCE = 3.0
 """Seconds that a driver is given to end by itself after Ctrl-C, and again when it is asked to."""
 PRESETS = ("default", "paper", "real", "smoke")
 HEADER = (
-    "experiment", "preset", "seeds", "converged", "iterations", "seconds", "loss", "error", "in the paper",
+    "experiment", "preset", "seeds", "goal", "converged", "iterations", "seconds", "loss", "error", "in the paper",
 )  # fmt: skip
 
 
@@ -100,9 +99,10 @@ def launch(module: str, preset: str, seed: int, out: Path, resume: bool) -> dict
     written = _written(path)
     if not written or (written == before and not resume):  # an old summary says nothing about this run
         return {"status": "failed", "message": f"it ended without writing {path}"}
-    summary = json.loads(path.read_text())
+    summary = read_summary(path)
     status = "converged" if summary["converged"] else "not converged"
-    return {"status": status, "message": summary["note"], "summary": summary}
+    told = [*summary["undetermined"], *filter(None, [summary["note"]])]
+    return {"status": status, "message": "\n".join(told), "summary": summary}
 
 
 def _end(driver: subprocess.Popen[str]) -> None:
@@ -168,7 +168,8 @@ def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     errors = [f"{name} {spread(s['errors'][name] for s in summaries if name in s['errors'])}" for name in names]
     paper = [f"{name} {value}" for name, value in (summaries[0]["reference"] if summaries else {}).items()]
     columns = [spread(summary[key] for summary in summaries) for key in ("iterations", "seconds", "loss")]
-    return [seeds, f"{good}/{len(group)}", *columns, "<br>".join(errors), "<br>".join(paper)]
+    goal = "<br>".join(dict.fromkeys(filter(None, (summary["goal"] for summary in summaries))))
+    return [seeds, goal, f"{good}/{len(group)}", *columns, "<br>".join(errors), "<br>".join(paper)]
 
 
 def _row(cells: Iterable[str]) -> str:

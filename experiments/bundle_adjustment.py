@@ -88,6 +88,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     run.figure("loss", len(costs), loss_curve(costs), final=True)
     return run.finish(
         converged=bool(found.converged),
+        goal="minimum of the reprojection error",
         iterations=len(costs) - 1,
         loss=found.cost.item(),
         errors={"rms_before": rms(before), "rms_after": rms(r)},

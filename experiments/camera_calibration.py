@@ -72,6 +72,7 @@ def cube(run: Run, config: Config) -> dict:
     rotation = se3.rotation_angle(pose[0, :3, :3] @ pose_gt[0, :3, :3].mT)
     return run.finish(
         converged=losses[-1] < config.threshold,
+        goal=f"loss below {config.threshold:g} px^2",
         iterations=len(losses),
         loss=losses[-1],
         errors={

@@ -172,6 +172,7 @@ def main(run: Run, config: Config) -> dict:
     errors = test(config, run, learners)
     return run.finish(
         converged=errors[f"{config.methods[0]}_correct"] >= config.wanted,
+        goal=f"{config.methods[0]}: at least {config.wanted:.0%} of unseen images correct",
         iterations=config.iterations,
         loss=columns[f"{config.methods[0]}_loss"],
         errors=errors,

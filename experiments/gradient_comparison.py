@@ -206,6 +206,7 @@ def main(run: Run, config: Config) -> dict:
     errors = {f"{o.regime}_{method}": o.final(method) for o in outcomes for method in config.methods}
     return run.finish(
         converged=all(math.isfinite(o.final(config.methods[0])) for o in outcomes),
+        goal=f"{config.methods[0]} with finite errors in every regime",
         iterations=len(outcomes),
         loss=outcomes[-1].final(config.methods[0]),
         errors=errors,

@@ -136,6 +136,8 @@ def main(run: Run, config: Config) -> dict:
     shares = [errors[f"{method}_correct"] for method in config.methods]
     return run.finish(
         converged=shares[0] >= max(config.wanted, shares[-1] if len(shares) > 1 else 0.0),
+        goal=f"{config.methods[0]}: at least {config.wanted:.0%} of unseen images correct"
+        + (f", and no fewer than {config.methods[-1]}" if len(shares) > 1 else ""),
         iterations=config.iterations,
         loss=columns[f"{config.methods[0]}_loss"],
         errors=errors,

@@ -295,7 +295,8 @@ def lead(config: Config, data: Data, group: Group, device: torch.device) -> dict
         seconds = trainer.seconds
         shares = {f"{name}_share": seconds[name] / max(seconds["steps"], 1e-9) for name in ("waiting", "pose_loss")}
         return run.finish(
-            converged=posed > 0.99, iterations=step + 1, loss=loss, errors=found | {"posed": posed} | shares,
+            converged=posed > 0.99, goal="a pose for more than 99 % of test crops", iterations=step + 1, loss=loss,
+            errors=found | {"posed": posed} | shares,
             note=f"ADD(-S) at 0.1 d: {found['add_0.1d']:.1%} of {len(data.test)} test crops", picture="test",
         )  # fmt: skip
 

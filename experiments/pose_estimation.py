@@ -172,6 +172,7 @@ def cube(run: Run, config: Config) -> dict:
     run.save_points("cube", scene.points3d, cameras=pose, K=scene.K[None])
     return run.finish(
         converged=loss < config.threshold,
+        goal=f"loss below {config.threshold:g} px^2",
         iterations=last,
         loss=loss,
         errors=scene.errors(x, pose),

@@ -330,6 +330,7 @@ def finish(
     degrees, part = config.success
     return run.finish(
         converged=errors[f"{first}_success_{least}"] > errors[f"{config.rival}_success_{least}"],
+        goal=f"{first} above {config.rival} at {least} hypotheses",
         iterations=config.iterations,
         loss=columns[f"{first}_loss"],
         errors=errors,

@@ -263,6 +263,7 @@ def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
     run.save_points("points", points, colors=colors, cameras=poses)
     return run.finish(
         converged=converged,
+        goal=f"loss below {config.threshold:g}" if scene.points_start is None else "minimum of the reprojection error",
         iterations=last,
         loss=learned.losses[-1],
         errors=errors,

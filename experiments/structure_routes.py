@@ -355,6 +355,7 @@ def main(run: Run, config: Config, _: object) -> dict:
     excess = max((above(o.traces["bundle"][0].costs[-1], o.best) for o in near), default=0.0)
     return run.finish(
         converged=excess <= NEAR,
+        goal=f"the bundle within {NEAR:g} of the lowest cost of any route",
         iterations=len(outcomes),
         loss=outcomes[-1].best,
         errors={"bundle_above_lowest": max(excess, 0.0)},

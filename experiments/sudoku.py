@@ -193,6 +193,7 @@ def main(run: Run, config: Config) -> dict:
     draw(config, run, learners, final["unseen"])
     return run.finish(
         converged=columns[f"{config.methods[0]}_loss"] < config.threshold,
+        goal=f"{config.methods[0]}'s training loss below {config.threshold:g}",
         iterations=config.iterations,
         loss=columns[f"{config.methods[0]}_loss"],
         errors=errors,

@@ -22,6 +22,8 @@ folder.mkdir(parents=True, exist_ok=True)
 (folder / "arguments").write_text(" ".join(rest))
 if preset != "smoke":  # smoke ends well, and says nothing
     summary = {"converged": preset == "default", "iterations": 7, "seconds": 1.5, "loss": 0.25}
+    if preset == "paper":  # as an earlier version did not
+        summary |= {"goal": "loss below 1", "undetermined": ["Nobody knows the scale."]}
     summary |= {"errors": {"x": 0.125}, "reference": {"x": "1 px"}, "note": f"ended as {preset}"}
     (folder / "summary.json").write_text(json.dumps(summary))
 """
@@ -49,8 +51,8 @@ def test_it_goes_on_after_a_failure(stubs: list[str], capfd: pytest.CaptureFixtu
     assert not summary["ok"]
     assert summary["runs"][0]["message"].startswith("exit code 1\n")
     assert summary["runs"][0]["message"].endswith("ValueError: no such luck")
-    assert "| dying | default | 0 | 0/1 |  |" in table
-    assert "| good | default | 0 | 1/1 | 7 | 1.5 | 0.25 | x 0.125 | x 1 px |" in table
+    assert "| dying | default | 0 |  | 0/1 |  |" in table
+    assert "| good | default | 0 |  | 1/1 | 7 | 1.5 | 0.25 | x 0.125 | x 1 px |" in table
     assert "| good | real | 0 | skipped: The data are absent. |" in table
     assert "    ValueError: no such luck" in table
     assert "good default --seed 0: converged\n\n    ended as default" in table
@@ -71,15 +73,15 @@ def test_what_converged_or_was_skipped_is_a_success(stubs: list[str]) -> None:
     assert run_all.main([*stubs, "--only", "good", "--seeds", "3", "4", "--resume"]) == 0
     summary, table = results(stubs)
     assert summary["ok"]
-    assert "| good | default | 3, 4 | 2/2 | 7 |" in table
+    assert "| good | default | 3, 4 |  | 2/2 | 7 |" in table
     assert (Path(stubs[1]) / "good" / "default-seed4" / "arguments").read_text() == "--resume"
 
 
 def test_a_run_that_does_not_converge_counts_as_failed(stubs: list[str]) -> None:
     assert run_all.main([*stubs, "--only", "good", "--preset", "default", "paper"]) == 1
     table = results(stubs)[1]
-    assert "| good | paper | 0 | 0/1 | 7 |" in table
-    assert "## Failed\n\ngood paper --seed 0: not converged\n\n    ended as paper" in table
+    assert "| good | paper | 0 | loss below 1 | 0/1 | 7 |" in table
+    assert "## Failed\n\ngood paper --seed 0: not converged\n\n    Nobody knows the scale.\n    ended as paper" in table
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -98,7 +100,7 @@ def test_it_finds_what_a_driver_writes(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert run_all.main(["--out", str(tmp_path), "--seeds", "1"]) == 0
     summary, table = results(["--out", str(tmp_path)])
     assert [run["status"] for run in summary["runs"]] == ["converged", "skipped"]
-    assert "| toy_driver | default | 1 | 1/1 | 50 |" in table
+    assert "| toy_driver | default | 1 | loss below 0.1 | 1/1 | 50 |" in table
     assert "| toy_driver | real | 1 | skipped: The real quadratic is not on this machine. |" in table
 
 
@@ -150,13 +152,19 @@ def test_ctrl_c_of_run_all_alone_ends_its_driver_too(
 
 def test_seeds_are_aggregated_and_nan_stands_out() -> None:
     def run(seed: int, loss: object) -> dict:
-        summary = {"iterations": 10 + seed, "seconds": 1.5, "loss": loss, "errors": {"x": loss}}
+        summary = {
+            "goal": f"loss below {1 + seed // 2}",
+            "iterations": 10 + seed,
+            "seconds": 1.5,
+            "loss": loss,
+            "errors": {"x": loss},
+        }
         ended = {"status": "converged", "message": "", "summary": {**summary, "reference": {"x": "1 px"}}}
         return {"experiment": "e", "preset": "p", "seed": seed, **ended}
 
     table = run_all.report([run(0, 1.0), run(1, 3.0), run(2, 8.25)])
-    row = "| e | p | 0, 1, 2 | 3/3 | 11 (10 to 12) | 1.5 | 3 (1 to 8.25) | x 3 (1 to 8.25) | x 1 px |"
-    assert row in table
+    row = "| e | p | 0, 1, 2 | loss below 1<br>loss below 2 | 3/3 | 11 (10 to 12) | 1.5 | 3 (1 to 8.25) | "
+    assert row + "x 3 (1 to 8.25) | x 1 px |" in table
     assert "| nan in 1 of 2 | x nan in 1 of 2 |" in run_all.report([run(0, 1.0), run(1, "nan")])
 
 

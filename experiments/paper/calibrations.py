@@ -232,6 +232,7 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
     above = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
     return run.finish(
         converged=complete and all(r["converged"] for r in results),
+        goal="every calibration at its minimum",
         iterations=sum(r["iterations"] for r in results),
         loss=max(r["rms_px"] for r in results),
         errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": above},

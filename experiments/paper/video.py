@@ -87,6 +87,7 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
     write_json(run.folder / "poses.json", told)
     return run.finish(
         converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
+        goal="focal length and poses at the minimum of the robust error",
         iterations=state.steps,
         loss=state.cost.item(),
         errors={

@@ -11,6 +11,9 @@ from datasets.files import replacing
 EXIT_SKIPPED = 3
 """Exit code of a driver whose data are not on this machine."""
 
+UNSAID = {"goal": "", "undetermined": []}
+"""What summaries that were written by earlier versions do not say."""
+
 
 def plain(value: Any) -> Any:
     """`value` as JSON can say it: nan and inf as strings that float() reads back, tensors as lists."""
@@ -23,6 +26,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What a run says at its end: `Run.finish` has the names; what an earlier version did not say is empty.
+
+    Raises FileNotFoundError, or ValueError naming the file where it is damaged.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("no object of JSON")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run the experiment again") from None
+    return UNSAID | summary
 
 
 def write_text(path: Path, text: str) -> None:

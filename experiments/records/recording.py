@@ -27,6 +27,7 @@ import numpy as np
 
 from datasets.files import replacing
 from experiments.drawing.figures import centres
+from experiments.records.files import read_summary
 
 __all__ = [
     "Frame",
@@ -38,7 +39,6 @@ __all__ = [
     "is_recorded",
     "read_file",
     "read_run",
-    "read_summary",
 ]
 
 FOLDER = "recording"
@@ -215,17 +215,6 @@ def read_run(folder: Path) -> Recording:
     if any(frame.stage >= len(stages) for frame in frames):
         raise ValueError(f"{folder / FOLDER} lacks a stage that a frame names: run the experiment again")
     return Recording(title, tuple(stages), tuple(frames), _read_metrics(folder / "metrics.csv"), summary, is_run=True)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """What a run says at its end. Raises FileNotFoundError, or ValueError naming the file where it is damaged."""
-    try:
-        summary = json.loads(path.read_text())
-        if not isinstance(summary, dict):
-            raise ValueError("no object of JSON")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): run the experiment again") from None
-    return summary
 
 
 def _read(path: Path, kind: Any) -> Any:

@@ -101,8 +101,8 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     if task.reference_cost is not None:
         errors["cost_over_reference"] = plain.cost[0] / task.reference_cost - 1
     return run.finish(
-        converged=bool(last.converged.all() and found < unweighted), iterations=config.iterations, loss=found.item(),
-        errors=errors, picture="solution",
+        converged=bool(last.converged.all() and found < unweighted), goal="a lower error than with all weights one",
+        iterations=config.iterations, loss=found.item(), errors=errors, picture="solution",
     )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ A driver is one file, read top to bottom:
                 run.frame(step, points3d=x)
             if run.due(step):
                 run.checkpoint(step, x=x, loss=loss)
-        return run.finish(converged=loss < 1e-6, iterations=config.iterations, loss=loss, errors={...})
+        return run.finish(
+            converged=loss < 1e-6, goal="loss below 1e-6", iterations=config.iterations, loss=loss, errors={...}
+        )
 
     if __name__ == "__main__":
         main(cli(__doc__, PRESETS))
@@ -40,7 +42,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
@@ -54,7 +56,7 @@ from tqdm import tqdm
 from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
-from experiments.records.files import plain, write_json
+from experiments.records.files import plain, read_summary, write_json
 from experiments.running import saved
 from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.randomness import random_state, set_random_state
@@ -68,11 +70,10 @@ if TYPE_CHECKING:
 
     from datasets.reconstructions.model import Reconstruction
 
-# What may differ between an interrupted run and the one that continues it.
 FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
+"""What may differ between an interrupted run and the one that continues it."""
 
 _LOCK = ".lock"
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -328,17 +329,21 @@ class Run:
         self,
         *,
         converged: bool,
+        goal: str,
         iterations: int,
         loss: Any,
         errors: Mapping[str, Any],
         reference: Mapping[str, Any] | None = None,
         note: str = "",
         picture: str = "",
+        undetermined: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Write index.html and summary.json, which marks the run as finished, and return what it says.
 
-        `errors` are against the truth, by name; `reference` holds the paper's figures for the same things; `picture` is
-        the tag of the figure that shows most.
+        `goal` is a short phrase of what was to be reached, such as "loss below 1e-10", and `converged` whether it was;
+        `undetermined` holds sentences that name what is reported though the data do not determine it. The summary is
+        converged where the goal was reached and nothing is undetermined. `errors` are against the truth, by name;
+        `reference` holds the paper's figures for the same things; `picture` is the tag of the figure that shows most.
         """
         from experiments.viewers.page import write_page
 
@@ -347,7 +352,9 @@ class Run:
         summary = {
             "experiment": self.experiment,
             **{field: getattr(config, field) for field in ("preset", "seed", "dtype")},
-            "converged": bool(converged),
+            "converged": bool(converged) and not undetermined,
+            "goal": goal,
+            "undetermined": list(undetermined),
             "iterations": iterations,
             "seconds": time.monotonic() - self._clock,
             "loss": loss,
@@ -371,7 +378,7 @@ class Run:
         self._spent["drawing_seconds"] += time.monotonic() - begun
         summary |= self._spent
         write_json(self.folder / "summary.json", summary)
-        return json.loads((self.folder / "summary.json").read_text())
+        return read_summary(self.folder / "summary.json")
 
     # ---- the folder ----
 
@@ -386,7 +393,7 @@ class Run:
                 if was != now:
                     raise ValueError(f"cannot resume {self.folder}: {field} was {was!r}, is now {now!r}")
             if summary.exists() and stored.get("iterations") == wanted.get("iterations"):
-                self.finished = recording.read_summary(summary)
+                self.finished = read_summary(summary)
                 return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()

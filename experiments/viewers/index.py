@@ -29,6 +29,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from datasets.files import replacing
+from experiments.records.files import UNSAID
 from experiments.records.text import number, spread
 
 WEB = Path(__file__).parent / "web"
@@ -70,7 +71,8 @@ class Entry:
 
     state: converged, not converged, unfinished, damaged; failed, skipped or not run where run_all.py says so. label:
     the preset, or the folder's name where that is another. message: the run's note, or what went wrong. resume: the
-    command that continues it. The figures (iterations, seconds, loss, errors) are empty where it has no summary.
+    command that continues it. goal: what was to be reached; undetermined: sentences on what the data do not
+    determine; empty where it has no summary, as are the figures (iterations, seconds, loss, errors).
     """
 
     experiment: str
@@ -78,6 +80,8 @@ class Entry:
     seed: int | None
     state: str
     message: str = ""
+    goal: str = ""
+    undetermined: tuple[str, ...] = ()
     resume: str = ""
     device: str = "cpu"
     measured: Mapping[str, float] = field(default_factory=dict)
@@ -131,6 +135,11 @@ class Card:
     def figures(self) -> list[Figure]:
         """Two that tell most: those with a reference, then the first errors."""
         return sorted(figures(self.entries), key=lambda figure: not figure.reference)[:2]
+
+    @property
+    def goals(self) -> list[str]:
+        """What the runs were to reach; one, unless their options differ."""
+        return list(dict.fromkeys(entry.goal for entry in self.entries if entry.goal))
 
     @property
     def messages(self) -> list[str]:
@@ -223,11 +232,13 @@ def _read(folder: Path) -> Entry:
         if not (folder / "summary.json").exists():
             message = "It is still running, or was interrupted."
             return replace(entry, state="unfinished", message=message, resume=_resume(folder, config))
-        summary = _json(folder / "summary.json")
+        summary = UNSAID | _json(folder / "summary.json")
         return replace(
             entry,
             state="converged" if summary["converged"] else "not converged",
             message=_public(str(summary["note"])),
+            goal=_public(str(summary["goal"])),
+            undetermined=tuple(_public(str(sentence)) for sentence in summary["undetermined"]),
             measured={name: float(summary[name]) for name in ("iterations", "seconds", "loss")},
             errors={str(name): float(value) for name, value in summary["errors"].items()},
             reference={str(name): _public(str(value)) for name, value in summary["reference"].items()},
@@ -323,9 +334,10 @@ def _merged(run: Mapping[str, Any], entry: Entry | None, is_newer: bool) -> Entr
         return None
     message = _public(run["message"]) or "run_all.py ended before it."
     if entry:
-        return replace(entry, state=state, message=message, measured={}, errors={}, reference={}, page="", picture=None)
+        said = replace(entry, goal="", undetermined=(), measured={}, errors={}, reference={}, page="", picture=None)
+        return replace(said, state=state, message=message)
     resume = "python run_all.py --resume" if state == "not run" else ""
-    return Entry(run["experiment"], run["preset"], run["seed"], state, message, resume)
+    return Entry(run["experiment"], run["preset"], run["seed"], state, message, resume=resume)
 
 
 def _is_newer(folder: Path, results: Path) -> bool:

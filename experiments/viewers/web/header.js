@@ -16,6 +16,8 @@ export function describe(data) {
         : ["Not converged", "bad"];
   $("state").textContent = words;
   $("state").className = mood;
+  $("goal").textContent = summary.goal ? `Goal: ${summary.goal}` : "";
+  $("undetermined").replaceChildren(...(summary.undetermined ?? []).map((text) => element("li", {}, text)));
 
   const reference = { ...summary.reference };
   const facts = [];

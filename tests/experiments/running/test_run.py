@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from experiments.drawing import figures
-from experiments.records.files import write_json
+from experiments.records.files import read_summary, write_json
 from experiments.records.recording import read_run
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run
@@ -293,7 +293,7 @@ def test_frusta_end_where_the_image_does() -> None:
 def test_a_summary_with_nan_is_valid_json(config: Config) -> None:
     with Run("toy_driver", config) as run:
         summary = run.finish(
-            converged=False, iterations=1, loss=torch.tensor(float("nan")), errors={"x": float("inf"), "y": 1}
+            converged=False, goal="", iterations=1, loss=torch.tensor(float("nan")), errors={"x": float("inf"), "y": 1}
         )
     text = (folder(config) / "summary.json").read_text()
     stored = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -301,6 +301,21 @@ def test_a_summary_with_nan_is_valid_json(config: Config) -> None:
     assert stored["loss"] == "nan"
     assert stored["errors"] == {"x": "inf", "y": 1}
     assert stored.keys() >= {"experiment", "preset", "seed", "dtype", "seconds", "reference", "note"}
+
+
+def test_what_is_undetermined_is_not_converged(config: Config) -> None:
+    with Run("toy_driver", config) as run:
+        sentence = "Two points are seen once."
+        said = run.finish(
+            converged=True, goal="loss below 1", iterations=1, loss=0.5, errors={}, undetermined=[sentence]
+        )
+    assert (said["converged"], said["goal"], said["undetermined"]) == (False, "loss below 1", [sentence])
+
+
+def test_a_summary_of_an_earlier_version_has_no_goal(tmp_path: Path) -> None:
+    write_json(tmp_path / "summary.json", {"converged": True, "errors": {}})
+    said = {"converged": True, "errors": {}, "goal": "", "undetermined": []}
+    assert read_summary(tmp_path / "summary.json") == said
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -375,7 +390,7 @@ def test_the_picture_comes_first_among_the_figures(config: Config) -> None:
         for tag in ("a", "z", "m"):
             run.figure(tag, 0, figures.loss_curve([1.0]), final=True)
         run.figure("b", 0, figures.loss_curve([1.0]))
-        run.finish(converged=True, iterations=1, loss=0, errors={}, picture="m")
+        run.finish(converged=True, goal="", iterations=1, loss=0, errors={}, picture="m")
     assert json.loads((folder(config) / "summary.json").read_text())["figures"] == ["m.png", "a.png", "z.png"]
 
 

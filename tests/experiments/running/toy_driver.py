@@ -67,7 +67,7 @@ def main(run: Run, config: Config, _: None) -> dict:
             raise KeyboardInterrupt
     run.figure("loss", config.iterations, loss_curve([loss], 0.1), final=True)
     return run.finish(
-        converged=loss < 0.1, iterations=config.iterations, loss=loss,
+        converged=loss < 0.1, goal="loss below 0.1", iterations=config.iterations, loss=loss,
         errors={"x": (x - 1).abs().max()}, reference={"x": "0.5"},
     )  # fmt: skip
 

@@ -207,6 +207,16 @@ def test_seeds_share_a_card(tmp_path: Path, visit: Callable[..., Any]) -> None:
     assert "2 of 3 runs converged, 1 not converged" in page.locator(".counts").inner_text()
 
 
+def test_the_goal_stands_beside_what_came_of_it(tmp_path: Path, visit: Callable[..., Any]) -> None:
+    sentence = "Two points are seen once."
+    add_run(tmp_path, "pose_estimation", converged=False, goal="loss below 1e-3", undetermined=[sentence])
+    page = visit(write_index(tmp_path))
+    for part in (".card", "tbody tr", ".unconverged"):
+        assert "loss below 10−3" in page.locator(part).inner_text()
+    for part in (".card", ".unconverged"):
+        assert sentence in page.locator(part).inner_text()
+
+
 def test_nan_is_not_hidden(tmp_path: Path, visit: Callable[..., Any]) -> None:
     add_run(tmp_path, "pose_estimation", seed=0)
     add_run(tmp_path, "pose_estimation", seed=1, errors={"rotation_deg": "nan"})

@@ -349,6 +349,8 @@ def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     tab = show(recording)
     assert tab.title() == tab.inner_text("h1") == "toy / sphere"
     assert tab.inner_text("#state") == "Converged"
+    assert tab.inner_text("#goal") == "Goal: loss below 1e-3"
+    assert tab.locator("#undetermined").is_hidden()
     facts = tab.inner_text("#facts").split("\n")
     assert facts[:2] == ["iterations", "3reference 293 to 312"]
     assert "1.5 s" in facts
@@ -356,8 +358,10 @@ def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     assert tab.locator("#note p").is_hidden()
     tab.get_by_text("Note").click()
     assert tab.inner_text("#note p") == "a test"
-    tab = show(replace(recording, summary=recording.summary | {"converged": False, "errors": {"px": float("nan")}}))
+    failed = {"converged": False, "undetermined": ["Two points are seen once."], "errors": {"px": float("nan")}}
+    tab = show(replace(recording, summary=recording.summary | failed))
     assert tab.inner_text("#state") == "Not converged"
+    assert tab.locator("#undetermined li").all_inner_texts() == ["Two points are seen once."]
     assert "nan" in tab.inner_text("#facts")
 
 
@@ -370,7 +374,8 @@ def test_texts_are_texts(show: Callable[..., Any]) -> None:
             title=evil,
             stages=(replace(recording.stages[0], name=evil), Stage(name=evil)),
             metrics=recording.metrics | {evil: np.arange(3.0)},
-            summary=recording.summary | {"note": evil, "errors": {evil: 1.0}, "reference": {evil: evil}},
+            summary=recording.summary
+            | {"note": evil, "goal": evil, "undetermined": [evil], "errors": {evil: 1.0}, "reference": {evil: evil}},
         )
     )
     assert tab.inner_text("h1") == tab.title() == evil
