@@ -11,13 +11,23 @@ RANSAC takes the hypothesis with the best score, and no gradient passes an argma
 `geometry.consensus.search` draws, solves and scores; what is here turns that into a loss.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from geometry.checks import check_tensors, positive, whole
 from geometry.consensus.samples import draw
 
-__all__ = ["draw_sets", "expected_loss", "score_function_loss", "set_log_probability", "soft_inliers"]
+__all__ = [
+    "RelaxedSets",
+    "draw_sets",
+    "expected_loss",
+    "relaxed_sets",
+    "score_function_loss",
+    "set_log_probability",
+    "soft_inliers",
+]
 
 
 def _check_rows(**named: Tensor) -> None:
@@ -48,6 +58,56 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     shape = (len(log_weights), count, size)
     numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device=log_weights.device)
     return draw((log_weights.detach() - largest).exp().nan_to_num(0.0), numbers)
+
+
+class RelaxedSets(NamedTuple):
+    """drawn (B,count,size) int64: indices; gate (B,count,size): ones, which carry the gradient to the odds."""
+
+    drawn: Tensor
+    gate: Tensor
+
+
+def relaxed_sets(
+    log_weights: Tensor,
+    size: int,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> RelaxedSets:
+    """The draws of `draw_sets`, through which a gradient passes: nabla-RANSAC's sampler (arXiv 2212.13185).
+
+    A set is what is largest of log_weights + g, g standard Gumbel: its law, and that of its order, is the one of
+    `draw_sets` (Yellott 1977; Kool et al. 2019, arXiv 1903.06059). Multiply what the observations of a set bring, their
+    weights for example, by its gate: 1 in value, and in derivative softmax((log_weights + g) / temperature) at the
+    observation (straight-through Gumbel-softmax, Jang et al., arXiv 1611.01144). That gradient is biased, unlike
+    `score_function_loss`'s: it asks what the loss would do if an observation counted a little more, not if it were
+    another one, and of a set in which one observation has nearly all of the softmax it says little about the others.
+    The lower the temperature, the less bias and the more variance.
+
+    log_weights (B,N): up to a constant; -inf for an absent observation. Where fewer than `size` are present a set
+    repeats its first, with gates that have no gradient. Raises ValueError where N is smaller than `size`.
+    """
+    _check_rows(log_weights=log_weights)
+    whole("size", size, 1)
+    whole("count", count, 1)
+    positive("temperature", temperature)
+    B, N = log_weights.shape
+    if size > N:
+        raise ValueError(f"size must be at most the number of observations {N}, got {size}")
+    shape, tiny = (B, count, N), torch.finfo(torch.float64).tiny
+    numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device=log_weights.device)
+    gumbel = -(-numbers.clamp_min(tiny).log()).clamp_min(tiny).log()
+    absent = torch.isneginf(log_weights)[:, None].expand(shape)
+    # a row without any observation keeps its softmax finite: its gates are cut off below
+    lost = absent.all(-1, keepdim=True)
+    perturbed = torch.where(absent & ~lost, -torch.inf, torch.where(absent, 0.0, log_weights[:, None]) + gumbel)
+    index = perturbed.detach().topk(size, dim=-1).indices
+    repeated = absent.gather(-1, index)
+    soft = (perturbed / temperature).softmax(-1).gather(-1, index)
+    index = torch.where(repeated, index[..., :1], index)
+    soft = torch.where(repeated, soft.detach(), soft)
+    return RelaxedSets(index, (soft - soft.detach() + 1).to(log_weights.dtype))
 
 
 def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:

@@ -6,18 +6,24 @@ operator  torch operators: gradients, vmap, compile     cpu, cuda how a device r
 problem   PnP as a Problem, in tensor operations        start     the global start in tensors
 rig       rig_pnp: several cameras, rigidly mounted     rig_data  what they and bearings are: a camera for every point
 form      the algebraic error that the start minimises  triples   starts from three points
-losses    losses of poses as distributions              sampling  draws from such distributions
+losses    losses that know the true pose                epro_pnp  those that see it as a distribution
+sampling  draws from such distributions
 ransac    pnp_ransac: a pose among wrong matches        ransac_tensors   its search in tensors
 rig_ransac                                              rig_pnp_ransac
 """
 
+from geometry.pose.epro_pnp import (
+    MonteCarloLoss,
+    adaptive_huber_scale,
+    derivative_regularisation_loss,
+    monte_carlo_pose_loss,
+)
 from geometry.pose.layer import BPnP, PoseSolution, back_end, pnp
 from geometry.pose.losses import (
-    MonteCarloLoss,
     PoseLoss,
+    keypoint_likelihood_loss,
     linear_covariance,
     linear_covariance_loss,
-    monte_carlo_pose_loss,
     pose_covariance,
 )
 from geometry.pose.problem import pnp_problem
@@ -33,7 +39,10 @@ __all__ = [
     "PoseProposal",
     "PoseSamples",
     "PoseSolution",
+    "adaptive_huber_scale",
     "back_end",
+    "derivative_regularisation_loss",
+    "keypoint_likelihood_loss",
     "linear_covariance",
     "linear_covariance_loss",
     "log_normaliser",

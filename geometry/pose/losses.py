@@ -1,12 +1,13 @@
-"""Losses that see a pose as a distribution: Monte-Carlo pose loss, linear-covariance loss; the covariance of a pose.
+"""Losses that know the true pose and differentiate no solver; the covariance of a pose.
 
-Both losses need the true pose, and neither differentiates a solver. `monte_carlo_pose_loss` (EPro-PnP, Chen et al.
-2022, arXiv 2203.13254) makes the posterior of the pose peak at the truth; `linear_covariance_loss` (Liu, Hu and
-Salzmann 2023, arXiv 2303.11516) makes the spread of the solver's answer about the truth small. The pieces they are
-made of take any `Problem` over a pose: `geometry.pose.sampling`, and `linear_covariance` here.
+- `keypoint_likelihood_loss`: the keypoints are Gaussian about the true projections, their weights being 1/sigma.
+- `linear_covariance_loss` (Liu, Hu and Salzmann 2023, arXiv 2303.11516): the spread of the solver's answer about the
+  truth is made small.
+
+`linear_covariance` takes any `Problem` over a pose. Those of EPro-PnP are in `geometry.pose.epro_pnp`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,17 +27,15 @@ from geometry.optim import (
     stop_gradient_where,
 )
 from geometry.pose.data import PnPData, check_options, check_pose, precision, prepare
-from geometry.pose.layer import pnp
 from geometry.pose.problem import pnp_problem
-from geometry.pose.sampling import log_normaliser, sample_poses
 from geometry.robust import Kernel, kernel_derivatives
 
 __all__ = [
-    "MonteCarloLoss",
     "PoseLoss",
+    "keypoint_likelihood_loss",
     "linear_covariance",
     "linear_covariance_loss",
-    "monte_carlo_pose_loss",
+    "nothing_of",
     "pose_covariance",
 ]
 
@@ -54,17 +53,7 @@ class PoseLoss:
         return self.status == int(Status.CONVERGED)
 
 
-@dataclass(frozen=True)
-class MonteCarloLoss(PoseLoss):
-    """`PoseLoss` with effective_samples (B,), 1 / sum of squared normalised weights, 0 where the sample failed.
-
-    0.4 of the draws where the posterior is nearly Gaussian; below some tens the estimate is not to be trusted.
-    """
-
-    effective_samples: Tensor
-
-
-def monte_carlo_pose_loss(
+def keypoint_likelihood_loss(
     points2d: Tensor,
     points3d: Tensor,
     K: Tensor,
@@ -73,56 +62,40 @@ def monte_carlo_pose_loss(
     distortion: Tensor | None = None,
     weights: Tensor | None = None,
     mask: Tensor | None = None,
-    init: Tensor | None = None,
     model: Model = "radtan",
-    kernel: Kernel | None = None,
-    samples: int = 512,
-    iterations: int = 4,
-    generator: torch.Generator | None = None,
-) -> MonteCarloLoss:
-    """-log p(pose_gt | data): the Monte-Carlo pose loss of EPro-PnP (arXiv 2203.13254).
+) -> PoseLoss:
+    """-log p(points2d | pose_gt), the coordinates being Gaussian about the true projections: weights are 1/sigma.
 
-        loss = cost(pose_gt) + log Z,   Z = integral of exp(-cost(y)) dR dt,
-        cost = 1/2 sum_i rho(|w_i (project(X_i) - x_i)|^2),
+        loss = sum over visible coordinates of 1/2 w^2 (project(X) - x)^2 - log w,
 
-    the Kullback-Leibler divergence of the posterior from a point mass at the truth, but for a constant. The weights
-    are in earnest here, 1/sigma of each coordinate: the loss learns their scale as well as their proportions. log Z
-    is estimated by `sample_poses` about the pose that `pnp` finds (from `init`, or globally): see there
-    for the measure, the proposals, and in what they differ from the paper's. Gradients reach points2d, points3d, K,
-    distortion, weights and pose_gt through the costs alone, the poses drawn and their density being constants:
+    but for a constant (Kendall and Gal 2017, arXiv 1703.04977, eq. 5, with w = 1/sigma). The true pose and the known
+    points are turned into labels of the keypoints, and nothing is solved: a step down the gradient moves every keypoint
+    towards its place, and its weight towards 1/|distance|. Errors that keypoints have in common are not seen.
 
-        d loss = d cost(pose_gt) - sum_j w_j d cost(y_j),   w normalised.
-
-    Arguments as for `pnp`, at least 4 points; pose_gt (B|1,4,4) world_to_camera; samples a multiple of iterations.
-    The paper's derivative regularisation and its adaptive threshold of the Huber kernel are left to the caller.
-    Precision: that of points2d (float32 for 16-bit inputs). Returns `MonteCarloLoss`. status: that of `pnp`;
-    SINGULAR where no density could be formed; INFEASIBLE also where pose_gt has a point behind the camera.
+    Arguments as for `pnp`, at least 4 points; pose_gt (B|1,4,4) world_to_camera. A coordinate of weight zero is as if
+    absent; the loss has no bound as a weight goes to zero. Precision: that of points2d (float32 for 16-bit inputs).
+    Gradients reach points2d, points3d, K, distortion, weights and pose_gt. Returns `PoseLoss`. status: CONVERGED;
+    TOO_FEW where no point is visible; INFEASIBLE where one is behind the camera at pose_gt.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
-    check_options(model, kernel)
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).to(data.K.dtype))
-    if init is not None:
-        init = frame.to_frame(check_pose("init", init, points2d).detach().to(data.K.dtype))
     if len(points2d) == 0:
-        nothing = _empty(data)
-        return MonteCarloLoss(nothing, nothing.to(torch.int8), nothing.detach())
-    plain = data.detached()
+        nothing = nothing_of(data)
+        return PoseLoss(nothing, nothing.to(torch.int8))
+    problem = pnp_problem(model)
     with torch.no_grad():
-        found = pnp(
-            *plain[:3], distortion=plain[3], weights=plain[4], mask=plain[5], init=init, model=model, kernel=kernel
-        )
-        problem = pnp_problem(model, kernel)
-        drawn = sample_poses(problem, found.x, *plain, samples=samples, iterations=iterations, generator=generator)
-        feasible = torch.isfinite(problem.costs(truth.detach(), *plain))
-        status = torch.where(found.converged & ~drawn.ok, Status.SINGULAR, found.status)
-        status = torch.where(found.converged & ~feasible, Status.INFEASIBLE, status).to(torch.int8)
+        feasible = torch.isfinite(problem.costs(truth, *data))
+        status = torch.where(feasible, Status.CONVERGED, Status.INFEASIBLE)
+        status = torch.where(data.mask.any(-1), status, Status.TOO_FEW).to(torch.int8)
     ok = status == int(Status.CONVERGED)
-    data, truth = stop_gradient_where(~ok, tuple(data)), stop_gradient_where(~ok, truth)
-    drawn = replace(drawn, ok=ok)
-    loss = problem.costs(truth, *data) + log_normaliser(problem, drawn, *data)
-    return MonteCarloLoss(torch.where(ok, loss, 0), status, drawn.effective)
+    data, truth = PnPData(*stop_gradient_where(~ok, tuple(data))), stop_gradient_where(~ok, truth)
+    sizes = data.weights.abs()
+    counted = data.mask[..., None] & (sizes > 0)
+    log_sizes = torch.where(counted, torch.where(counted, sizes, 1).log(), 0)
+    loss = problem.costs(truth, *data) - log_sizes.sum((-2, -1))
+    return PoseLoss(torch.where(ok, loss, 0), status)
 
 
 def linear_covariance(problem: Problem, x: State, *data: Tensor) -> Tensor:
@@ -187,7 +160,7 @@ def linear_covariance_loss(
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).detach().double())
     if len(points2d) == 0:
-        nothing = _empty(data).to(precision(points2d))
+        nothing = nothing_of(data).to(precision(points2d))
         return PoseLoss(nothing, nothing.to(torch.int8))
     problem = pnp_problem(model)
     with torch.no_grad():
@@ -242,6 +215,6 @@ def pose_covariance(
     return (G @ C @ G.mT).to(precision(points2d))
 
 
-def _empty(data: PnPData) -> Tensor:
+def nothing_of(data: PnPData) -> Tensor:
     """The losses (0,) of an empty batch, which belong to the graph of its data: vmap cannot map over nothing."""
     return torch.stack([d.flatten(1).sum(1) for d in data[:5]]).sum(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import draw_sets, expected_loss, score_function_loss, set_log_probability, soft_inliers
+from geometry import draw_sets, expected_loss, relaxed_sets, score_function_loss, set_log_probability, soft_inliers
 from tests.numbers import generator
 
 WEIGHTS = torch.tensor([[0.3, -0.5, 1.2, 0.0, -2.0], [0.0, 0.0, -torch.inf, 2.0, 0.5]], dtype=torch.float64)
@@ -34,6 +34,83 @@ def test_sets_are_drawn_with_their_probability() -> None:
         share = code[b].bincount(minlength=25)[ORDERED[:, 0] * 5 + ORDERED[:, 1]] / draws
         error = (p[b] * (1 - p[b]) / draws).sqrt()
         assert ((share - p[b]).abs() <= 4.5 * error).all()
+
+
+@pytest.mark.slow
+def test_relaxed_sets_have_the_law_of_the_others() -> None:
+    """Chi-square of 200,000 ordered pairs, by SciPy: against the probabilities, and against draws of `draw_sets`."""
+    from scipy.stats import chi2_contingency, chisquare
+
+    draws = 200_000
+    relaxed, drawn = relaxed_sets(WEIGHTS, 2, draws, generator=generator()), draw_sets(WEIGHTS, 2, draws, generator(1))
+    assert (relaxed.gate == 1).all()
+    p = set_log_probability(WEIGHTS, ORDERED.expand(2, -1, -1)).exp()
+    for b in range(2):
+        possible = p[b] > 0
+        counts = [
+            (index[b, :, 0] * 5 + index[b, :, 1]).bincount(minlength=25)[ORDERED[:, 0] * 5 + ORDERED[:, 1]]
+            for index in (relaxed.drawn, drawn)
+        ]
+        assert (counts[0][~possible] == 0).all()
+        known, other = (count[possible].numpy() for count in counts)
+        assert chisquare(known, draws * p[b, possible].numpy()).pvalue > 1e-3
+        assert chi2_contingency([known, other]).pvalue > 1e-3
+
+
+def test_the_gate_has_the_gradient_of_the_softmax() -> None:
+    """At a high temperature the noise no longer matters: d gate_i / d log_weight_j is (delta_ij - 1/N) / (N t)."""
+    weights, t = WEIGHTS[:1].clone().requires_grad_(), 1e6
+    index, gate = relaxed_sets(weights, 3, 4, temperature=t, generator=generator())
+    for s in range(4):
+        for k in range(3):
+            (found,) = torch.autograd.grad(gate[0, s, k], weights, retain_graph=True)
+            expected = torch.full((1, 5), -1 / 25, dtype=torch.float64)
+            expected[0, index[0, s, k]] += 1 / 5
+            torch.testing.assert_close(t * found, expected, rtol=0, atol=1e-4)
+    # a constant on all odds moves no gate
+    (found,) = torch.autograd.grad((gate * torch.rand(gate.shape, dtype=torch.float64)).sum(), weights)
+    assert found.sum().abs() < 1e-12 * found.abs().sum() + 1e-20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "reached"), [(1, 0.03), (2, 0.5)])
+def test_descent_through_the_gate_draws_what_lowers_the_loss(size: int, reached: float) -> None:
+    """Each observation brings a number; the expected sum over a set, by enumeration, falls from the mean, 0.4 each.
+
+    Of one observation to its least, 0; of two not to 0.2: once one has nearly all of the softmax the gate of the
+    other says little.
+    """
+    brings = torch.tensor([0.5, 0.2, 0.9, 0.0, 0.4], dtype=torch.float64)
+    ordered = torch.tensor(list(itertools.permutations(range(5), size)))
+    weights, g = torch.zeros(1, 5, dtype=torch.float64).requires_grad_(), generator()
+    optimizer = torch.optim.Adam([weights], lr=0.1)
+
+    def expected() -> float:
+        p = set_log_probability(weights.detach(), ordered[None]).exp()[0]
+        return (p * brings[ordered].sum(-1)).sum().item()
+
+    assert expected() == pytest.approx(0.4 * size)
+    for _ in range(200):
+        drawn, gate = relaxed_sets(weights, size, 32, generator=g)
+        optimizer.zero_grad()
+        (gate * brings[drawn]).sum(-1).mean().backward()
+        optimizer.step()
+    assert expected() < reached
+
+
+def test_relaxed_sets_of_too_few_observations() -> None:
+    weights = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf], [-torch.inf] * 4], dtype=torch.float64).requires_grad_()
+    index, gate = relaxed_sets(weights, 3, 50, generator=generator())
+    assert index[0].sort(-1).values.flatten(0, 0).diff(dim=-1).eq(0).any(-1).all()
+    assert set(index[0].unique().tolist()) == {0, 2}
+    assert (gate == 1).all()
+    (gradient,) = torch.autograd.grad((gate * index).sum(), weights)
+    assert torch.isfinite(gradient).all()
+    assert gradient[0, 0] != 0
+    assert (gradient[0, [1, 3]] == 0).all()
+    assert (gradient[1] == 0).all()
+    with pytest.raises(ValueError, match="size must be at most the number of observations 4, got 5"):
+        relaxed_sets(weights, 5, 1)
 
 
 def test_a_constant_on_the_weights_changes_nothing_and_draws_repeat() -> None:
