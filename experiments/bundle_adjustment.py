@@ -1,10 +1,12 @@
 """Bundle adjustment of a reconstruction file of yours: BAL, COLMAP, Bundler or libmv in, COLMAP and PLY out.
 
 `python -m experiments.bundle_adjustment default --scene my_problem.txt --robust-px 1`. Presets: `default` (Ladybug,
-every camera with an f, k1, k2 of its own), `smoke` (a small file, of more unknowns than observations). The run says at
-its end: rms before and after, observations left out or behind their camera, points without depth.
+every camera with an f, k1, k2 of its own), `smoke` (a small file). The run says at its end: rms before and after,
+observations left out or behind their camera, what of `--free` the data do not determine. Points whose depth they leave
+open are not in what it writes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +18,11 @@ from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.running.config import RunConfig, cli
+from experiments.running.determined import undetermined_names
 from experiments.running.run import Run, experiment
 from geometry import GaugeChoice, bundle, cauchy
+from geometry.bundle_adjustment import BundleSolution
+from geometry.optim import Status
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,12 @@ class Config(RunConfig):
     """At the most."""
 
 
+SCENE = ("poses", "points", "sensors")
+"""What of `free` is no intrinsic."""
+
 PRESETS = {
     "default": Config(preset="default", threads=2),
-    "smoke": Config(preset="smoke", scene="bal/dubrovnik-3-7-pre.txt"),
+    "smoke": Config(preset="smoke", scene="bal/dubrovnik-3-7-pre.txt", free=("poses", "points", "f")),
 }
 
 
@@ -66,13 +74,17 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         names = ("rig_index", "sensor_index", "sensor_from_rig", "fixed_sensors")
         mounted = {name: getattr(rigs, name).to(run.device) for name in names}
     start = scene.world_to_camera if rigs is None else rigs.world_to_rig
-    found = bundle(
-        *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
-        *(t.to(run.device) for t in (start, scene.points3d, scene.K, distortion)),
-        intrinsics_index=scene.intrinsics_index.to(run.device), free=config.free, model=scene.model,
-        kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
-        max_steps=config.max_steps, callback=tell, **mounted,
-    )  # fmt: skip
+
+    def solve(free: tuple[str, ...], callback: Callable[[int, float], None] | None = None) -> BundleSolution:
+        return bundle(
+            *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
+            *(t.to(run.device) for t in (start, scene.points3d, scene.K, distortion)),
+            intrinsics_index=scene.intrinsics_index.to(run.device), free=free, model=scene.model,
+            kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
+            max_steps=config.max_steps, callback=callback, **mounted,
+        )  # fmt: skip
+
+    found = solve(config.free, tell)
     problem, data = found.task.problem, found.task.data
     with torch.no_grad():
         r = problem.residual(problem.compose(found.state, data.given), data)
@@ -82,9 +94,11 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         rigs = rigs._replace(world_to_rig=poses, sensor_from_rig=found.x.sensor_from_rig.cpu())
         poses = rigs.world_to_camera
     model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion, rigs=rigs)
+    model = without_points(model, found.undetermined.cpu())
+    points = torch.where(found.undetermined.cpu()[:, None], torch.nan, points)
     run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
     run.save_model("colmap", model)
-    run.save_points("points", points, colors=scene.colors, cameras=poses)
+    run.save_points("points", model.points3d, colors=model.colors, cameras=poses)
     run.figure("loss", len(costs), loss_curve(costs), final=True)
     return run.finish(
         converged=bool(found.converged),
@@ -93,6 +107,34 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         loss=found.cost.item(),
         errors={"rms_before": rms(before), "rms_after": rms(r)},
         note=found.message,
+        undetermined=undetermined(found, config.free, solve),
+    )
+
+
+def undetermined(
+    found: BundleSolution, free: tuple[str, ...], solve: Callable[[tuple[str, ...]], BundleSolution]
+) -> list[str]:
+    """A sentence on what of `free` the data do not determine, which a bundle without it, `solve(names)`, tells."""
+    if int(found.status) not in (Status.SINGULAR, Status.TOO_FEW):
+        return []
+    scene = tuple(name for name in free if name in SCENE)
+    groups = [scene, *((name,) for name in free if name not in SCENE)]
+    names = undetermined_names(filter(None, groups), lambda names: bool(solve(names).converged))
+    kept = [name for name in free if name not in names]
+    beside = f" beside {', '.join(kept)}" if kept else ""
+    return [f"The data do not determine {', '.join(names or free)}{beside}: {found.message}."]
+
+
+def without_points(model: Reconstruction, out: Tensor) -> Reconstruction:
+    """The same without the points where out (N,) is true, and without what was seen of them."""
+    kept, number = ~out[model.point_index], (~out).cumsum(0) - 1
+    return replace(
+        model,
+        points3d=model.points3d[~out],
+        colors=None if model.colors is None else model.colors[~out],
+        points2d=model.points2d[kept],
+        camera_index=model.camera_index[kept],
+        point_index=number[model.point_index[kept]],
     )
 
 

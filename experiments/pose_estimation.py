@@ -23,7 +23,7 @@ from experiments.paper.vgg import ConstantVgg11
 from experiments.paper.video import VideoConfig, video
 from experiments.running.config import cli
 from experiments.running.run import Run, experiment
-from geometry import pnp, project, se3
+from geometry import Solution, Status, pnp, project, se3
 from geometry.camera import matrix_from_intrinsics
 
 if TYPE_CHECKING:
@@ -62,9 +62,13 @@ class Scene:
         self.target = project(self.points3d, self.pose, self.K)
         self.regularise = config.regularise
 
+    def pose_of(self, x: Tensor, init: Tensor | None = None) -> Solution:
+        """Of keypoints x (B,8,2): (B,4,4)."""
+        return pnp(x, self.points3d, self.K, init=init)
+
     def solve(self, x: Tensor, init: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pose (B,4,4) of keypoints x (B,8,2) by PnP, and the cube it projects (B,8,2)."""
-        pose = pnp(x, self.points3d, self.K, init=init).x
+        pose = self.pose_of(x, init).x
         return pose, project(self.points3d, pose, self.K)
 
     def residual(self, x: Tensor, projected: Tensor) -> Tensor:
@@ -161,6 +165,7 @@ def cube(run: Run, config: Config) -> dict:
     )
     learning = (train_network if config.method == "vgg11_adam" else learn_keypoints)(config, run, scene)
     x, history, losses = learning.prediction, learning.history, learning.losses
+    status = Status(int(scene.pose_of(x[None]).status))
     pose, projected = scene.solve(x[None])
     loss, last = scene.residual(x[None], projected).square().sum().item(), len(losses)
     run.frame(last, points2d=x, world_to_camera=pose)
@@ -173,6 +178,8 @@ def cube(run: Run, config: Config) -> dict:
     return run.finish(
         converged=loss < config.threshold,
         goal=f"loss below {config.threshold:g} px^2",
+        undetermined=[f"The keypoints determine no pose: {status.message}."] if status != Status.CONVERGED else [],
+        note="" if config.regularise else "the loss is of the pose alone: it does not determine the keypoints",
         iterations=last,
         loss=loss,
         errors=scene.errors(x, pose),

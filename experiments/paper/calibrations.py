@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,6 +31,7 @@ from experiments.paper.peers import opencv_calibration
 from experiments.records.files import write_json
 from experiments.records.text import table
 from experiments.running.config import RunConfig
+from experiments.running.determined import LOOSE, undetermined_names
 from experiments.running.run import Run, experiment
 from geometry import cauchy, project
 from geometry.camera import Model, intrinsics_from_matrix
@@ -161,17 +163,41 @@ def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> di
     for step in run.iterations(len(jobs)):
         job = jobs[step]
         views, board = job.views, job.board
-        found = calibrate_rig(
+        solve = partial(
+            calibrate_rig,
             views.points2d.to(run.device, run.dtype), views.points3d.to(run.device, run.dtype), views.image_sizes,
-            mask=views.mask.to(run.device), distortion=board.distortion, free=board.free or None, model=board.model,
+            mask=views.mask.to(run.device), distortion=board.distortion, model=board.model,
             kernel=cauchy(board.robust_px) if board.robust_px else None, max_steps=config.iterations,
         )  # fmt: skip
-        results.append(describe(job, found, config.opencv))
+        found = solve(free=board.free or None)
+        results.append({**describe(job, found, config.opencv), "undetermined": undetermined(found, solve)})
         _show(run, step, job, found, results[-1])
         _save(run, step, job, found, results[-1])
         write_json(run.folder / "calibrations.json", results)
         run.checkpoint(step, results=results)
     return _finish(run, results, complete=len(results) == len(jobs))
+
+
+def undetermined(found: JointCalibration, solve: Callable[..., JointCalibration]) -> list[str]:
+    """Names of the free intrinsics that the views do not tell, which solve(free=names), with fewer of them, shows."""
+    names = found.names
+    if found.converged.all():
+        return [name for name in names if name in loose(found)]
+    lens = [[name] for name in names if name not in ("f", *NAMES)]
+    groups = [[name for name in names if name in some] for some in (("f", "fx", "fy"), ("cx", "cy"))] + lens
+
+    def tells(some: tuple[str, ...]) -> bool:
+        fewer = solve(free=some)
+        return bool(fewer.converged.all()) and not loose(fewer)
+
+    return list(undetermined_names(filter(None, groups), tells))
+
+
+def loose(found: JointCalibration) -> set[str]:
+    """Which of f, fx, fy, cx and cy have no standard deviation, or one above LOOSE of the focal length."""
+    K, deviations = found.x[0], found.deviations()
+    limits = {"f": K[:, 0, 0], "fx": K[:, 0, 0], "fy": K[:, 1, 1], "cx": K[:, 0, 0], "cy": K[:, 1, 1]}
+    return {name for name, size in limits.items() if name in deviations and not (deviations[name] < LOOSE * size).all()}
 
 
 def _show(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:
@@ -232,7 +258,13 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
     above = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
     return run.finish(
         converged=complete and all(r["converged"] for r in results),
-        goal="every calibration at its minimum",
+        goal="every camera at the minimum of its reprojection error",
+        undetermined=[
+            f"{r['name']}: the views do not tell {', '.join(r['undetermined'])}: tilt the board more, or name what "
+            "is sought in --board.free."
+            for r in results
+            if r["undetermined"]
+        ],
         iterations=sum(r["iterations"] for r in results),
         loss=max(r["rms_px"] for r in results),
         errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": above},
@@ -247,8 +279,6 @@ def told(result: dict) -> list[str]:
     name = result["name"]
     notes = [f"{name}: {note}" for note in result["notes"]]
     notes += [f"{name}: left out {row['view']} ({row['why']})" for row in result["table"] if not row["used"]]
-    if result["undetermined"]:
-        notes.append(f"{name}: the views do not tell {', '.join(result['undetermined'])}")
     if result["worst"]:
         view, rms = result["worst"]["view"], result["worst"]["rms_px"]
         notes.append(f"{name}: worst view {view}, {rms:.3f} px where all have {result['rms_px']:.3f}")
@@ -296,13 +326,11 @@ def describe(job: Job, found: JointCalibration, opencv: bool) -> dict:
         peer["largest_relative_difference"] = float(np.abs((ours - theirs) / theirs).max())
     rows = [row for s in range(S) for row in _rows(job, found, s)]
     used = [row for row in rows if row["used"]]
-    open_ = found.alone[0].undetermined.tolist() if S == 1 and not board.free else []
     return {
         "name": job.name,
         "board": asdict(board),
         "status": Status(int(found.status)).name,
         "converged": bool(found.converged.all()),
-        "undetermined": [name for name, is_open in zip(deviations, open_, strict=False) if is_open],
         "iterations": int(found.steps),
         "views": len(used),
         # sqrt(mean(dx^2 + dy^2))

@@ -20,12 +20,16 @@ from experiments.drawing.figures import trajectories
 from experiments.paper.learning import GaussNewton
 from experiments.records.files import write_json
 from experiments.running.config import RunConfig
+from experiments.running.determined import LOOSE
 from experiments.running.run import Run, experiment
-from geometry import geman_mcclure, pnp_ransac, project
+from geometry import Status, geman_mcclure, pnp, pnp_ransac, project
 from geometry.camera import matrix_from_intrinsics
 from geometry.reconstruction import CalibrationProblem
 
 __all__ = ["VideoConfig", "video"]
+
+LEAST = 6
+"""Matches of a frame that must fit its pose: twice as many as can be made to."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
     return run.finish(
         converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
         goal="focal length and poses at the minimum of the robust error",
+        undetermined=undetermined(frames, problem, learning.prediction, poses, deviation.item(), config.inlier),
         iterations=state.steps,
         loss=state.cost.item(),
         errors={
@@ -105,6 +110,33 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
         picture="scene",
         note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
     )
+
+
+def undetermined(
+    frames: Sequence[FrameMatches],
+    problem: CalibrationProblem,
+    theta: Tensor,
+    poses: Tensor,
+    deviation: float,
+    threshold: float,
+) -> list[str]:
+    """Sentences on a focal length theta (1,) px whose deviation is unknown or too large, and on poses (V,4,4) that the
+    matches within `threshold` px do not determine."""  # fmt: skip
+    told = []
+    if not deviation < LOOSE * theta.item():
+        told.append(
+            f"The matches do not tell the focal length: {theta.item():.0f} px with a deviation of {deviation:.0f}."
+        )
+    K, distortion = problem.unpack(theta)
+    error = (project(problem.points3d, poses, K, distortion) - problem.points2d).norm(dim=-1)
+    right = (error < threshold) & problem.mask
+    status = pnp(problem.points2d, problem.points3d, K, mask=right, init=poses).status
+    for frame, some, state in zip(frames, right.sum(1).tolist(), status.tolist(), strict=True):
+        if some < LEAST:
+            told.append(f"Frame {frame.frame}: {some} matches fit, fewer than the {LEAST} that bear a pose out.")
+        elif state in (Status.SINGULAR, Status.TOO_FEW):
+            told.append(f"Frame {frame.frame}: the {some} matches that fit determine no pose.")
+    return told
 
 
 def inliers(problem: CalibrationProblem, theta: Tensor, poses: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.running.config import RunConfig
 from experiments.running.run import Run
 from geometry import Solution
-from geometry.optim import State
+from geometry.optim import State, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,8 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     ones, and one where an observation is right and else zero (weights that fit the truth itself may do better than
     those); `gradient`, relative, of the error's derivative along one direction against a central difference;
     `unsolved_steps`, whose solutions did not converge and taught nothing; `cost_over_reference` - 1 of the unweighted
-    solution. Converged: the last solution is, and its error is below the unweighted one.
+    solution. The goal: a last solution that converged, an error below the unweighted one, and less weight on what is
+    wrong.
     """
     logits = torch.zeros(len(task.wrong), dtype=run.dtype, device=run.device, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=config.rate)
@@ -100,9 +101,17 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
         errors["gradient"] = gradient_error(lambda w: evaluate(w)[1], ones)
     if task.reference_cost is not None:
         errors["cost_over_reference"] = plain.cost[0] / task.reference_cost - 1
+    told = told_apart(learned, task.wrong)
+    undetermined = [
+        f"The learned weights do not determine the solution: {Status(status).message}."
+        for status in sorted({int(status) for status in last.status} & {Status.SINGULAR, Status.TOO_FEW})
+    ]
+    less = bool(found < unweighted and not told["weight_wrong"] >= told["weight_right"])
     return run.finish(
-        converged=bool(last.converged.all() and found < unweighted), goal="a lower error than with all weights one",
+        converged=less and bool(last.converged.all()),
+        goal="an error below that with all weights one, and wrong observations weigh less than right ones",
         iterations=config.iterations, loss=found.item(), errors=errors, picture="solution",
+        undetermined=undetermined,
     )  # fmt: skip
 
 

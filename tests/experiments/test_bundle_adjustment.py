@@ -1,14 +1,18 @@
 """The driver that adjusts a file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from datasets.ply import read_ply
 from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.colmap import read_colmap
 from experiments.benchmarks.bundle_solvers import bundle_cost, synthetic_scene
 from experiments.bundle_adjustment import Config, main
+from geometry import se3
+from geometry.camera import project_camera_frame
 
 
 @pytest.mark.slow
@@ -37,3 +41,34 @@ def test_least_squares_bends_to_outliers_and_a_kernel_does_not(tmp_path: Path) -
         K = read_colmap(tmp_path / "bundle_adjustment" / name / "colmap").K
         found[robust_px] = (K - truth.K)[:, 0, 0].abs().median()
     assert found[1.0] < 0.1 * found[0.0]
+
+
+@pytest.mark.slow
+def test_what_the_tracks_do_not_determine_is_named(tmp_path: Path) -> None:
+    """Seven points in three views leave room for a focal length and k1 each, and no more."""
+    start, _ = synthetic_scene(3, 7, 3, torch.Generator().manual_seed(200))
+    write_bal(tmp_path / "few.txt", start)
+    config = Config(scene=str(tmp_path / "few.txt"), out=tmp_path, preset="few")
+    summary = main(config)
+    assert not summary["converged"]
+    assert summary["undetermined"][0].startswith("The data do not determine k2 beside poses, points, f, k1: fewer")
+    assert main(replace(config, free=("poses", "points", "f"), name="f"))["undetermined"] == []
+
+
+@pytest.mark.slow
+def test_a_point_without_depth_is_not_written(tmp_path: Path) -> None:
+    _, start = synthetic_scene(6, 120, 4, torch.Generator().manual_seed(201), noise=0.0)
+    seen = start.point_index == 0
+    cameras = start.camera_index[seen]
+    poses = start.world_to_camera[cameras]
+    outward = start.points3d[0] - se3.inverse(poses)[0, :3, 3]
+    # parallel rays: it is seen as if it were at infinity
+    rays = (poses[:, :3, :3] @ outward)[:, None]
+    start.points2d[seen] = project_camera_frame(rays, start.K[cameras], start.distortion[cameras])[:, 0]
+    write_bal(tmp_path / "street.txt", start)
+    free = ("poses", "points")
+    summary = main(Config(preset="test", scene=str(tmp_path / "street.txt"), free=free, out=tmp_path))
+    assert summary["converged"]
+    assert "1 of 120 points have no depth" in summary["note"]
+    folder = tmp_path / "bundle_adjustment" / "test-seed0"
+    assert len(read_colmap(folder / "colmap").points3d) == len(read_ply(folder / "points.ply").points3d) == 119

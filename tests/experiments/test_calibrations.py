@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
-from experiments.paper.calibrations import Board, views_table
+from experiments.paper.calibrations import Board, undetermined, views_table
 from geometry import project, se3
+from geometry.reconstruction import calibrate_rig
 
 BOARD = charuco_print((5, 4))
 BENDS = torch.tensor([[-0.15, 0.03], [-0.1, 0.0]], dtype=torch.float64)
@@ -28,6 +30,7 @@ def camera(width: int, height: int, bend: Tensor) -> Camera:
 
 
 ONE, TWO = camera(320, 240, BENDS[0]), camera(280, 220, BENDS[1])
+MOUNTED_TWO = se3.from_rotvec_t(torch.tensor([[0.0] * 6, [0, -0.2, 0, -1, 0, 0]], dtype=torch.float64))
 MOUNTED = se3.from_rotvec_t(torch.tensor([0.02, -0.1, 0.05, -0.7, 0.1, 0.1], dtype=torch.float64))
 
 
@@ -144,3 +147,53 @@ def test_a_mistake_is_one_sentence(
     with pytest.raises(SystemExit) as ended:
         calibrated(tmp_path / "out", **{"source": (str(tmp_path / "some"),), **board})
     assert says in str(ended.value.code)
+
+
+# ---- what the views do not tell ----
+
+FLAT = torch.cat([torch.cartesian_prod(torch.arange(6.0), torch.arange(5.0)), torch.zeros(30, 1)], 1).double()
+
+
+def marks(count: int, tilt: float, sensors: Tensor | None = None) -> Tensor:
+    """Of `count` views of a board (S,count,30,2), tilted about x and y by `tilt` radians, with a tenth of a pixel of
+    noise; sensors (S,4,4) are mounted cameras."""
+    g = torch.Generator().manual_seed(200)
+    step = torch.randn(count, 6, generator=g).double() * torch.tensor([tilt, tilt, 0.3, 0.5, 0.5, 2.0])
+    views = se3.from_rotvec_t(step + torch.tensor([0, 0, 0, -2.5, -2, 13]))
+    K = torch.tensor([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]], dtype=torch.float64)
+    seen = project(FLAT, torch.eye(4).double()[None, None] @ views if sensors is None else sensors[:, None] @ views, K)
+    return seen + 0.1 * torch.randn(seen.shape, generator=g).double()
+
+
+def open_names(points2d: Tensor, free: tuple[str, ...] | None) -> list[str]:
+    solve = partial(calibrate_rig, points2d, FLAT, [(640, 480)] * len(points2d), distortion=0, max_steps=20)
+    return undetermined(solve(free=free), solve)
+
+
+@pytest.mark.slow
+def test_one_view_tells_a_focal_length_and_no_principal_point() -> None:
+    assert open_names(marks(1, tilt=0.5), ("f",)) == []
+    assert {"cx", "cy"} <= set(open_names(marks(1, tilt=0.5), None))
+
+
+@pytest.mark.slow
+def test_a_rig_is_asked_the_same() -> None:
+    assert open_names(marks(3, tilt=0.0, sensors=MOUNTED_TWO), ("f",)) == ["f"]
+    assert open_names(marks(3, tilt=0.5, sensors=MOUNTED_TWO), ("f",)) == []
+
+
+@pytest.mark.slow
+def test_boards_that_all_face_the_camera_tell_no_focal_length(tmp_path: Path) -> None:
+    """A board that is seen straight on is as large from afar with a long lens; noise alone makes a minimum."""
+    (tmp_path / "board.txt").write_text("".join(f"p{i} {x} {y} 0\n" for i, (x, y, _) in enumerate(FLAT.tolist())))
+    seen = marks(4, tilt=0.0)[0].tolist()
+    lines = [f"{v}.jpg p{i} {u} {w}\n" for v, view in enumerate(seen) for i, (u, w) in enumerate(view)]
+    (tmp_path / "measured.txt").write_text("".join(lines))
+    summary, (result,), _ = calibrated(
+        tmp_path, source=(str(tmp_path / "measured.txt"),), points=str(tmp_path / "board.txt"), distortion=0,
+        image_size=(640, 480), free=("f",),
+    )  # fmt: skip
+    assert result["converged"]  # the solver found a minimum
+    assert not summary["converged"]
+    assert result["undetermined"] == ["f"]
+    assert "the views do not tell f" in summary["undetermined"][0]
