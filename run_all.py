@@ -7,10 +7,8 @@ run converged; a run whose data are not on this machine is reported as skipped a
 import argparse
 import platform
 import shutil
-import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -19,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets.files import replacing
-from experiments.records.files import EXIT_SKIPPED, read_summary, write_json
+from experiments.records.files import write_json
 from experiments.records.text import spread
+from experiments.running.launch import Asked, Ended, launched
 
-ROOT = Path(__file__).resolve().parent
 EXPERIMENTS = (
     "experiments.pose_estimation",
     "experiments.structure_from_motion",
     "experiments.camera_calibration",
 )
-PATIENCE = 3.0
-"""Seconds that a driver is given to end by itself after Ctrl-C, and again when it is asked to."""
 PRESETS = ("default", "paper", "real", "smoke")
 HEADER = (
     "experiment", "preset", "seeds", "goal", "converged", "iterations", "seconds", "loss", "error", "in the paper",
@@ -45,20 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", nargs="+", default=list(modules), choices=list(modules), help="default: all of them")
     add("--seeds", nargs="+", type=int, default=[0], help="one run of everything with each; default: 0")
     add("--out", type=Path, default=Path("results"), help="where the results go; default: results")
+    add("--jobs", type=int, default=1, help="runs side by side, so that seconds are of a busy machine; default: 1")
     add("--resume", action="store_true", help="continue what was interrupted and keep what is done")
     options = parser.parse_args(arguments)
 
-    unknown = {"status": "not run", "message": "", "summary": None}
-    runs: list[dict[str, Any]] = [
-        {"experiment": name, "preset": preset, "seed": seed, **unknown}
+    asked = [
+        Asked(modules[name], preset, seed)
         for name, preset, seed in product(options.only, options.preset, options.seeds)
+    ]
+    runs: list[dict[str, Any]] = [
+        {"experiment": run.experiment, "preset": run.preset, "seed": run.seed, **Ended()._asdict()} for run in asked
     ]
     out = options.out.resolve()
     try:
-        for number, run in enumerate(runs, 1):
-            print(f"[{number}/{len(runs)}] {_title(run)}", flush=True)
-            run.update(launch(modules[run["experiment"]], run["preset"], run["seed"], out, options.resume))
-            print(f"[{number}/{len(runs)}] {_title(run)}: {run['status']}", flush=True)
+        for run, ended in zip(runs, launched(asked, out, options.resume, options.jobs), strict=True):
+            run.update(ended._asdict())
     finally:  # after Ctrl-C, too: what has been computed is worth its summary
         ok = all(run["status"] in ("converged", "skipped") for run in runs)
         out.mkdir(parents=True, exist_ok=True)
@@ -72,48 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(write_index(out))
     return 0 if ok else 1
-
-
-def launch(module: str, preset: str, seed: int, out: Path, resume: bool) -> dict[str, Any]:
-    """Run one driver to its end: its status, its summary if it has one, and what it said if it has none."""
-    command = [sys.executable, "-m", module, preset, "--seed", str(seed), "--out", str(out)]
-    path = out / module.rsplit(".", 1)[-1] / f"{preset}-seed{seed}" / "summary.json"
-    before = _written(path)
-    tail: deque[str] = deque(maxlen=12)
-    with subprocess.Popen(
-        command + ["--resume"] * resume, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as driver:
-        assert driver.stderr is not None
-        try:
-            for line in driver.stderr:  # passed on as it comes: the progress is in it
-                sys.stderr.write(line)
-                tail.append(line.rstrip())
-        except BaseException:
-            _end(driver)
-            raise
-    code, said = driver.returncode, "\n".join(line for line in tail if line)
-    if code == EXIT_SKIPPED:
-        return {"status": "skipped", "message": said.rsplit("\n", 1)[-1]}
-    if code != 0:
-        return {"status": "failed", "message": f"exit code {code}\n{said}"}
-    written = _written(path)
-    if not written or (written == before and not resume):  # an old summary says nothing about this run
-        return {"status": "failed", "message": f"it ended without writing {path}"}
-    summary = read_summary(path)
-    status = "converged" if summary["converged"] else "not converged"
-    told = [*summary["undetermined"], *filter(None, [summary["note"]])]
-    return {"status": status, "message": "\n".join(told), "summary": summary}
-
-
-def _end(driver: subprocess.Popen[str]) -> None:
-    """End with the driver: a terminal's Ctrl-C reaches both, another's this process alone; and some do not listen."""
-    for ask in (lambda: None, lambda: driver.send_signal(signal.SIGINT), driver.kill):
-        ask()
-        try:
-            driver.wait(PATIENCE)
-            return
-        except subprocess.TimeoutExpired:
-            pass
 
 
 def machine() -> dict[str, str]:
@@ -178,10 +133,6 @@ def _row(cells: Iterable[str]) -> str:
 
 def _title(run: dict[str, Any]) -> str:
     return f"{run['experiment']} {run['preset']} --seed {run['seed']}"
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run_all
+from experiments.running import launch
 
 # A driver without torch, so that each run takes a blink: its preset says how it ends.
 STUB = """
@@ -34,7 +35,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """run_all with two experiments, of which the first dies; returns the options that keep it in tmp_path."""
     (tmp_path / "dying.py").write_text("def f():\n    raise ValueError('no such luck')\nf()")
     (tmp_path / "good.py").write_text(STUB)
-    monkeypatch.setattr(run_all, "ROOT", tmp_path)
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
     monkeypatch.setattr(run_all, "EXPERIMENTS", ("dying", "good"))
     return ["--out", str(tmp_path / "out")]
 
@@ -108,7 +109,7 @@ def test_ctrl_c_still_writes_the_summary(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def interrupted(*_: object) -> dict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_all, "launch", interrupted)
+    monkeypatch.setattr(run_all, "launched", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_all.main(["--only", "pose_estimation", "--out", str(tmp_path)])
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -133,19 +134,19 @@ def test_ctrl_c_of_run_all_alone_ends_its_driver_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / f"{name}.py").write_text(WAITING)
-    monkeypatch.setattr(run_all, "ROOT", tmp_path)
-    monkeypatch.setattr(run_all, "PATIENCE", 0.3)
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
     shown = sys.stderr
 
     class Screen:
         def write(self, line: str) -> None:
             shown.write(line)
             if line == "ready\n":
-                signal.raise_signal(signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(sys, "stderr", Screen())
     with pytest.raises(KeyboardInterrupt):
-        run_all.launch(name, "default", 0, tmp_path / "out", False)
+        list(launch.launched([launch.Asked(name, "default", 0), launch.Asked(name, "default", 1)], tmp_path / "out"))
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / f"{name}.pid").read_text()), 0)
 
@@ -177,4 +178,4 @@ def test_bad_arguments_exit_2(arguments: list[str]) -> None:
 
 def test_it_imports_nothing_heavy() -> None:
     code = "import run_all, sys; sys.exit(bool({'torch', 'numpy', 'matplotlib', 'jinja2'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=run_all.ROOT, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(run_all.__file__).parent, check=False).returncode == 0
