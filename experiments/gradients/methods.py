@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.gradients.derivatives import published
+from experiments.gradients.published import with_published_gradient
 from geometry import (
     PoseSolution,
     draw_sets,
@@ -38,7 +38,6 @@ from geometry import (
     se3,
     soft_inliers,
 )
-from geometry.camera import intrinsics_from_matrix
 from geometry.optim import Gradient, linearize, solve_spd
 
 __all__ = ["LAYERS", "METHODS", "STOCHASTIC", "UNWEIGHTED", "Method", "View", "displacement"]
@@ -138,17 +137,8 @@ def _last_step(view: View) -> Tensor:
 def _published(view: View) -> Tensor:
     with torch.no_grad():
         found = _solved(view, weighted=False)
-        B = len(view.points2d)
-        pose = torch.where(found.converged[:, None, None], found.x, view.pose_gt)
-        flat = {
-            "points2d": view.points2d.flatten(1),
-            "points3d": view.points3d.expand(B, -1, 3).flatten(1),
-            "K": intrinsics_from_matrix(view.K).expand(B, 4),
-        }
-        by_points2d = published(flat, pose, ("points2d",))["points2d"]
-    moved = (view.points2d - view.points2d.detach()).flatten(1)  # zero, with a gradient
-    step = (by_points2d @ moved[..., None]).squeeze(-1)
-    return _outer(view, se3.retract(pose, step), found.converged)
+    pose = torch.where(found.converged[:, None, None], found.x, view.pose_gt)
+    return _outer(view, with_published_gradient(pose, view.points2d, view.points3d, view.K), found.converged)
 
 
 def _dsac(view: View) -> Tensor:
