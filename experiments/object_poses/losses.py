@@ -24,9 +24,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from kornia.geometry.subpix import render_gaussian2d
-from kornia.losses import js_div_loss_2d
 from torch import Tensor
-from torch.nn.functional import cross_entropy, huber_loss
+from torch.nn.functional import cross_entropy, huber_loss, pad
 
 from experiments.object_poses.network import Heatmaps, cells_of
 from geometry import linear_covariance_loss, monte_carlo_pose_loss, pnp, project
@@ -58,20 +57,24 @@ def target_of(
     views have similar targets (but where the side changes, Pitteri et al. 2019, arXiv 1904.03230); with a prediction
     (B,N,2) px, the one whose keypoints are nearest to it in the mean square.
     """
-    poses = pose_gt[:, None] @ symmetries
-    if prediction is None:
-        # camera centre in the object's frame, along a direction that is no axis of anyone's symmetry
-        centre = -(poses[..., :3, :3].mT @ poses[..., :3, 3:]).squeeze(-1)
-        best = (centre @ centre.new_tensor([0.8, 0.5, 0.33])).argmax(1)
-    else:
-        with torch.no_grad():
-            best = torch.zeros(len(poses), dtype=torch.int64, device=poses.device)
-            # single precision tells which is nearest, for the few objects that have a choice, at a tenth of the time
+    with torch.no_grad():
+        R, t = symmetries[..., :3, :3], symmetries[..., :3, 3]
+        if prediction is None:
+            # camera centre in the object's frame, along a direction that is no axis of anyone's symmetry
+            centre = -(pose_gt[:, :3, :3].mT @ pose_gt[:, :3, 3:]).mT
+            best = ((centre - t) * (R @ t.new_tensor([0.8, 0.5, 0.33]))).sum(-1).argmax(1)
+        else:
+            best = torch.zeros(len(pose_gt), dtype=torch.int64, device=pose_gt.device)
             rows = (symmetries != symmetries[:, :1]).flatten(1).any(1).nonzero()[:, 0]
-            X, T, A, x = (value[rows].float() for value in (points3d, poses, K, prediction))
-            best[rows] = (project(X[:, None], T, A[:, None]) - x[:, None]).square().sum((-2, -1)).argmin(1)
-    row = torch.arange(len(best), device=best.device)
-    pose = poses[row, best]
+            # single precision tells which is nearest, for the few objects that have a choice
+            S, X, A, x = (v[rows].float() for v in (symmetries, points3d, K @ pose_gt[:, :3], prediction))
+            count, points = S.shape[1], X.shape[1]
+            # all the points that look alike, side by side: two products a sample instead of two a symmetry
+            alike = S[..., :3, :].transpose(1, 2).flatten(1, 2) @ pad(X, (0, 1), value=1).mT
+            imaged = A[..., :3] @ alike.view(-1, 3, count * points) + A[..., 3:]
+            distance = (imaged[:, :2] / imaged[:, 2:]).unflatten(2, (count, points)) - x.mT[:, :, None]
+            best[rows] = distance.square().sum((1, 3)).argmin(1)
+    pose = pose_gt @ symmetries[torch.arange(len(best), device=best.device), best]
     return Target(points3d, K, pose, project(points3d, pose, K))
 
 
@@ -98,9 +101,13 @@ def regularisation(heatmaps: Heatmaps, sigma: float) -> Tensor:
     """
     probability = heatmaps.probability
     gaussian = _gaussians(cells_of(heatmaps.points2d), sigma, probability.shape[-2:])
-    # half of the least number is none, and its logarithm no loss
-    tiny = torch.finfo(probability.dtype).tiny
-    return js_div_loss_2d(probability.clamp_min(tiny), gaussian.clamp_min(tiny), reduction="none").mean(1)
+
+    def negative_entropy(density: Tensor) -> Tensor:
+        # nothing times its logarithm is nothing, and so is its slope here
+        return (density * density.clamp_min(1e-30).log()).sum((-2, -1))
+
+    apart = (negative_entropy(probability) + negative_entropy(gaussian)) / 2
+    return (apart - negative_entropy((probability + gaussian) / 2)).mean(1)
 
 
 def _gaussians(cells: Tensor, sigma: float, size: tuple[int, ...]) -> Tensor:

@@ -90,3 +90,25 @@ def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
     found = target_of(target.points3d, target.K, target.pose, symmetries, near)
     torch.testing.assert_close(found.pose, chosen, rtol=0, atol=1e-12)
     assert not found.points2d.requires_grad
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+def test_the_choice_is_that_of_all_poses_written_out(predicted: bool) -> None:
+    """Turns about an axis beside the origin, for three objects of which the second has no symmetry."""
+    _, target = scene(B=3)
+    offset = torch.tensor([150.0, -120, 80], **DOUBLE)
+    there, back = torch.eye(4, **DOUBLE), torch.eye(4, **DOUBLE)
+    there[:3, 3], back[:3, 3] = offset, -offset
+    symmetries = (there @ turns(7) @ back).repeat(3, 1, 1, 1)
+    symmetries[1] = torch.eye(4, **DOUBLE)
+    poses = target.pose[:, None] @ symmetries
+    prediction = target.points2d + 40 * torch.randn(3, 7, 2, generator=generator(), **DOUBLE) if predicted else None
+    found = target_of(target.points3d, target.K, target.pose, symmetries, prediction)
+    for b in range(3):
+        if prediction is None:
+            direction = torch.tensor([0.8, 0.5, 0.33], **DOUBLE)
+            score = torch.stack([-torch.linalg.inv(pose)[:3, 3] @ direction for pose in poses[b]])
+        else:
+            score = (project(target.points3d[b], poses[b], target.K[b]) - prediction[b]).square().sum((1, 2))
+        torch.testing.assert_close(found.pose[b], poses[b, score.argmin()], rtol=0, atol=1e-9)
+    assert angle_between(found.pose[1], target.pose[1]) < 1e-6
