@@ -1,10 +1,14 @@
 """Which loss, which balance: trains object_pose with each loss over several seeds, and with betas of many sizes.
 
-`default`: the five losses, tables as the paper prints them and their spread over seeds; `balance`: l_m with betas over
-four decades, by the paper's sum of squares and by the robust balance, in short trainings. Each training is a process of
-its own, `parallel` of them at a time; what is finished is not repeated, what was interrupted is resumed.
+`default`: the five losses over three seeds, the whole training of each: tables as the paper prints them, their spread
+over seeds and what each loss is above l_h with the same seeds. `balance`: l_m with betas over four decades, by the
+paper's sum of squares and by the robust balance, in short trainings.
 
-    python -m experiments.object_pose_study balance
+Each training is a process of its own, `parallel` of them at a time. What it reached is added to --record as soon as it
+ends; what is in that file is not trained again but tabulated with the rest, whatever day or machine it is from, and
+what was interrupted is resumed. With no --seeds only what is there is tabulated.
+
+    python -m experiments.object_pose_study default --record results/reference/object_pose.json
 """
 
 from __future__ import annotations
@@ -13,17 +17,17 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Literal
 
+from datasets.files import require_file
 from experiments.benchmarks.measuring import choose
-from experiments.object_poses.table import report
-from experiments.records.files import write_json, write_text
-from experiments.records.text import table
+from experiments.object_poses import records
+from experiments.object_poses.records import Reached
+from experiments.records.files import write_text
+from experiments.running.config import told_in_a_sentence
 
 LOSSES = {
     "heatmap": "l_h",
@@ -41,11 +45,15 @@ class Config:
     presets: tuple[str, ...] = tuple(LOSSES)
     """Of `losses`: presets of object_pose."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of every training."""
+    """Of every training; none: nothing is trained."""
     betas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     """Of `balance`, robust."""
     paper_betas: tuple[float, ...] = (1e-6, 1e-5, 2e-4, 5e-3)
     """Of `balance`, paper."""
+    record: Path | None = None
+    """File of what trainings have reached, with the tables beside it; left out, OUT/object_pose_study/STUDY.json."""
+    joined: tuple[Path, ...] = ()
+    """Files of other days or machines whose trainings are added to it."""
     options: str = ""
     """What else object_pose is told, such as --options="--iterations=1000 --data=my_set"."""
     parallel: int = 2
@@ -94,8 +102,8 @@ def trainings(config: Config) -> list[Training]:
     ]  # fmt: skip
 
 
-def train(config: Config, some: Training) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Its summary and its scores; raises RuntimeError with what it said where it failed."""
+def train(config: Config, some: Training) -> Reached:
+    """What it reached; raises RuntimeError with what it said where it failed."""
     command = [
         sys.executable, "-m", "experiments.object_pose", some.preset, "--seed", str(some.seed), "--out",
         str(config.out), "--name", some.name, "--resume", *some.options,
@@ -104,60 +112,55 @@ def train(config: Config, some: Training) -> tuple[dict[str, Any], dict[str, Any
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
     folder = config.out / "object_pose" / some.name
-    print(f"{some.label}, seed {some.seed}: {json.loads((folder / 'summary.json').read_text())['note']}", flush=True)
     summary, scores = (json.loads((folder / name).read_text()) for name in ("summary.json", "scores.json"))
+    print(f"{some.label}, seed {some.seed}: {summary['note']}", flush=True)
     (rows,) = scores.values()
-    return summary, rows
+    return Reached(some.label, some.seed, summary["seconds"] / 60, summary["errors"]["pose_loss_share"], rows)
 
 
-def averaged(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The mean of several seeds' scores, [object][score]."""
-    return {name: {key: mean(row[name][key] for row in rows) for key in rows[0][name]} for name in rows[0]}
+def tables(config: Config, runs: dict[str, Reached]) -> str:
+    """All trainings of the record, in Markdown."""
+    groups = records.by_label(runs.values(), list(LOSSES.values()))
+    losses = config.study == "losses"
+    text = f"# Object poses: {'what each loss reaches' if losses else 'balances'}\n\n"
+    text += f"`python -m experiments.object_pose_study {'default' if losses else config.study}"
+    text += f' --options="{config.options}"`\n\n' if config.options else "`\n\n"
+    text += "ADD(-S) and projection, % of test crops correct, mean over objects; ± standard deviation over seeds.\n\n"
+    text += records.overview(groups, "loss" if losses else "balance and beta")
+    if losses:
+        if above := records.differences(groups, LOSSES["heatmap"]):
+            text += f"\nAbove l_h with the same seeds, % points, with 95 % intervals of the mean.\n\n{above}"
+        text += f"\nPer object, mean over seeds.\n\n{records.per_object(groups)}"
+    return text
 
 
-def spread(values: Sequence[float]) -> str:
-    """Percent: mean, and standard deviation over seeds where there are several."""
-    percent = [100 * value for value in values]
-    return f"{mean(percent):.1f}" + (f" ± {stdev(percent):.1f}" if len(percent) > 1 else "")
+def main(config: Config) -> dict[str, Reached]:
+    """Train what the record lacks, and write the tables of all that it then has."""
+    record = config.record or config.out / "object_pose_study" / f"{config.study}.json"
+    with told_in_a_sentence():
+        for path in config.joined:
+            records.add(record, config.options, records.read(require_file(path), config.options))
+        known = records.read(record, config.options)
+    missing = [some for some in trainings(config) if some.name not in known]
 
+    def learn(some: Training) -> None:
+        records.add(record, config.options, {some.name: train(config, some)})
 
-def main(config: Config) -> dict[str, Any]:
-    """Train, and write OUT/object_pose_study/<study>.md and .json."""
-    wanted = trainings(config)
     with ThreadPoolExecutor(config.parallel) as pool:
-        results = list(pool.map(lambda some: train(config, some), wanted))
-    by_label: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for some, result in zip(wanted, results, strict=True):
-        by_label.setdefault(some.label, []).append(result)
-    measures = {"add_0.02d": "0.02 d", "add_0.05d": "0.05 d", "add_0.1d": "0.1 d", "projection_5px": "5 px"}
-    overview = [
-        [
-            label,
-            *(spread([rows["mean"][key] for _, rows in found]) for key in measures),
-            f"{mean(summary['seconds'] for summary, _ in found) / 60:.1f}",
-            f"{100 * mean(summary['errors']['pose_loss_share'] for summary, _ in found):.1f}",
-        ]
-        for label, found in by_label.items()
-    ]
-    header = [
-        "loss" if config.study == "losses" else "balance and beta",
-        *measures.values(),
-        "minutes",
-        "solver's share",
-    ]
-    seeds = f"seeds {', '.join(map(str, config.seeds))}" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
-    text = f"ADD(-S) and projection, % of test crops correct, mean over objects, {seeds}:\n\n{table(header, overview)}"
-    means = {label: averaged([rows for _, rows in found]) for label, found in by_label.items()}
-    if config.study == "losses":
-        text += f"\nPer object, mean over seeds.\n\n{report(means)}"
-    folder = config.out / "object_pose_study"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{config.study}.md", text)
-    write_json(
-        folder / f"{config.study}.json", {some.name: rows for some, (_, rows) in zip(wanted, results, strict=True)}
-    )
-    print(text)
-    return means
+        learning = [pool.submit(learn, some) for some in missing]
+        try:
+            wait(learning)
+        except KeyboardInterrupt:  # those that wait for their turn do not begin any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    runs = records.read(record, config.options)
+    if runs:
+        text = tables(config, runs)
+        write_text(record.with_suffix(".md"), text)
+        print(text)
+    for one in learning:
+        one.result()  # raises what went wrong, now that the others are kept
+    return runs
 
 
 if __name__ == "__main__":
