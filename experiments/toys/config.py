@@ -28,6 +28,6 @@ class ConsensusConfig(TrainingConfig):
     scale: float = 0.1
     """Image sides beyond which a larger error hardly counts in the loss of a method that chooses."""
     test_images: int = 1000
-    """Unseen images, the same for all seeds."""
+    """Unseen images, others for every seed, so that what seeds differ by includes what images do."""
     correct_px: float = 5.0
     """A model is correct that is off by less: a line where it crosses the border."""

@@ -1,5 +1,6 @@
 """The line-fitting toy: what each method learns from, that it learns, and that a killed run goes on."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -177,7 +178,9 @@ def test_a_schedule_that_has_ended_is_not_prolonged(whole: tuple[dict[str, Any],
 
 
 @pytest.mark.slow
-def test_all_methods_and_seeds_are_tested_on_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_are_tested_on_the_same_images_and_no_two_seeds_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(Learner, "fit", remembering(Learner.fit, seen))
     config = replace(TINY, iterations=1, out=tmp_path)
@@ -186,9 +189,11 @@ def test_all_methods_and_seeds_are_tested_on_the_same_images(tmp_path: Path, mon
     first, second = seen[:6], seen[6:]
     for images in first[1:3]:
         torch.testing.assert_close(images, first[0])  # the methods' training step
-    assert not torch.equal(first[0], second[0])
-    for images in [*first[4:], *second[3:]]:
-        torch.testing.assert_close(images, first[3])
+    for tested in (first[3:], second[3:]):
+        for images in tested[1:]:
+            torch.testing.assert_close(images, tested[0])
+    for one, other in itertools.combinations([first[0], first[3], second[0], second[3]], 2):
+        assert not torch.equal(one[:4], other[:4])
 
 
 def remembering(fit: Callable[..., Any], seen: list[Tensor]) -> Callable[..., Any]:
