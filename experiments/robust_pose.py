@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from datasets import locate
 from datasets.images.matches import read_box_matches
 from experiments.drawing.shapes import COLORS, by_method, curves
-from experiments.records.files import write_text
+from experiments.records.files import write_json, write_text
 from experiments.records.text import table
 from experiments.running.config import cli
 from experiments.running.run import Run, experiment
@@ -310,6 +310,7 @@ def finish(
     powers = best_powers(config, run, learners)
     rows = synthetic_rows(config, run, learners, powers)
     real = [] if box is None else real_rows(config, run, learners, powers, box)
+    write_json(run.folder / "rows.json", {"powers": powers, "synthetic": rows, "real": real})
     write_text(run.folder / "table.md", markdown(config, rows, real, powers))
     panels = {f"{budget} hypotheses": [row for row in rows if row["budget"] == budget] for budget in config.budgets}
     run.figure("success", config.iterations, over("share", panels, config.success), final=True)

@@ -199,7 +199,7 @@ def test_odds_of_absent_matches_are_zero() -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_numbers(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
-    whole = same_when_resumed(main, TINY, at=3, files=("metrics.csv", "table.md"))
+    whole = same_when_resumed(main, TINY, at=3, files=("metrics.csv", "table.md", "rows.json"))
     assert whole["figures"] == ["success.png", "curves.png"]
     assert {
         f"{name}_success_8" for name in (*TINY.methods, "sampling_sharp", "ratio", "ratio_sharp", "uniform", "labels")
