@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.made.toy_images import shape_images
+from experiments import expert_selection
 from experiments.expert_selection import PRESETS, Config, Learner, choose, draw_experts, esac_loss, main
 from experiments.toys.shapes import CIRCLE, LINE
 from geometry import expected_loss
@@ -20,9 +22,9 @@ TINY = replace(
 )
 
 
-def learner(method: str, config: Config = TINY) -> Learner:
+def learner(stage: str, config: Config = TINY) -> Learner:
     torch.manual_seed(0)
-    return Learner(method, config, Place())  # type: ignore[arg-type]
+    return Learner(stage, config, Place())  # type: ignore[arg-type]
 
 
 def some(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +81,7 @@ def test_the_best_of_those_asked_wins() -> None:
 def test_a_wrong_kind_costs_the_most_and_is_never_correct() -> None:
     made = learner("esac")
     images, truth, kind = some(12)
-    log_gate, said = made.ask(images, truth, kind)
+    log_gate, said = made.gate(images), made.ask_all(images, truth, kind)
     torch.testing.assert_close(log_gate.exp().sum(1), torch.ones(12, dtype=torch.float64))
     wrong = torch.arange(12), 1 - kind
     assert (said.loss[wrong] == TINY.scale).all()
@@ -91,23 +93,42 @@ def test_a_wrong_kind_costs_the_most_and_is_never_correct() -> None:
         torch.testing.assert_close(said.loss[i, kind[i]], TINY.scale * error / (TINY.scale + error))
 
 
-@pytest.mark.parametrize(
-    ("method", "step", "together"),
-    [("separate", 99, False), ("esac", 1, False), ("esac", 2, True), ("unlabelled", 0, True)],
-)
-def test_who_learns_from_what(method: str, step: int, together: bool) -> None:
-    """Apart, an expert learns from its own kind of image alone; together, its scores count elsewhere as well."""
-    made = learner(method, replace(TINY, alone=2))
+@pytest.mark.parametrize("stage", ["begun", "separate", "esac"])
+def test_who_learns_from_what(stage: str) -> None:
+    """Apart, an expert sees its own kind of image alone; together, its scores count elsewhere as well."""
+    made = learner(stage)
     images, truth, _ = some(8)
     kind = torch.zeros(8, dtype=torch.int64)  # say that all are lines
-    torch.manual_seed(0)
-    log_gate, said = made.ask(images, truth, kind)
-    made.loss(log_gate, said, kind, step).mean().backward()
+    before = [p.detach().clone() for p in made.network.parameters()]
+    made.learn(images, truth, kind)
     gating, line, circle = made.network
-    assert all(p.grad is not None for p in line.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in gating.parameters())
+    for network in (gating, line):
+        assert any(p.grad is not None and p.grad.any() for p in network.parameters())
     taught = any(p.grad is not None and p.grad.any() for p in circle.parameters())
-    assert taught == together
+    assert taught == (stage == "esac")
+    assert any(not torch.equal(p, q) for p, q in zip(made.network.parameters(), before, strict=True))
+
+
+def test_the_loss_apart_is_that_of_each_network_alone() -> None:
+    """Cross-entropy of the gate, and each image's own expert; asked of all images, in eval mode, they say the same."""
+    made = learner("separate")
+    made.network.eval()
+    images, truth, kind = some(10)
+    torch.manual_seed(0)
+    loss, expert, error = made.apart(images, truth, kind)
+    torch.manual_seed(0)
+    log_gate = made.gate(images)
+    expected = -log_gate[torch.arange(10), kind].mean()
+    for number in (0, 1):
+        mine = kind == number
+        said = made.ask(number, images[mine], truth[mine], mine[mine])
+        expected = expected + expected_loss(said.score, said.loss, made.config.alpha).sum() / 10
+        best = said.error[torch.arange(len(said.error)), said.score.argmax(1)]
+        wrong = expert[mine] != number
+        assert error[mine][wrong].isinf().all()
+        torch.testing.assert_close(error[mine][~wrong], best[~wrong])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(expert, log_gate.argmax(1))
 
 
 def test_the_right_expert_is_learned_from_losses_alone() -> None:
@@ -134,7 +155,28 @@ def test_the_right_expert_is_learned_from_losses_alone() -> None:
 def test_a_run_leaves_what_there_is_to_see_and_resumes(same_when_resumed: Callable[..., dict[str, Any]]) -> None:
     summary = same_when_resumed(main, TINY, at=3)
     assert summary["figures"] == ["examples.png", "curves.png"]
-    for method, others in (("esac", ("even", "hard")), ("separate", ("mixture", "even"))):
-        for name in (method, *(f"{method}_{other}" for other in others)):
+    usual = {"begun": "hard", "esac": "mixture", "separate": "hard"}
+    for stage, how in usual.items():
+        for name in (stage, *(f"{stage}_{other}" for other in {"mixture", "even", "hard"} - {how})):
             right, correct = (summary["errors"][f"{name}_{key}"] for key in ("right_expert", "correct"))
             assert 0 <= correct <= right <= 1
+
+
+@pytest.mark.slow
+def test_what_goes_on_begins_where_learning_apart_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a rate of nothing all networks end as they began, which is not where they were made."""
+    seen: dict[str, Learner] = {}
+
+    def tested(config: Config, run: Any, learners: dict[str, Learner]) -> dict[str, float]:
+        seen.update(learners)
+        return dict.fromkeys([f"{stage}_correct" for stage in learners], 0.0)
+
+    monkeypatch.setattr(expert_selection, "test", tested)
+    monkeypatch.setattr(expert_selection.Run, "figure", lambda *arguments, **named: None)
+    main(replace(TINY, together_rate=1e-30, out=tmp_path))
+    begun = list(seen["begun"].network.parameters())
+    for method in TINY.methods:
+        for p, q in zip(seen[method].network.parameters(), begun, strict=True):
+            torch.testing.assert_close(p, q)
+    made = learner("begun").network.float().parameters()
+    assert any(not torch.allclose(p, q) for p, q in zip(made, begun, strict=True))
