@@ -20,14 +20,15 @@ looks as sure as a right one (`deceptive` = 0 in make_matches), a sharp enough r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from datasets import locate
 from datasets.images.matches import read_box_matches
-from experiments.drawing.shapes import COLORS, by_method, curves
+from experiments.drawing.shapes import by_method, curves
+from experiments.drawing.success import over
 from experiments.records.files import write_json, write_text
 from experiments.records.text import table
 from experiments.running.config import cli
@@ -37,9 +38,6 @@ from experiments.toys.correspondences import Matches, MatchNetwork, box_matches,
 from experiments.toys.shapes import bounded
 from geometry import draw_sets, geman_mcclure, pnp, pnp_ransac, score_function_loss, se3, set_log_probability
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TEST_SEED = 2**31
 """Of the test problems, plus twice the run's seed, and the next of those set aside; training problems have the run's
 seed, taken to be smaller."""
@@ -47,8 +45,6 @@ POWERS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Of odds, to choose from."""
 
 Method = Literal["sampling", "weights", "classify"]
-LINES = dict(zip(("sampling", "weights", "classify", "ratio", "uniform", "labels"), (*COLORS, "black"), strict=True))
-"""Colours of the figures."""
 
 
 @dataclass(frozen=True)
@@ -377,40 +373,6 @@ def markdown(
         lines = [[n, f"{right[n]:.1%}", *(f"{found[n, b]:.1%}" for b in config.real_budgets)] for n in right]
         parts.append(table(["odds", "chance of an inlier", *map(str, config.real_budgets)], lines))
     return "\n".join(parts)
-
-
-def over(
-    along: Literal["share", "budget"], panels: Mapping[str, list[dict[str, Any]]], success: tuple[float, float]
-) -> "Figure":
-    """Success of all odds, one panel for each title: sharp ones drawn through, as they came dotted, others dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 + 3.2 * len(panels), 4.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-        odds = dict.fromkeys(row["odds"] for row in rows)
-        for name in odds:
-            mine = [row for row in rows if row["odds"] == name]
-            sharp, color = name.endswith("_sharp"), LINES[name.removesuffix("_sharp")]
-            axes.plot(
-                [row[along] for row in mine], [row["success"] for row in mine], color=color,
-                linestyle="-" if sharp else ":" if f"{name}_sharp" in odds else "--", linewidth=2.0 if sharp else 1.3,
-                marker="o", markersize=3.5 if sharp else 2.0, label=name.replace("_", ", "),
-            )  # fmt: skip
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E3E6EA", linewidth=0.8)
-        axes.set(title=title, ylim=(-0.02, 1.02))
-        if along == "share":
-            axes.set(xlabel="share of wrong matches")
-        else:
-            axes.set_xscale("log", base=2)
-            ticks = sorted({row["budget"] for row in rows})
-            axes.set_xticks(ticks, map(str, ticks))
-            axes.set(xlabel="hypotheses")
-    grid[0].set_ylabel(f"success ({success[0]:g}°, {success[1]:.0%})")
-    labels = grid[0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside lower center", ncols=5 if len(panels) > 1 else 4, frameon=False)
-    return figure
 
 
 if __name__ == "__main__":

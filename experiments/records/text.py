@@ -24,6 +24,20 @@ def spread(values: Iterable[Any]) -> str:
     return number(middle) if low == high else f"{number(middle)} ({number(low)} to {number(high)})"
 
 
+def mean_interval(values: Sequence[float], style: str) -> str:
+    """Mean ± half of Student's 95 % interval of it, both in one format; of one value, that alone."""
+    n = len(values)
+    if n < 1:
+        raise ValueError("values must be one or more, got none")
+    mean = format(statistics.fmean(values), style)
+    if n == 1:
+        return mean
+    from scipy.stats import t  # here: it takes a while to import
+
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return f"{mean} ± {format(half, style.lstrip('+'))}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
