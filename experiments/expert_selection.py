@@ -11,8 +11,8 @@ gives is `begun`; two copies of it go on, at a small rate:
   else. The gating network's gradient is that of the drawn experts' log-probability.
 - separate: apart, as before, so that it has had as many steps as esac; the classifier alone chooses.
 
-Unseen images are fitted three times with the networks of each: hypotheses drawn from the gating network's mixture,
-drawn evenly (`even`), and all from the likelier expert (`hard`).
+Unseen images are fitted four times with the networks of each: hypotheses drawn from the gating network's mixture, drawn
+evenly (`even`), all from the likelier expert (`hard`), and all from the right one (`told`), which no choice can beat.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,13 @@ class Config(ConsensusConfig):
     """Highest of the cycle of the steps that follow."""
     blocks: int = 1
     """Pixels along the sides of blocks whose mean colours are all that the gating network sees; 1: the image itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alone < self.iterations:
+            raise ValueError(f"alone must be 0 or more and below iterations {self.iterations}, got {self.alone}")
+        if self.blocks < 1 or SIDE % self.blocks:
+            raise ValueError(f"blocks must divide the {SIDE} pixels of a side, got {self.blocks}")
 
 
 PRESETS = {
@@ -254,14 +261,15 @@ def test(config: Config, run: Run, learners: dict[Stage, Learner]) -> dict[str, 
         for method, learner in learners.items():
             learner.network.eval()
             log_gate, said = learner.gate(images), learner.ask_all(images, truth, kind)
-            for how in ways:
-                expert, best = believed = choose(log_gate, said.score, how)
+            believed: dict[str, tuple[Tensor, Tensor]] = {how: choose(log_gate, said.score, how) for how in ways}
+            believed["told"] = choose(nn.functional.one_hot(kind, len(EXPERTS)), said.score, "hard")
+            for how, (expert, best) in believed.items():
                 error = said.error[at, expert, best]
                 name = method if how == learner.usual else f"{method}_{how}"
                 shares.setdefault(f"{name}_right_expert", []).append(expert == kind)
                 shares.setdefault(f"{name}_correct", []).append(error < config.correct_px)
-                if how == learner.usual and method not in rows:
-                    rows[method] = shown(config, log_gate, said, images, truth, kind, believed)
+            if method not in rows:
+                rows[method] = shown(config, log_gate, said, images, truth, kind, believed[learner.usual])
     run.figure("examples", config.iterations, panels(rows), final=True)
     titles = {"share of right experts": "right_expert", "share of correct models": "correct"}
     drawn = by_method(run.recorded().metrics, config.methods, titles)

@@ -51,9 +51,11 @@ def expert_tables(runs: Mapping[str, Sequence[Errors]]) -> str:
         "separate": "learned apart, as many steps as ESAC; hard choice",
         "separate_mixture": "the same networks; drawn from the mixture",
         "separate_even": "the same networks; both experts asked alike",
+        "separate_told": "the same networks; told the kind",
         "esac": "ESAC, end to end; drawn from the mixture",
         "esac_even": "the same networks; both experts asked alike",
         "esac_hard": "the same networks; hard choice",
+        "esac_told": "the same networks; told the kind",
     }
     against = {
         "separate": "ESAC less hard choice, as many steps",

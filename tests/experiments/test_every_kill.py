@@ -62,7 +62,8 @@ SHORT: dict[str, tuple[Main, Any]] = {
         line_fitting.main, replace(line_fitting.PRESETS["smoke"], iterations=4, test_images=6, log_every=2),
     ),
     "expert_selection": (
-        expert_selection.main, replace(expert_selection.PRESETS["smoke"], iterations=4, test_images=6, log_every=2),
+        expert_selection.main,
+        replace(expert_selection.PRESETS["smoke"], iterations=4, alone=2, test_images=6, log_every=2),
     ),
     "robust_pose": (
         robust_pose.main, replace(robust_pose.PRESETS["smoke"], iterations=4, test_problems=6, log_every=2),

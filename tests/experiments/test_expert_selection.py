@@ -93,6 +93,26 @@ def test_a_wrong_kind_costs_the_most_and_is_never_correct() -> None:
         torch.testing.assert_close(said.loss[i, kind[i]], TINY.scale * error / (TINY.scale + error))
 
 
+def test_a_gate_that_sees_blocks_sees_nothing_smaller() -> None:
+    """Noise whose mean over each block is nothing changes nothing for it, and much for one that sees the image."""
+    images = some(4)[0]
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    noise = noise - noise.unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    for blocks in (1, 8):
+        made = learner("esac", replace(TINY, blocks=blocks))
+        made.network.double().eval()
+        told = (made.gate(images), made.gate(images + noise))
+        assert torch.allclose(*told, rtol=0, atol=1e-9) == (blocks == 8)
+        assert made.gate(images).std(0).max() > 1e-6
+
+
+@pytest.mark.parametrize("wrong", [{"alone": 4}, {"alone": -1}, {"blocks": 0}, {"blocks": 7}])
+def test_a_schedule_or_block_that_cannot_be_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(TINY, **wrong)
+
+
 @pytest.mark.parametrize("stage", ["begun", "separate", "esac"])
 def test_who_learns_from_what(stage: str) -> None:
     """Apart, an expert sees its own kind of image alone; together, its scores count elsewhere as well."""
@@ -157,9 +177,14 @@ def test_a_run_leaves_what_there_is_to_see_and_resumes(same_when_resumed: Callab
     assert summary["figures"] == ["examples.png", "curves.png"]
     usual = {"begun": "hard", "esac": "mixture", "separate": "hard"}
     for stage, how in usual.items():
-        for name in (stage, *(f"{stage}_{other}" for other in {"mixture", "even", "hard"} - {how})):
+        for name in (stage, *(f"{stage}_{other}" for other in {"mixture", "even", "hard", "told"} - {how})):
             right, correct = (summary["errors"][f"{name}_{key}"] for key in ("right_expert", "correct"))
             assert 0 <= correct <= right <= 1
+        assert summary["errors"][f"{stage}_told_right_expert"] == 1
+        assert (
+            summary["errors"][f"{stage}_told_correct"]
+            >= summary["errors"][f"{stage}{'_hard' * (how != 'hard')}_correct"]
+        )
 
 
 @pytest.mark.slow

@@ -24,7 +24,17 @@ def test_methods_of_a_training_may_come_from_different_runs() -> None:
 
 def test_differences_are_of_the_same_seed() -> None:
     """Seeds differ by twenty points, methods by one: the interval of the difference is that of the difference."""
-    ways = ("begun", "separate", "separate_mixture", "separate_even", "esac", "esac_even", "esac_hard")
+    ways = (
+        "begun",
+        "separate",
+        "separate_mixture",
+        "separate_even",
+        "separate_told",
+        "esac",
+        "esac_even",
+        "esac_hard",
+        "esac_told",
+    )
     shares = {"begun": [0.3, 0.5, 0.7], "separate": [0.4, 0.6, 0.8], "esac": [0.41, 0.62, 0.83]}
     runs = [
         {f"{way}_{what}": shares[way.split("_")[0]][i] for way in ways for what in ("right_expert", "correct")}
