@@ -61,9 +61,9 @@ class Config(ConsensusConfig):
 
 PRESETS = {
     "default": Config(preset="default", dtype="float32", log_every=100),
-    "paper": Config(preset="paper", dtype="float32", iterations=1200, alone=800, log_every=200),
+    "paper": Config(preset="paper", dtype="float32", iterations=1000, alone=700, log_every=200),
     # what the method was made for, in small: a picture does not say which expert to ask (there, rooms that look alike)
-    "ambiguous": Config(preset="ambiguous", dtype="float32", iterations=1200, alone=800, blocks=8, log_every=200),
+    "ambiguous": Config(preset="ambiguous", dtype="float32", iterations=1000, alone=700, blocks=8, log_every=200),
     "smoke": Config(
         preset="smoke", dtype="float32", iterations=100, alone=60, batch=16, width=8, test_images=200, hypotheses=32,
         log_every=20,

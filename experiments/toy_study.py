@@ -9,8 +9,6 @@ Student's, of 95 %. Runs that are finished are not repeated, those that were int
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from experiments.benchmarks.measuring import choose, save
 from experiments.drawing.success import over
+from experiments.running.launch import Asked, launched
 from experiments.toys.seeds import averaged, expert_tables, line_table, match_tables
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class Config:
     """Of every training; of those that take an hour, the first."""
     smoke: bool = False
     """Run the toys' presets `smoke`."""
+    jobs: int = 1
+    """Runs side by side, a process and a thread each."""
     out: Path = Path("results")
     """The results of the runs and of this."""
 
@@ -77,18 +78,26 @@ class Ran(NamedTuple):
     config: dict[str, Any]
 
 
-def ran(toy: Toy, training: Training, seed: int, config: Config) -> Ran:
-    """The run of one seed, finished now or before. Raises RuntimeError with what it said where it failed."""
-    preset = "smoke" if config.smoke else training.preset
-    command = [
-        sys.executable, "-m", f"experiments.{toy}", preset, *training.options, "--seed", str(seed), "--threads", "1",
-        "--name", training.folder(seed), "--out", str(config.out), "--resume",
+def ran(toy: Toy, config: Config) -> dict[str, list[Ran]]:
+    """Its runs by their title, finished now or before. Raises RuntimeError with what one said that has no result."""
+    wanted = [(training, seed) for training in TRAININGS[toy] for seed in config.seeds[: training.most]]
+    asked = [
+        Asked(
+            f"experiments.{toy}", "smoke" if config.smoke else training.preset, seed,
+            (*training.options, "--threads", "1"), training.folder(seed),
+        )
+        for training, seed in wanted
     ]  # fmt: skip
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    folder = config.out / toy / training.folder(seed)
-    return Ran(folder, *(json.loads((folder / name).read_text()) for name in ("summary.json", "config.json")))
+    found: dict[str, list[Ran]] = {}
+    out = config.out.resolve()
+    ends = launched(asked, out, resume=True, jobs=config.jobs)
+    for (training, _), each, ended in zip(wanted, asked, ends, strict=True):
+        if ended.summary is None:
+            raise RuntimeError(f"{each.title}: {ended.message}")
+        folder = each.folder(out)
+        settings = json.loads((folder / "config.json").read_text())
+        found.setdefault(training.title, []).append(Ran(folder, ended.summary, settings))
+    return found
 
 
 Page = tuple[str, dict[str, "Figure"]]
@@ -150,11 +159,7 @@ def main(config: Config) -> dict[Toy, str]:
     """Run what is not finished, and write OUT/toy_study/TOY/table.md and figures. The pages."""
     pages: dict[Toy, str] = {}
     for toy in config.toys:
-        runs: dict[str, list[Ran]] = {}
-        for training in TRAININGS[toy]:
-            some = [ran(toy, training, seed, config) for seed in config.seeds[: training.most]]
-            runs.setdefault(training.title, []).extend(some)
-        pages[toy], figures = PAGES[toy](runs)
+        pages[toy], figures = PAGES[toy](ran(toy, config))
         save(config.out / "toy_study" / toy, pages[toy], {}, figures)
         print(pages[toy])
     return pages
