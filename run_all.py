@@ -1,7 +1,7 @@
 """Runs every experiment and writes one summary of them all: results/index.html, summary.md and summary.json.
 
 Each run is a process of its own, so that one that dies takes no other with it. The exit code is 0 when every
-run converged; a run whose data are not on this machine is reported as skipped and does not count.
+run reached its goal; a run whose data are not on this machine is reported as skipped and does not count.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets.files import replacing
 from experiments.records.files import write_json
-from experiments.records.text import spread
+from experiments.records.text import said, spread
 from experiments.running.launch import Asked, Ended, launched
 
 EXPERIMENTS = (
@@ -28,7 +28,7 @@ EXPERIMENTS = (
 )
 PRESETS = ("default", "paper", "real", "smoke")
 HEADER = (
-    "experiment", "preset", "seeds", "goal", "converged", "iterations", "seconds", "loss", "error", "in the paper",
+    "experiment", "preset", "seeds", "goal", "reached", "iterations", "seconds", "loss", "error", "in the paper",
 )  # fmt: skip
 
 
@@ -43,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("results"), help="where the results go; default: results")
     add("--jobs", type=int, default=1, help="runs side by side, so that seconds are of a busy machine; default: 1")
     add("--resume", action="store_true", help="continue what was interrupted and keep what is done")
+    add("--overwrite", action="store_true", help="replace runs that had other options")
     options = parser.parse_args(arguments)
 
     asked = [
-        Asked(modules[name], preset, seed)
+        Asked(modules[name], preset, seed, ("--overwrite",) * options.overwrite)
         for name, preset, seed in product(options.only, options.preset, options.seeds)
     ]
     runs: list[dict[str, Any]] = [
@@ -61,13 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         made = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "machine": machine()}
         write_json(out / "summary.json", {"ok": ok, **made, "runs": runs})
-        text = report(runs)
         with replacing(out / "summary.md") as temporary:
-            temporary.write_text(text)
-        print(f"\n{text}\n{out / 'summary.md'}", flush=True)
+            temporary.write_text(report(runs))
         from experiments.viewers.index import write_index  # here: it needs jinja2
 
-        print(write_index(out))
+        tell(runs)
+        print(f"\nsummary  {out / 'summary.md'}\npage     {write_index(out)}", flush=True)
     return 0 if ok else 1
 
 
@@ -96,6 +96,33 @@ def _graphics_cards() -> str:
     return ", ".join(dict.fromkeys(named.splitlines()))
 
 
+def tell(runs: Sequence[dict[str, Any]]) -> None:
+    """The runs as a table in the terminal: goal and verdict, the first figures beside their references, what failed."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("run", "seeds", "goal", "reached", "seconds", "found"):
+        table.add_column(column)
+    for (name, preset), group in groupby(runs, key=lambda run: (run["experiment"], run["preset"])):
+        cells = dict(zip(HEADER[2:], _cells(some := list(group)), strict=True))
+        good = all(run["status"] in ("converged", "skipped") for run in some)
+        color = "green" if good else "red"
+        beside = dict.fromkeys(cells["error"].split("<br>")[:3] + cells["in the paper"].split("<br>")[:1])
+        found = "\n".join(beside)
+        goal, reached = cells["goal"].replace("<br>", "\n"), cells["reached"]
+        row = map(escape, (f"{name} {preset}", cells["seeds"], goal, reached, cells["seconds"], found))
+        table.add_row(*row, style=None if good else color)
+    console.print()
+    console.print(table)
+    for run in runs:
+        if run["status"] not in ("converged", "skipped"):
+            last = run["message"].strip().rpartition("\n")[2]
+            console.print(f"[red]{escape(_title(run))}: {said(run['status'])}[/]{escape(f': {last}' if last else '')}")
+
+
 def report(runs: Sequence[dict[str, Any]]) -> str:
     """The runs as Markdown: one table, where the seeds of an experiment share a line, and what went wrong."""
     lines = ["# Experiments", "", "Over several seeds: median (range). Errors are against the truth.", ""]
@@ -107,8 +134,8 @@ def report(runs: Sequence[dict[str, Any]]) -> str:
     for title, told in (("Failed", [run for run in runs if run["status"] in bad]), ("Notes", noted)):
         lines += ["", f"## {title}"] if told else []
         for run in told:
-            said = [f"    {line}" for line in run["message"].splitlines()]
-            lines += ["", f"{_title(run)}: {run['status']}", *([""] if said else []), *said]
+            message = [f"    {line}" for line in run["message"].splitlines()]
+            lines += ["", f"{_title(run)}: {said(run['status'])}", *([""] if message else []), *message]
     return "\n".join(lines) + "\n"
 
 

@@ -17,9 +17,11 @@ from datasets import locate
 from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
-from experiments.running.config import RunConfig, cli
+from experiments.records.quantities import Quantity
+from experiments.running.config import RunConfig
 from experiments.running.determined import undetermined_names
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import GaugeChoice, bundle, cauchy
 from geometry.bundle_adjustment import BundleSolution
 from geometry.optim import Status
@@ -100,7 +102,13 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     run.save_model("colmap", model)
     run.save_points("points", model.points3d, colors=model.colors, cameras=poses)
     run.figure("loss", len(costs), loss_curve(costs), final=True)
+    left_out = (
+        (f"{int(found.left_out.sum())} observations", int(found.left_out.sum()), "they determine nothing"),
+        (f"{int(found.undetermined.sum())} points", int(found.undetermined.sum()), "the data leave their depth open"),
+    )
+    rms_after = Quantity(rms(r), unit="px", reference=f"{rms(before):.6g} at the start")
     return run.finish(
+        found={"rms": rms_after},
         converged=bool(found.converged),
         goal="minimum of the reprojection error",
         iterations=len(costs) - 1,
@@ -108,6 +116,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         errors={"rms_before": rms(before), "rms_after": rms(r)},
         note=found.message,
         undetermined=undetermined(found, config.free, solve),
+        left_out={name: why for name, count, why in left_out if count},
     )
 
 
@@ -139,4 +148,4 @@ def without_points(model: Reconstruction, out: Tensor) -> Reconstruction:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -23,8 +23,9 @@ from experiments.drawing.figures import loss_curve, trajectories
 from experiments.gradients.published import with_published_gradient
 from experiments.paper.calibrations import NAMES, SHARED_BOARDS, CalibrationConfig, calibrations
 from experiments.paper.learning import Descent, GaussNewton, Learning
-from experiments.running.config import cli
+from experiments.records.quantities import Quantity
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import pnp, project, se3
 from geometry.camera import matrix_from_intrinsics
 from geometry.reconstruction import CalibrationProblem
@@ -81,6 +82,10 @@ def cube(run: Run, config: Config) -> dict:
     return run.finish(
         converged=losses[-1] < config.threshold,
         goal=f"loss below {config.threshold:g} px^2",
+        found={
+            name: Quantity(value, unit="px", reference=wanted)
+            for name, value, wanted in zip(NAMES, history[-1].tolist(), truth.tolist(), strict=True)
+        },
         iterations=len(losses),
         loss=losses[-1],
         errors={
@@ -139,4 +144,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

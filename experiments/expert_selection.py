@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, ToyImages, shape_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
-from experiments.running.config import cli
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.running.training import Training, side_by_side
 from experiments.toys.config import ConsensusConfig
 from experiments.toys.networks import ImageNetwork, PointNetwork
@@ -311,4 +311,4 @@ def shown(
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -25,8 +25,9 @@ from experiments.gradients.methods import METHODS, UNWEIGHTED, Method, View, dis
 from experiments.gradients.report import Outcome, Trace, curves, report, summary
 from experiments.gradients.scenes import REGIMES, Refiner, Regime, Scene, make_scene
 from experiments.records.files import write_json, write_text
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import Problem, Solution, minimize, pnp, project, se3
 
 HELD_OUT = 2**20
@@ -219,4 +220,4 @@ REPORTED = ("seeds", "steps", "batch", "rates", "test_views", "problems", "draws
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -31,9 +31,10 @@ from experiments.object_poses.network import load_backbone
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
 from experiments.records.files import write_json, write_text
-from experiments.running.config import RunConfig, cli, skip, told_in_a_sentence
+from experiments.running.config import RunConfig, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
 from experiments.running.run import Run, begun
+from experiments.running.telling import command
 from experiments.running.training import Training, keep_memory
 
 _SHOWN = 8
@@ -319,4 +320,4 @@ def follow(config: Config, data: Data, group: Group, device: torch.device) -> No
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

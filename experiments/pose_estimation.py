@@ -22,8 +22,9 @@ from experiments.gradients.published import with_published_gradient
 from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.paper.vgg import ConstantVgg11
 from experiments.paper.video import VideoConfig, video
-from experiments.running.config import cli
+from experiments.records.quantities import Quantity
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import Solution, Status, pnp, project, se3
 from geometry.camera import matrix_from_intrinsics
 
@@ -94,6 +95,15 @@ class Scene:
             "rotation_deg": math.degrees(rotation.item()),
             "translation": (pose[0, :3, 3] - self.pose[:3, 3]).norm().item(),
             "keypoint_rms_px": (x - self.target).square().sum(-1).mean().sqrt().item(),
+        }
+
+    def found(self, pose: Tensor) -> dict[str, Quantity]:
+        """Rotation vector and translation of the pose (1,4,4)."""
+        rows = [(se3.log(some[:3, :3]).rad2deg().tolist(), some[:3, 3].tolist()) for some in (pose[0], self.pose)]
+        (turn, shift), (turn_gt, shift_gt) = rows
+        return {
+            **{f"rotation {a}": Quantity(r, None, "deg", t) for a, r, t in zip("xyz", turn, turn_gt, strict=True)},
+            **{f"translation {a}": Quantity(r, None, "", t) for a, r, t in zip("xyz", shift, shift_gt, strict=True)},
         }
 
     def tracks(self, history: list[Tensor]) -> Figure:
@@ -193,6 +203,7 @@ def cube(run: Run, config: Config) -> dict:
         note="" if config.regularise else "the loss is of the pose alone: it does not determine the keypoints",
         iterations=last,
         loss=loss,
+        found=scene.found(pose),
         errors=scene.errors(x, pose),
         reference={"iterations": "293 to 312"} if config.regularise else {"keypoint_rms_px": "about 26"},
         picture="keypoints",
@@ -204,4 +215,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

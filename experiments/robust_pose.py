@@ -31,8 +31,8 @@ from experiments.drawing.shapes import by_method, curves
 from experiments.drawing.success import over
 from experiments.records.files import write_json, write_text
 from experiments.records.text import table
-from experiments.running.config import cli
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
 from experiments.toys.correspondences import Matches, MatchNetwork, box_matches, consensus, make_matches, pose_error
 from experiments.toys.shapes import bounded
@@ -376,4 +376,4 @@ def markdown(
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -18,8 +18,9 @@ from torch import Tensor
 from experiments.drawing.figures import loss_curve, value_colors
 from experiments.paper.learning import Descent
 from experiments.paper.vgg import ConstantVgg11
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.structure.refinement import refine
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
 from geometry import find_structure, pnp, project, triangulate
@@ -256,7 +257,9 @@ def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
             errors = {**shape, **mirrored, **errors}
         if scene.points_gt is not None:
             colors = value_colors(scene.points_gt[:, 0])
-    run.figure("loss", last, loss_curve(learned.losses, config.threshold), final=True)
+    run.figure(
+        "loss", last, loss_curve(learned.losses, config.threshold if scene.points_start is None else None), final=True
+    )
     shown = run.recorded()
     run.figure("structure", last, evolution(shown), final=True)
     run.figure("scene", last, picture(shown), final=True)
@@ -274,4 +277,4 @@ def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

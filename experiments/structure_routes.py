@@ -21,8 +21,9 @@ from torch import Tensor
 from datasets import locate
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.records.files import write_json, write_text
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.structure.alignment import rms_radius
 from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts
 from geometry import bundle, se3
@@ -364,4 +365,4 @@ def main(run: Run, config: Config, _: object) -> dict:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

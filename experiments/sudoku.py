@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.drawing.figures import BLUE, GREY, ORANGE, array
 from experiments.drawing.shapes import by_method, curves
-from experiments.running.config import cli
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
 from geometry import quadratic_program
 
@@ -290,4 +290,4 @@ def boards_figure(puzzles: Puzzles, answers: Mapping[str, Tensor]) -> Figure:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

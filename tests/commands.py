@@ -7,14 +7,22 @@ from contextlib import redirect_stdout
 
 import pytest
 
-__all__ = ["PATIENCE", "python_m"]
+__all__ = ["PATIENCE", "ended", "python_m"]
 
 PATIENCE = 300.0
 """Seconds after which whatever a test waits for has died: no machine is so busy."""
 
 
 def python_m(module: str, *arguments: str) -> str:
-    """`python -m module arguments`: what it prints; a SystemExit that tells of a failure is passed on.
+    """As `ended`: what it prints; a SystemExit that tells of a failure is passed on."""
+    code, printed = ended(module, *arguments)
+    if code:
+        raise SystemExit(code)
+    return printed
+
+
+def ended(module: str, *arguments: str) -> tuple[str | int | None, str]:
+    """`python -m module arguments`: its exit code, or the sentence it ends with, and what it prints.
 
     It runs in this process: one of its own would add three seconds of imports.
     """
@@ -24,6 +32,5 @@ def python_m(module: str, *arguments: str) -> str:
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            if end.code:
-                raise
-    return printed.getvalue()
+            return end.code, printed.getvalue()
+    return 0, printed.getvalue()

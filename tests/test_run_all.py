@@ -27,6 +27,7 @@ if preset != "smoke":  # smoke ends well, and says nothing
         summary |= {"goal": "loss below 1", "undetermined": ["Nobody knows the scale."]}
     summary |= {"errors": {"x": 0.125}, "reference": {"x": "1 px"}, "note": f"ended as {preset}"}
     (folder / "summary.json").write_text(json.dumps(summary))
+    sys.exit(0 if summary["converged"] else 4)
 """
 
 
@@ -56,7 +57,7 @@ def test_it_goes_on_after_a_failure(stubs: list[str], capfd: pytest.CaptureFixtu
     assert "| good | default | 0 |  | 1/1 | 7 | 1.5 | 0.25 | x 0.125 | x 1 px |" in table
     assert "| good | real | 0 | skipped: The data are absent. |" in table
     assert "    ValueError: no such luck" in table
-    assert "good default --seed 0: converged\n\n    ended as default" in table
+    assert "good default --seed 0: goal reached\n\n    ended as default" in table
     index = Path(stubs[1]) / "index.html"
     page = index.read_text()
     assert [page.count(f'<span class="badge {state}">') > 0 for state in ("failed", "converged", "skipped")] == [
@@ -65,7 +66,9 @@ def test_it_goes_on_after_a_failure(stubs: list[str], capfd: pytest.CaptureFixtu
     assert "ValueError: no such luck" in page
     assert "torch" in page
     said = capfd.readouterr()
-    assert table in said.out
+    assert "dying default  0" in said.out
+    assert "x 0.125" in said.out
+    assert "dying default --seed 0: failed: ValueError: no such luck" in said.out
     assert said.out.endswith(f"{index}\n")
     assert "no such luck" in said.err
 
@@ -78,11 +81,13 @@ def test_what_converged_or_was_skipped_is_a_success(stubs: list[str]) -> None:
     assert (Path(stubs[1]) / "good" / "default-seed4" / "arguments").read_text() == "--resume"
 
 
-def test_a_run_that_does_not_converge_counts_as_failed(stubs: list[str]) -> None:
+def test_a_run_that_misses_its_goal_counts_as_failed(stubs: list[str]) -> None:
     assert run_all.main([*stubs, "--only", "good", "--preset", "default", "paper"]) == 1
     table = results(stubs)[1]
     assert "| good | paper | 0 | loss below 1 | 0/1 | 7 |" in table
-    assert "## Failed\n\ngood paper --seed 0: not converged\n\n    Nobody knows the scale.\n    ended as paper" in table
+    assert (
+        "## Failed\n\ngood paper --seed 0: goal not reached\n\n    Nobody knows the scale.\n    ended as paper" in table
+    )
 
 
 @pytest.mark.parametrize("stale", [False, True])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.arrays import read_image
 from datasets.files import image_paths
+from datasets.progress import progress
 
 __all__ = ["Tracks", "find_tracks", "link"]
 
@@ -92,7 +93,9 @@ def find_tracks(
     if wrong:
         raise ValueError(f"pairs: two different numbers in 0 … {len(paths) - 1} wanted, found {wrong[0]}")
 
-    features, sizes = zip(*(_detect(path, contrast, most_features) for path in paths), strict=True)
+    features, sizes = zip(
+        *(_detect(path, contrast, most_features) for path in progress(paths, "finding features")), strict=True
+    )
     reasons: dict[int, str] = {}
     usual: tuple[int, int] = Counter(sizes).most_common(1)[0][0]  # the first may be a thumbnail
     for v, size in enumerate(sizes):
@@ -101,7 +104,7 @@ def find_tracks(
         elif len(features[v].place) < fewest:
             reasons[v] = f"{len(features[v].place)} features found, {fewest} wanted"
     matches: dict[tuple[int, int], np.ndarray] = {}
-    for pair in chosen:
+    for pair in progress(chosen, "matching images"):
         if reasons.keys().isdisjoint(pair):
             # by path, so that the order of the images makes no difference, not even in rounding
             i, j = sorted(pair, key=lambda v: paths[v].resolve())

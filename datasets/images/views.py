@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets.arrays import read_image
 from datasets.files import image_paths
 from datasets.images.targets import Seen, Target
+from datasets.progress import progress
 
 __all__ = ["RigViews", "Views", "detect", "detect_cameras", "in_rig"]
 
@@ -75,7 +76,7 @@ def detect_cameras(images: str | Path | Iterable[str | Path], target: Target) ->
     """As `detect`, a camera for each size of image that has views; that of most images first."""
     paths = image_paths(images)
     found: dict[tuple[int, int], list[tuple[Path, Seen | None]]] = {}
-    for path in paths:
+    for path in progress(paths, f"looking for a {target.name}"):
         image = read_image(path, "grey")
         found.setdefault((image.shape[1], image.shape[0]), []).append((path, target.find(image)))
     cameras = [_views(target, size, seen) for size, seen in found.items()]

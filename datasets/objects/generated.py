@@ -26,6 +26,7 @@ from filelock import FileLock
 from datasets.objects.meshes import Solid, solids
 from datasets.objects.pictures import SIZE, K, frame, turn_z
 from datasets.ply import write_mesh
+from datasets.progress import progress
 
 __all__ = ["generate"]
 
@@ -86,7 +87,8 @@ def _make(folder: Path, settings: dict[str, Any], processes: int) -> None:
             for start in range(0, count, _CHUNK)
         ]
         scenes: dict[tuple[str, int], list[tuple[dict, dict]]] = {}
-        for job, annotations in zip(jobs, _mapped(jobs, processes), strict=True):
+        rendered = progress(_mapped(jobs, processes), "rendering", len(jobs))
+        for job, annotations in zip(jobs, rendered, strict=True):
             scenes.setdefault(job[2:4], []).extend(annotations)
         for (split, number), annotations in scenes.items():
             _write_scene(temporary / split / f"{number:06d}", annotations)

@@ -61,7 +61,7 @@ def frusta(world_to_camera: Any, points: Any, K: Any = None) -> np.ndarray:
 
 
 def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
-    """Loss over iterations on a log axis; `threshold` is the loss below which the run counts as converged."""
+    """Loss over iterations on a log axis; `threshold` is the one that the run is to fall below, if any."""
     from matplotlib.ticker import MaxNLocator
 
     losses = array(losses)
@@ -72,7 +72,7 @@ def loss_curve(losses: Any, threshold: float | None = None) -> Figure:
     if threshold is not None:
         axes.axhline(threshold, color=ORANGE, linewidth=1.4, linestyle="--")
         axes.annotate(
-            f"converged below {threshold:.3g}", (0, threshold), xycoords=("axes fraction", "data"),
+            f"goal: below {threshold:.3g}", (0, threshold), xycoords=("axes fraction", "data"),
             xytext=(6, 4), textcoords="offset points", color=ORANGE, fontsize=9,
         )  # fmt: skip
     seen = np.flatnonzero(np.isfinite(shown))

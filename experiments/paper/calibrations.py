@@ -29,12 +29,14 @@ from datasets.reconstructions.camera_files import CameraFile, write_kalibr, writ
 from experiments.drawing.calibration import residuals_and_coverage
 from experiments.paper.peers import opencv_calibration
 from experiments.records.files import write_json
+from experiments.records.quantities import Quantity
 from experiments.records.text import table
 from experiments.running.config import RunConfig
 from experiments.running.determined import LOOSE, undetermined_names
 from experiments.running.run import Run, experiment
 from geometry import cauchy, project
 from geometry.camera import Model, intrinsics_from_matrix
+from geometry.lenses import LENSES
 from geometry.optim import Status
 from geometry.reconstruction import JointCalibration, calibrate_rig
 
@@ -269,16 +271,36 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
         loss=max(r["rms_px"] for r in results),
         errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": above},
         reference={f"{r['name']} rms_px": f"{r['opencv']['rms_px']:.6f} (OpenCV)" for r in results if r["opencv"]},
+        found={name: value for r in results for name, value in found_in(r, alone=len(results) == 1).items()},
+        left_out={f"{r['name']}: {row['view']}": row["why"] for r in results for row in r["table"] if not row["used"]},
         note="; ".join(note for r in results for note in told(r)),
         picture="scene",
     )
+
+
+def found_in(result: dict, alone: bool) -> dict[str, Quantity]:
+    """The intrinsics of each camera, beside OpenCV's where it has any; `alone`, without the camera's name."""
+    found = {}
+    for camera in result["cameras"]:
+        lens = LENSES[result["board"]["model"]].names[: len(camera["distortion"])]
+        values = dict(zip((*NAMES, *lens), camera["intrinsics"] + camera["distortion"], strict=True))
+        peer = result["opencv"]
+        beside = dict(zip(values, peer["intrinsics"] + peer["distortion"], strict=True)) if peer else {}
+        deviations = camera["standard_deviations"]
+        if "f" in deviations:
+            deviations = deviations | {"fx": deviations["f"], "fy": deviations["f"]}
+        for name, value in values.items():
+            unit, reference = "px" if name in NAMES else "", f"{beside[name]:.6g} (OpenCV)" if name in beside else None
+            if name in deviations:  # the others were held
+                shown = name if alone and len(result["cameras"]) == 1 else f"{camera['name']} {name}"
+                found[shown] = Quantity(value, deviations[name], unit, reference)
+    return found
 
 
 def told(result: dict) -> list[str]:
     """What a person should know of a calibration besides its figures."""
     name = result["name"]
     notes = [f"{name}: {note}" for note in result["notes"]]
-    notes += [f"{name}: left out {row['view']} ({row['why']})" for row in result["table"] if not row["used"]]
     if result["worst"]:
         view, rms = result["worst"]["view"], result["worst"]["rms_px"]
         notes.append(f"{name}: worst view {view}, {rms:.3f} px where all have {result['rms_px']:.3f}")

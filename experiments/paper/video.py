@@ -19,6 +19,7 @@ from datasets.images.matches import FrameMatches, read_box_matches
 from experiments.drawing.figures import trajectories
 from experiments.paper.learning import GaussNewton
 from experiments.records.files import write_json
+from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
 from experiments.running.determined import LOOSE
 from experiments.running.run import Run, experiment
@@ -92,18 +93,20 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
     return run.finish(
         converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
         goal="focal length and poses at the minimum of the robust error",
+        found={
+            "focal length": Quantity(
+                state.theta.item(), deviation.item(), "px", "624 (OpenCV, on the inliers found here)"
+            )
+        },
         undetermined=undetermined(frames, problem, learning.prediction, poses, deviation.item(), config.inlier),
         iterations=state.steps,
         loss=state.cost.item(),
         errors={
-            "focal_px": state.theta.item(),
-            "focal_deviation_px": deviation.item(),
             "inlier_share": share.mean().item(),
             "lowest_inlier_share": share.min().item(),
             "median_px": median.median().item(),
         },
         reference={
-            "focal_px": "624 (OpenCV, on the inliers found here)",
             "inlier_share": "0.58 (OpenCV)",
             "median_px": "1.20 (OpenCV)",
         },
@@ -120,13 +123,11 @@ def undetermined(
     deviation: float,
     threshold: float,
 ) -> list[str]:
-    """Sentences on a focal length theta (1,) px whose deviation is unknown or too large, and on poses (V,4,4) that the
+    """Sentences on a focal length theta (1,) px whose deviation is too large, and on poses (V,4,4) that the
     matches within `threshold` px do not determine."""  # fmt: skip
     told = []
-    if not deviation < LOOSE * theta.item():
-        told.append(
-            f"The matches do not tell the focal length: {theta.item():.0f} px with a deviation of {deviation:.0f}."
-        )
+    if deviation >= LOOSE * theta.item():  # one that is unknown is seen by the run
+        told.append(f"The matches hardly tell the focal length: {theta.item():.0f} px, deviation {deviation:.0f} px.")
     K, distortion = problem.unpack(theta)
     error = (project(problem.points3d, poses, K, distortion) - problem.points2d).norm(dim=-1)
     right = (error < threshold) & problem.mask

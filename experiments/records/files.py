@@ -11,7 +11,10 @@ from datasets.files import replacing
 EXIT_SKIPPED = 3
 """Exit code of a driver whose data are not on this machine."""
 
-UNSAID = {"goal": "", "undetermined": []}
+EXIT_MISSED = 4
+"""Exit code of a driver that ended and did not reach its goal."""
+
+UNSAID = {"goal": "", "undetermined": [], "found": {}, "left_out": {}}
 """What summaries that were written by earlier versions do not say."""
 
 

@@ -13,6 +13,11 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
+def said(status: str) -> str:
+    """A run's status as people read it: a training does not converge, and a minimum may be the wrong one."""
+    return {"converged": "goal reached", "not converged": "goal not reached"}.get(status, status)
+
+
 def spread(values: Iterable[Any]) -> str:
     """Median and range, or the one value there is; a nan among them is not hidden by the others."""
     numbers = [float(value) for value in values]  # nan and inf are strings in JSON

@@ -32,7 +32,9 @@ class RunConfig:
     out: Path = Path("results")
     """Folder of all results; the run goes to OUT/<experiment>/NAME."""
     name: str = ""
-    """Run folder; left empty, <preset>-seed<seed>. An earlier run there is overwritten."""
+    """Run folder; left empty, <preset>-seed<seed>."""
+    overwrite: bool = False
+    """Replace an earlier run in that folder that had other options; one of the same options is repeated anyway."""
     resume: bool = False
     """Continue the run in that folder from its last checkpoint."""
     log_every: int = 10
@@ -45,6 +47,10 @@ class RunConfig:
             raise ValueError(f"seed must be in 0 ... 2^32 - 1, not {self.seed}")
         if self.name != Path(self.name).name or self.name == "..":
             raise ValueError(f"name must be a plain folder name, not {self.name!r}")
+
+    def folder(self, experiment: str) -> Path:
+        """Where a run of that experiment goes."""
+        return self.out / experiment / (self.name or f"{self.preset}-seed{self.seed}")
 
 
 C = TypeVar("C", bound=RunConfig)

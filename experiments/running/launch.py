@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.records.files import EXIT_SKIPPED, read_summary
+from experiments.records.files import EXIT_MISSED, EXIT_SKIPPED, read_summary
+from experiments.records.text import said
 
 __all__ = ["Asked", "Ended", "launched"]
 
@@ -64,7 +65,7 @@ def launched(runs: Sequence[Asked], out: Path, resume: bool = False, jobs: int =
         title = f"[{number}/{len(runs)}] {asked.title}"
         print(title, flush=True)
         ended = _run(asked, out, resume, running)
-        print(f"{title}: {ended.status}", flush=True)
+        print(f"{title}: {said(ended.status)}", flush=True)
         return ended
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -93,11 +94,11 @@ def _run(asked: Asked, out: Path, resume: bool, running: list[subprocess.Popen[s
             sys.stderr.write(line)
             tail.append(line.rstrip())
     running.remove(driver)
-    code, said = driver.returncode, "\n".join(line for line in tail if line)
+    code, last = driver.returncode, "\n".join(line for line in tail if line)
     if code == EXIT_SKIPPED:
-        return Ended("skipped", said.rsplit("\n", 1)[-1])
-    if code != 0:
-        return Ended("failed", f"exit code {code}\n{said}")
+        return Ended("skipped", last.rsplit("\n", 1)[-1])
+    if code not in (0, EXIT_MISSED):
+        return Ended("failed", f"exit code {code}\n{last}")
     written = _written(path)
     if not written or (written == before and not resume):  # an old summary says nothing about this run
         return Ended("failed", f"it ended without writing {path}")

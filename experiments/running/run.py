@@ -25,7 +25,7 @@ A driver is one file, read top to bottom:
         )
 
     if __name__ == "__main__":
-        main(cli(__doc__, PRESETS))
+        command(main, __doc__, PRESETS)
 
 results/<experiment>/<run>/ then holds config.json, metrics.csv, checkpoint.pt, TensorBoard events, the recording that
 viewers read, figures and point clouds, and, once the run is finished, index.html, the page to look at it, and
@@ -36,10 +36,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,30 +48,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
 from experiments.records.files import plain, read_summary, write_json
+from experiments.records.quantities import Quantity
 from experiments.running import saved
 from experiments.running.config import RunConfig, told_in_a_sentence
+from experiments.running.folder import FREE_ON_RESUME, check, prepare
 from experiments.running.randomness import random_state, set_random_state
 from experiments.running.tensorboard import Board
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from matplotlib.figure import Figure
 
     from datasets.reconstructions.model import Reconstruction
-
-FREE_ON_RESUME = {"resume", "threads", "out", "name", "log_every", "iterations"}
-"""What may differ between an interrupted run and the one that continues it."""
-
-_LOCK = ".lock"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,6 +85,7 @@ def experiment(
         @wraps(body)
         def main(config: Any) -> dict[str, Any]:
             with told_in_a_sentence():
+                check(config.folder(name), name, config)  # what is read may take minutes
                 data = () if reads is None else (reads(config),)
             with begun(name, config) as run:
                 return run.finished or body(run, config, *data)
@@ -130,7 +124,7 @@ class Run:
 
     def __init__(self, experiment: str, config: RunConfig) -> None:
         self.experiment, self.config = experiment, config
-        self.folder = config.out / experiment / (config.name or f"{config.preset}-seed{config.seed}")
+        self.folder = config.folder(experiment)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         try:  # a missing device is reported before an old run is overwritten
             self.device = torch.empty(0, device=config.device).device
@@ -159,7 +153,8 @@ class Run:
         return self
 
     def _begin(self) -> None:
-        self._prepare_folder()
+        self.finished, self._saved = earlier = prepare(self.folder, self.experiment, self.config, self._open)
+        self.start = earlier.start
         if self.finished:
             return
         torch.set_num_threads(self.config.threads)
@@ -337,16 +332,23 @@ class Run:
         note: str = "",
         picture: str = "",
         undetermined: Sequence[str] = (),
+        found: Mapping[str, Quantity] | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Write index.html and summary.json, which marks the run as finished, and return what it says.
 
         `goal` is a short phrase of what was to be reached, such as "loss below 1e-10", and `converged` whether it was;
         `undetermined` holds sentences that name what is reported though the data do not determine it. The summary is
-        converged where the goal was reached and nothing is undetermined. `errors` are against the truth, by name;
-        `reference` holds the paper's figures for the same things; `picture` is the tag of the figure that shows most.
+        converged where the goal was reached and nothing is undetermined. `found` are the numbers that were sought, by
+        name; one whose deviation is nan is undetermined. `left_out` says of what was not used why, by name (of views,
+        say). `errors` are against the truth, by name; `reference` holds the paper's figures for the same things;
+        `picture` is the tag of the figure that shows most.
         """
         from experiments.viewers.page import write_page
 
+        found = found or {}
+        open_ = ", ".join(name for name, quantity in found.items() if quantity.is_open)
+        undetermined = [*undetermined, *([f"The data do not determine {open_}."] if open_ else [])]
         config = self.config
         figures = sorted(path.name for path in self.folder.glob("*.png"))
         summary = {
@@ -358,6 +360,8 @@ class Run:
             "iterations": iterations,
             "seconds": time.monotonic() - self._clock,
             "loss": loss,
+            "found": {name: quantity._asdict() for name, quantity in found.items()},
+            "left_out": left_out or {},
             "errors": errors,
             "reference": reference or {},
             "note": note,
@@ -379,72 +383,3 @@ class Run:
         summary |= self._spent
         write_json(self.folder / "summary.json", summary)
         return read_summary(self.folder / "summary.json")
-
-    # ---- the folder ----
-
-    def _prepare_folder(self) -> None:
-        """Leave the folder ready for what is to come: `finished`, `_saved` to continue from, or emptied."""
-        checkpoint, summary = self.folder / "checkpoint.pt", self.folder / "summary.json"
-        stored = self._stored_config()
-        wanted = plain({"experiment": self.experiment, **asdict(self.config)})
-        if self.config.resume and (checkpoint.exists() or summary.exists()):
-            for field in sorted((stored.keys() | wanted.keys()) - FREE_ON_RESUME):
-                was, now = stored.get(field), wanted.get(field)
-                if was != now:
-                    raise ValueError(f"cannot resume {self.folder}: {field} was {was!r}, is now {now!r}")
-            if summary.exists() and stored.get("iterations") == wanted.get("iterations"):
-                self.finished = read_summary(summary)
-                return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        if self.config.resume and checkpoint.exists():
-            self._read_checkpoint(checkpoint)
-            if wanted.get("iterations", self.start) < self.start:
-                raise ValueError(f"cannot resume {self.folder}: it is at iteration {self.start} already")
-        elif self.config.resume:
-            print(f"{self.folder} has no checkpoint: starting at iteration 0", file=sys.stderr)
-        summary.unlink(missing_ok=True)
-        (self.folder / "index.html").unlink(missing_ok=True)
-        recording.drop_frames(self.folder, self.start)
-        for half in self.folder.rglob(".tmp-*"):  # of a process that was killed
-            half.unlink()
-        if self._saved is None:
-            # The checkpoint first and config.json never: whenever this is killed, what is left is a run of
-            # ours that does not pretend to be finished or resumable.
-            checkpoint.unlink(missing_ok=True)
-            for child in self.folder.iterdir():
-                if child.is_dir() and not child.is_symlink():
-                    shutil.rmtree(child)
-                elif child.name not in ("config.json", _LOCK):
-                    child.unlink()
-        write_json(self.folder / "config.json", wanted)
-
-    def _lock(self) -> None:
-        """Keep other processes out of the folder for as long as this run is open; the system does when it is killed."""
-        lock = FileLock(self.folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BlockingIOError(f"{self.folder} is being written by another process: choose another name") from None
-        self._open.callback(lock.release)
-
-    def _read_checkpoint(self, path: Path) -> None:
-        """`_saved` and `start`. What is damaged is told now, and not when all is computed."""
-        self._saved, written_by = saved.load(path, "the checkpoint of a run")
-        if written_by != saved.this_version():
-            print(f"{path} was written by {written_by}, this is {saved.this_version()}", file=sys.stderr)
-        self.start = self._saved["step"] + 1
-        recording.read_run(self.folder)
-
-    def _stored_config(self) -> dict[str, Any]:
-        """config.json, or {} where there is no run yet; anything else in the folder is not ours to delete."""
-        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {".tmp-config.json", _LOCK}:
-            return {}
-        try:
-            stored = json.loads((self.folder / "config.json").read_text())
-            ours = stored["experiment"] == self.experiment
-        except (OSError, ValueError, TypeError, KeyError):
-            ours = False
-        if not ours:
-            raise FileExistsError(f"{self.folder} holds no run of {self.experiment}; choose another name")
-        return stored

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from datasets.progress import progress
 from experiments.structure.points import Points
 from experiments.structure.tracks import as_table
 from geometry import Bundle, align_similarity, cauchy, geman_mcclure, pnp, pnp_ransac, se3, unproject
@@ -101,7 +102,10 @@ def reconstruct(
         start = _first_pair(scene, K, distortion)
     start = start._replace(bundle=start.bundle._replace(K=K, distortion=distortion))
     state = _improve(scene, _triangulate(scene, start), refine)
-    while (larger := _add_camera(scene, state)) is not None:
+    for _ in progress(range(len(K)), "placing cameras"):
+        larger = _add_camera(scene, state)
+        if larger is None:
+            break
         state = _improve(scene, _triangulate(scene, larger), refine)
     for _ in range(rounds):
         state = _improve(scene, state, refine)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from datasets.progress import progress
 from experiments.structure.incremental import Incremental, reconstruct
 from experiments.structure.lens import COEFFICIENTS, GROWN, Fit, Known, Sought, of_views
 from experiments.structure.tracks import Flat, pinhole
@@ -90,7 +91,7 @@ def seek_focal_length(tracks: Flat, sought: Sought, free: tuple[str, ...], how: 
     free = ("f", *(name for name in free if name != "f"))
     outlier = 0.5 * math.log1p((how.inlier_px / how.robust_px) ** 2)  # Cauchy's
     best, found = math.inf, None
-    for share in np.geomspace(0.5, 3, how.candidates_f).tolist():
+    for share in progress(np.geomspace(0.5, 3, how.candidates_f).tolist(), "trying focal lengths"):
         f = share * sought.image_size[0]
         refine = _Refine(tracks, free, _held({"f": (f, _OFF * f)}), how)
         try:

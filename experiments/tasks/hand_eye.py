@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import Solution, se3
 from geometry.tasks.hand_eye import hand_eye, hand_eye_problem, motions
 
@@ -89,4 +89,4 @@ def opencv_cost(gripper_to_base: Tensor, target_to_camera: Tensor) -> float | No
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import Solution, se3
 from geometry.tasks.point_registration import point_registration
 
@@ -118,4 +118,4 @@ def open3d_cost(source: Tensor, target: Tensor, scale: bool) -> float:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import se3
 from geometry.tasks.radial_pnp import State, radial_pnp, radial_projection
 
@@ -97,4 +97,4 @@ def opencv_cost(points2d: Tensor, points3d: Tensor, centre: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
-from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import project, se3
 from geometry.tasks.relative_pose import fundamental, relative_pose
 
@@ -109,4 +109,4 @@ def scipy_cost(points_a: Tensor, points_b: Tensor, K: Tensor, truth: Tensor) -> 
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

@@ -16,9 +16,9 @@ from torch import Tensor
 from experiments.drawing.figures import weighted_fit
 from experiments.records.files import write_text
 from experiments.records.text import table
-from experiments.running.config import cli
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from geometry import Status, pnp, project, se3
 from geometry.camera import project_camera_frame
 from geometry.optim import State
@@ -151,4 +151,4 @@ def errors(pose: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)

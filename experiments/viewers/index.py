@@ -30,7 +30,7 @@ from markupsafe import Markup, escape
 
 from datasets.files import replacing
 from experiments.records.files import UNSAID
-from experiments.records.text import number, spread
+from experiments.records.text import number, said, spread
 
 WEB = Path(__file__).parent / "web"
 WIDE = 3.0
@@ -129,7 +129,7 @@ class Card:
     @property
     def badge(self) -> str:
         good = sum(entry.state == "converged" for entry in self.entries)
-        return self.state if len(self.entries) == 1 else f"{good} of {len(self.entries)} converged"
+        return said(self.state) if len(self.entries) == 1 else f"{good} of {len(self.entries)} reached their goal"
 
     @property
     def figures(self) -> list[Figure]:
@@ -192,7 +192,13 @@ def write_index(results: Path) -> Path:
         loader=jinja2.FileSystemLoader(WEB), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"typeset": _typeset, "words": _words, "measure": _measure, "sortable": _sortable}
+    environment.filters |= {
+        "typeset": _typeset,
+        "words": _words,
+        "said": said,
+        "measure": _measure,
+        "sortable": _sortable,
+    }
     text = environment.get_template("index.html").render(
         cards=[Card(list(group)) for _, group in groupby(listed, key=lambda e: (e.experiment, e.label))],
         entries=listed,

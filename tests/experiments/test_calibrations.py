@@ -83,7 +83,12 @@ def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path) -> N
         assert [*yaml.safe_load((folder / f"{name}-kalibr.yaml").read_text())] == ["cam0"]
         assert (folder / f"{name}-residuals.png").read_bytes().startswith(b"\x89PNG")
     assert results[0]["table"][-1]["why"].startswith("no part of a ChArUco board")
-    assert "left out blank.png (no part of a ChArUco board of 5 x 4 inner corners found)" in summary["note"]
+    why = "no part of a ChArUco board of 5 x 4 inner corners found"
+    assert summary["left_out"] == {"both-2-320x240: blank.png": why}
+    assert len(summary["found"]) == 2 * 6
+    (camera,) = results[0]["cameras"]
+    fx = {"value": camera["intrinsics"][0], "deviation": camera["standard_deviations"]["fx"], "unit": "px"}
+    assert summary["found"]["both-2-320x240 fx"].items() >= fx.items()
     worst = max((row for row in results[0]["table"] if row["used"]), key=lambda row: row["rms_px"])
     assert f"worst view {worst['view']}" in summary["note"]
     table = (folder / "both-2-320x240-views.md").read_text()

@@ -1,6 +1,7 @@
 """What holds of every driver directly in `experiments`: the names of its presets, and what it says without its data."""
 
 import importlib
+import inspect
 import pkgutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,13 @@ def test_presets_are_told_apart(driver: str) -> None:
     presets = DRIVERS[driver].PRESETS
     assert {name: config.preset for name, config in presets.items()} == {name: name for name in presets}
     assert {"default", "smoke"} <= presets.keys()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_its_command_tells_what_came_of_it(driver: str) -> None:
+    """And says by its exit code whether the goal was reached: tests/experiments/running/test_telling.py."""
+    last = inspect.getsource(DRIVERS[driver]).rstrip().rpartition("\n")[2]
+    assert last == "    command(main, __doc__, PRESETS)"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,11 @@ def test_frames_that_determine_no_pose_are_named(tmp_path: Path) -> None:
     config = replace(pose_estimation.PRESETS["real"], matches=tmp_path / "matches.npz", out=tmp_path)
     summary = pose_estimation.main(config)
     assert not summary["converged"]
-    focal, *poses = summary["undetermined"]
-    assert "do not tell the focal length" in focal  # beside a pose that is free to move, nothing is known of it
+    *poses, focal = summary["undetermined"]
+    assert focal == "The data do not determine focal length."  # beside a pose that is free to move
     assert [sentence.partition(":")[0] for sentence in poses] == ["Frame 3", "Frame 4"]
     np.savez(tmp_path / "matches.npz", **{name: frames[name] for name in list(frames)[:3]})  # type: ignore[arg-type]
     summary = pose_estimation.main(replace(config, name="good"))
     assert summary["converged"]
-    assert abs(summary["errors"]["focal_px"] - 620) < 4 * summary["errors"]["focal_deviation_px"]
+    focal = summary["found"]["focal length"]
+    assert abs(focal["value"] - 620) < 4 * focal["deviation"]

@@ -12,13 +12,19 @@ export function describe(data) {
     : !done
       ? [reached < 0 ? "Unfinished" : `Unfinished, at iteration ${short(reached)}`, ""]
       : summary.converged
-        ? ["Converged", "good"]
-        : ["Not converged", "bad"];
+        ? ["Finished, goal reached", "good"]
+        : ["Finished, goal not reached", "bad"];
   $("state").textContent = words;
   $("state").className = mood;
   $("goal").textContent = summary.goal ? `Goal: ${summary.goal}` : "";
   $("undetermined").replaceChildren(...(summary.undetermined ?? []).map((text) => element("li", {}, text)));
 
+  const found = Object.entries(summary.found ?? {}).map(([name, quantity]) => {
+    const { value, deviation, unit, reference } = quantity;
+    const shown = element("dd", {}, measured(value, deviation) + (unit ? ` ${unit}` : ""));
+    if (reference !== null) shown.append(element("span", { class: "reference" }, `reference ${short(reference)}`));
+    return element("div", {}, element("dt", {}, name), shown);
+  });
   const reference = { ...summary.reference };
   const facts = [];
   const add = (name, value) => {
@@ -30,6 +36,7 @@ export function describe(data) {
   for (const [name, value] of Object.entries(summary.errors ?? {})) add(name, value);
   for (const name of Object.keys(reference)) add(name);
   $("facts").replaceChildren(
+    ...found,
     ...facts.map(([name, value, text]) => {
       const unit =
         name.endsWith("_px") || name.endsWith(" px")
@@ -46,6 +53,20 @@ export function describe(data) {
       return element("div", {}, element("dt", {}, label), shown);
     }),
   );
+  const left = Object.entries(summary.left_out ?? {});
+  $("left-out").replaceChildren(
+    ...left.map(([name, why]) => element("li", {}, element("b", {}, name), `: ${why}`)),
+  );
+  $("left-out").hidden = left.length === 0;
   $("note").hidden = !summary.note;
   $("note").lastElementChild.textContent = summary.note ?? "";
+}
+
+/** A value with as many digits as its deviation bears out. */
+function measured(value, deviation) {
+  const size = Number(deviation);
+  if (deviation === null || !Number.isFinite(size) || size <= 0)
+    return short(value) + (deviation === null ? "" : ` ± ${short(deviation)}`);
+  const digits = Math.min(20, Math.max(0, 1 - Math.floor(Math.log10(size))));
+  return `${Number(value).toFixed(digits)} ± ${size.toFixed(digits)}`;
 }

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from experiments.drawing import figures
-from experiments.records.files import read_summary, write_json
+from experiments.records.files import write_json
 from experiments.records.recording import read_run
 from experiments.running.config import RunConfig, cli
 from experiments.running.run import Run
@@ -101,7 +101,7 @@ def test_a_finished_run_that_is_begun_again_is_unfinished(
     config: Config, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     toy_driver.main(replace(config, iterations=20))
-    interrupt(replace(config, resume=resume), monkeypatch, 35)
+    interrupt(replace(config, resume=resume, overwrite=not resume), monkeypatch, 35)
     assert not (folder(config) / "summary.json").exists()
 
 
@@ -120,7 +120,7 @@ def test_without_resume_an_unfinished_run_starts_afresh(
     interrupt(replace(config, rate=0.2), monkeypatch, 15)
     (folder(config) / "old").mkdir()
     (folder(config) / "old" / "left.over").touch()
-    assert without_times(toy_driver.main(config)) == without_times(uninterrupted[0])
+    assert without_times(toy_driver.main(replace(config, overwrite=True))) == without_times(uninterrupted[0])
     assert (folder(config) / "metrics.csv").read_bytes() == uninterrupted[1]
     assert not (folder(config) / "old").exists()
     assert len(list(folder(config).glob("events*"))) == 1
@@ -301,21 +301,6 @@ def test_a_summary_with_nan_is_valid_json(config: Config) -> None:
     assert stored["loss"] == "nan"
     assert stored["errors"] == {"x": "inf", "y": 1}
     assert stored.keys() >= {"experiment", "preset", "seed", "dtype", "seconds", "reference", "note"}
-
-
-def test_what_is_undetermined_is_not_converged(config: Config) -> None:
-    with Run("toy_driver", config) as run:
-        sentence = "Two points are seen once."
-        said = run.finish(
-            converged=True, goal="loss below 1", iterations=1, loss=0.5, errors={}, undetermined=[sentence]
-        )
-    assert (said["converged"], said["goal"], said["undetermined"]) == (False, "loss below 1", [sentence])
-
-
-def test_a_summary_of_an_earlier_version_has_no_goal(tmp_path: Path) -> None:
-    write_json(tmp_path / "summary.json", {"converged": True, "errors": {}})
-    said = {"converged": True, "errors": {}, "goal": "", "undetermined": []}
-    assert read_summary(tmp_path / "summary.json") == said
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

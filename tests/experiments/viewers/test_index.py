@@ -108,7 +108,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(tmp_path: Path, visit: Callable[.
     assert set(column(page, 3)[3:]) == {"1", "10"}  # last, both ways
 
     page.get_by_role("button", name="State").click()
-    assert column(page, 4) == ["converged"] * 4 + ["unfinished"]
+    assert column(page, 4) == ["goal reached"] * 4 + ["unfinished"]
 
 
 def test_figures_sort_by_the_first_error(tmp_path: Path, visit: Callable[..., Any]) -> None:
@@ -200,11 +200,11 @@ def test_seeds_share_a_card(tmp_path: Path, visit: Callable[..., Any]) -> None:
     page = visit(write_index(tmp_path))
     said = page.locator(".card").all_inner_texts()
     assert len(said) == 1
-    assert "2 of 3 converged" in said[0]
+    assert "2 of 3 reached their goal" in said[0]
     assert "iterations\n6 (4 to 9) beside 293 to 312" in said[0]
     assert "Seed 0: stuck" in said[0]
     assert "seed1" in page.locator(".card .picture").get_attribute("href")  # the first that converged
-    assert "2 of 3 runs converged, 1 not converged" in page.locator(".counts").inner_text()
+    assert "2 of 3 runs reached the goal, 1 not" in page.locator(".counts").inner_text()
 
 
 def test_the_goal_stands_beside_what_came_of_it(tmp_path: Path, visit: Callable[..., Any]) -> None:
@@ -292,13 +292,13 @@ def test_what_has_no_folder_comes_from_run_all(tmp_path: Path, visit: Callable[.
     page = visit(write_index(tmp_path))
     said = page.locator("body").inner_text()
     badges = page.locator(".card .badge").all_inner_texts()
-    assert badges == ["failed", "skipped", "converged", "not run"]  # in the order that run_all.py had
+    assert badges == ["failed", "skipped", "goal reached", "not run"]  # in the order that run_all.py had
     assert "The data are absent." in page.locator(".card").nth(1).inner_text()
     assert 'File "…/dying.py", line 3\nValueError: …/x.txt is bad' in said
     assert "john" not in page.content()
     assert "secret" not in page.content()
     assert "3 November 2026 · torch 2.13, A processor\n" in said  # nothing ran on the card
-    assert "1 of 4 runs converged, 1 skipped, 1 not run, 1 failed" in said
+    assert "1 of 4 runs reached the goal, 1 skipped, 1 not run, 1 failed" in said
     assert "python run_all.py --resume" in said
 
 

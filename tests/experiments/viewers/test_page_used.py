@@ -348,11 +348,13 @@ def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     recording = sphere(count=10, frames=3)
     tab = show(recording)
     assert tab.title() == tab.inner_text("h1") == "toy / sphere"
-    assert tab.inner_text("#state") == "Converged"
+    assert tab.inner_text("#state") == "Finished, goal reached"
     assert tab.inner_text("#goal") == "Goal: loss below 1e-3"
     assert tab.locator("#undetermined").is_hidden()
     facts = tab.inner_text("#facts").split("\n")
-    assert facts[:2] == ["iterations", "3reference 293 to 312"]
+    assert facts[:4] == ["fx", "800.03 ± 0.20 pxreference 800", "cx", "320 ± nan px"]
+    assert facts[4:6] == ["iterations", "3reference 293 to 312"]
+    assert tab.locator("#left-out li").all_inner_texts() == ["view 3: no board found"]
     assert "1.5 s" in facts
     assert facts[facts.index("rms share") + 1] == "1e-6"
     assert tab.locator("#note p").is_hidden()
@@ -360,7 +362,7 @@ def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     assert tab.inner_text("#note p") == "a test"
     failed = {"converged": False, "undetermined": ["Two points are seen once."], "errors": {"px": float("nan")}}
     tab = show(replace(recording, summary=recording.summary | failed))
-    assert tab.inner_text("#state") == "Not converged"
+    assert tab.inner_text("#state") == "Finished, goal not reached"
     assert tab.locator("#undetermined li").all_inner_texts() == ["Two points are seen once."]
     assert "nan" in tab.inner_text("#facts")
 

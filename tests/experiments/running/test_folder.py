@@ -1,0 +1,56 @@
+"""Nothing is overwritten silently: what a run does with a folder that holds another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.records.files import write_json
+from experiments.running.config import RunConfig
+from experiments.running.run import Run, experiment
+from tests.experiments.running import toy_driver
+from tests.experiments.running.toy_driver import PRESETS, Config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return replace(PRESETS["default"], out=tmp_path)
+
+
+def folder(config: RunConfig) -> Path:
+    return config.folder("toy_driver")
+
+
+def test_a_run_of_other_options_is_refused_by_name(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    first = toy_driver.main(config)
+    assert toy_driver.main(replace(config, threads=1, log_every=3))["loss"] == first["loss"]  # the same once more
+    before = (folder(config) / "summary.json").read_text()
+    with pytest.raises(SystemExit, match=r"another config \(rate was 0.1, is now 0.2\).*--name.*--overwrite"):
+        toy_driver.main(replace(config, rate=0.2))
+    assert (folder(config) / "summary.json").read_text() == before
+    assert toy_driver.main(replace(config, rate=0.2, name="other"))["converged"]
+    assert toy_driver.main(replace(config, rate=0.2, overwrite=True))["loss"] != first["loss"]
+
+
+def test_it_is_refused_before_anything_is_read(config: Config) -> None:
+    with Run("toy_driver", config) as run:
+        run.finish(converged=True, goal="", iterations=1, loss=0, errors={})
+    read: list[object] = []
+    main = experiment("toy_driver", read.append)(lambda run, config, _: {})
+    with pytest.raises(SystemExit, match="another config"):
+        main(replace(config, seed=config.seed, rate=0.2))
+    assert read == []
+
+
+def test_what_has_no_results_and_fields_of_another_version_do_not_stand_in_the_way(config: Config) -> None:
+    with pytest.raises(KeyboardInterrupt), Run("toy_driver", config):
+        raise KeyboardInterrupt  # before there is a checkpoint
+    with Run("toy_driver", replace(config, rate=0.2)) as run:
+        run.finish(converged=True, goal="", iterations=1, loss=0, errors={})
+    path = folder(config) / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["noise"]
+    write_json(path, stored | {"gone": 3})
+    with Run("toy_driver", replace(config, rate=0.2)) as run:
+        assert not run.finished
