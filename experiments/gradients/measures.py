@@ -77,7 +77,7 @@ def _at_minimum(view: View) -> View:
 def gradient_errors(method: Method, view: View, draws: int) -> Tensor:
     """|g - F| / |F| (B,), or (draws B,) of a method that draws, F then being the mean of `draws`."""
     if method in STOCHASTIC:
-        found = gradient(method, repeated(view, draws)).view(draws, -1, 2 * POINTS)
+        found = gradient(method, repeated(view, draws)).reshape(draws, -1, 2 * POINTS)
         true = found.mean(0)
         return ((found - true).norm(dim=-1) / true.norm(dim=-1)).flatten()
     through = method in LAYERS or method == "unweighted"

@@ -4,8 +4,6 @@ Through the solver, the loss being the distance by which its pose misplaces the 
 
 - exact, gauss_newton: the implicit gradients of `geometry.pnp`; unrolled: through the Levenberg-Marquardt steps
   from a start six degrees off (or the regime's own).
-- last_step: the pose found without gradient, then one Gauss-Newton step with it (EPro-PnP, arXiv 2203.13254, calls it
-  so). As J^T r = 0 at the minimum, its gradient is that of gauss_newton, by another road: the table shows it.
 - published: the formula of Chen et al.'s code (CVPR 2020), which differentiates a depth-scaled residual that its solver
   does not minimise. It knows no weights; `unweighted`, the exact gradient without them, is there to tell the two apart.
 
@@ -13,10 +11,17 @@ Without its derivative, or with many solutions:
 
 - dsac: expected displacement of a softmax choice among hypotheses of five points each, refined on all points by their
   soft agreement (arXiv 1611.05705, 1711.10228). Sets are drawn by the weights, which also count in the scores.
-- epro_pnp: the Monte-Carlo pose loss (arXiv 2203.13254). linear_covariance: the spread about the truth (2303.11516).
+- nabla_ransac: mean displacement, up to `BOUND`, of poses from as many such sets, drawn by the Gumbel trick, whose gate
+  multiplies the weights (arXiv 2212.13185). Nothing is chosen and nothing refined.
+- epro_pnp: the Monte-Carlo pose loss (arXiv 2203.13254). epro_pnp_full: as its authors train it, with Huber's kernel at
+  the threshold that follows the data, and the derivative regularisation beside it.
+- linear_covariance: the spread about the truth (arXiv 2303.11516).
 - reprojection: squared distance of the keypoints from where the true pose projects them; it says nothing of weights.
 - likelihood: the same with them, as the Gaussian negative log-likelihood, weight = 1/sigma: the textbook's answer
   (Kendall and Gal, arXiv 1703.04977), which the solver's friends have to beat.
+
+The derivative regularisation alone is gauss_newton by another road: its gradient is that of its distance through the
+solver (`tests/geometry/pose/test_epro_pnp.py`).
 """
 
 from collections.abc import Callable
@@ -28,28 +33,31 @@ from torch import Tensor
 from experiments.gradients.published import with_published_gradient
 from geometry import (
     PoseSolution,
+    adaptive_huber_scale,
+    derivative_regularisation_loss,
     draw_sets,
     expected_loss,
+    keypoint_likelihood_loss,
     linear_covariance_loss,
     monte_carlo_pose_loss,
     pnp,
-    pnp_problem,
     project,
+    relaxed_sets,
     se3,
     soft_inliers,
 )
-from geometry.optim import Gradient, linearize, solve_spd
+from geometry.optim import Gradient
 
 __all__ = ["LAYERS", "METHODS", "STOCHASTIC", "UNWEIGHTED", "Method", "View", "displacement"]
 
 Method = Literal[
-    "exact", "gauss_newton", "unrolled", "last_step", "published", "unweighted", "dsac", "epro_pnp",
+    "exact", "gauss_newton", "unrolled", "published", "unweighted", "dsac", "nabla_ransac", "epro_pnp", "epro_pnp_full",
     "linear_covariance", "reprojection", "likelihood",
 ]  # fmt: skip
 
-LAYERS: tuple[Method, ...] = ("exact", "gauss_newton", "unrolled", "last_step", "published")
+LAYERS: tuple[Method, ...] = ("exact", "gauss_newton", "unrolled", "published")
 """Methods that claim to be the gradient of the same number, through the solver."""
-STOCHASTIC: tuple[Method, ...] = ("dsac", "epro_pnp")
+STOCHASTIC: tuple[Method, ...] = ("dsac", "nabla_ransac", "epro_pnp", "epro_pnp_full")
 UNWEIGHTED: tuple[Method, ...] = ("published", "unweighted", "reprojection")
 """Methods that learn keypoints alone; the solver gets theirs without weights."""
 
@@ -58,8 +66,13 @@ AWAY = (0.1, -0.1, 0.05, 0.05, -0.05, 0.3)
 HYPOTHESES, SET = 16, 5
 THRESHOLD, BETA, ALPHA = 12.0, 0.4, 1.0
 """Of dsac: pixels within which a point agrees, steepness per pixel, weight of a score."""
+BOUND = 2.0
+"""Of nabla_ransac: a set that misplaces the object by more than its size is as bad as another one."""
 SAMPLES = 128
 """Poses drawn by epro_pnp, in four rounds."""
+HUBER, SMOOTH, REGULARISATION = 0.1, 0.5, 5.0
+"""Of epro_pnp_full, as on LineMOD: relative threshold; a quarter of the object, up to which the loss of a position is
+quadratic; weight of the regularisation over that of the Monte-Carlo loss (0.1 over 0.02)."""
 
 
 class View(NamedTuple):
@@ -115,25 +128,6 @@ def _unrolled(view: View) -> Tensor:
     return _outer(view, found.x, found.converged)
 
 
-def _last_step(view: View) -> Tensor:
-    with torch.no_grad():
-        found = _solved(view)
-    B, N, _ = view.points2d.shape
-    weights = view.log_weights.exp()[..., None].expand(B, N, 2)
-    seen = torch.ones(B, N, dtype=torch.bool, device=weights.device)
-    data = (
-        view.points2d,
-        view.points3d.expand(B, N, 3),
-        view.K.expand(B, 3, 3),
-        weights.new_zeros(B, 0),
-        weights,
-        seen,
-    )
-    normal = linearize(pnp_problem(), found.x, data)
-    step, ok = solve_spd(normal.gauss_newton, -normal.gradient)
-    return _outer(view, se3.retract(found.x, step), found.converged & ok)
-
-
 def _published(view: View) -> Tensor:
     with torch.no_grad():
         found = _solved(view, weighted=False)
@@ -141,20 +135,27 @@ def _published(view: View) -> Tensor:
     return _outer(view, with_published_gradient(pose, view.points2d, view.points3d, view.K), found.converged)
 
 
+def _sets(view: View, index: Tensor, gate: Tensor | None = None) -> PoseSolution:
+    """Poses (B H) of sets of keypoints, index (B,H,SET)."""
+    rows = torch.arange(len(index), device=index.device)[:, None, None]
+    weights = view.log_weights.exp()[rows, index]
+    weights = weights if gate is None else weights * gate
+    points3d = view.points3d.expand(len(index), -1, 3)
+    init = None if view.init is None else view.init.repeat_interleave(index.shape[1], 0)
+    sets = view.points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1)
+    return pnp(*sets, view.K, weights=weights.flatten(0, 1), init=init)
+
+
 def _dsac(view: View) -> Tensor:
     B, N, _ = view.points2d.shape
-    H, weights = HYPOTHESES, view.log_weights.exp()
-    index = draw_sets(view.log_weights, SET, H, view.generator)
-    rows = torch.arange(B, device=index.device)[:, None, None]
-    points3d = view.points3d.expand(B, N, 3)
-    init = None if view.init is None else view.init.repeat_interleave(H, 0)
-    sets = (view.points2d[rows, index].flatten(0, 1), points3d[rows, index].flatten(0, 1), view.K)
-    drawn = pnp(*sets, weights=weights[rows, index].flatten(0, 1), init=init)
+    H = HYPOTHESES
+    drawn = _sets(view, draw_sets(view.log_weights, SET, H, view.generator))
 
     def many(d: Tensor) -> Tensor:
         return d[:, None].expand(B, H, *d.shape[1:]).flatten(0, 1)
 
-    keypoints, objects, weights = many(view.points2d), many(points3d), many(weights)
+    keypoints, weights = many(view.points2d), many(view.log_weights.exp())
+    objects = many(view.points3d.expand(B, N, 3))
     error = (project(objects, drawn.x, view.K) - keypoints).norm(dim=-1)
     likely = weights / weights.sum(-1, keepdim=True)
     agreement = torch.sigmoid(BETA * (THRESHOLD - error.detach())).nan_to_num(0.0)
@@ -165,6 +166,14 @@ def _dsac(view: View) -> Tensor:
     return expected_loss(score.view(B, H), loss.view(B, H), ALPHA)
 
 
+def _nabla_ransac(view: View) -> Tensor:
+    index, gate = relaxed_sets(view.log_weights, SET, HYPOTHESES, generator=view.generator)
+    drawn = _sets(view, index, gate)
+    pose, found = drawn.x.unflatten(0, index.shape[:2]), drawn.converged.unflatten(0, index.shape[:2])
+    loss = displacement(pose, view.pose_gt[:, None], view.points3d[:, None]).clamp_max(BOUND)
+    return torch.where(found, loss, 0.0).sum(-1) / found.sum(-1).clamp_min(1)
+
+
 def _epro_pnp(view: View) -> Tensor:
     return monte_carlo_pose_loss(
         view.points2d, view.points3d, view.K, view.pose_gt, weights=view.log_weights.exp(), init=view.init,
@@ -172,32 +181,40 @@ def _epro_pnp(view: View) -> Tensor:
     ).loss  # fmt: skip
 
 
+def _epro_pnp_full(view: View) -> Tensor:
+    given, weights = (view.points2d, view.points3d, view.K, view.pose_gt), view.log_weights.exp()
+    scale = adaptive_huber_scale(view.points2d, weights, relative=HUBER)
+    density = monte_carlo_pose_loss(
+        *given, weights=weights, init=view.init, huber_scale=scale, samples=SAMPLES, generator=view.generator
+    ).loss
+    step = derivative_regularisation_loss(*given, weights=weights, init=view.init, huber_scale=scale, beta=SMOOTH)
+    return density + REGULARISATION * step.loss
+
+
 def _linear_covariance(view: View) -> Tensor:
     weights = view.log_weights.exp()
     return linear_covariance_loss(view.points2d, view.points3d, view.K, view.pose_gt, weights=weights).loss
 
 
-def _square_errors(view: View) -> Tensor:
-    return (view.points2d - project(view.points3d, view.pose_gt, view.K)).square().sum(-1)
-
-
 def _reprojection(view: View) -> Tensor:
-    return _square_errors(view).mean(-1)
+    return (view.points2d - project(view.points3d, view.pose_gt, view.K)).square().sum(-1).mean(-1)
 
 
 def _likelihood(view: View) -> Tensor:
-    return (0.5 * (2 * view.log_weights).exp() * _square_errors(view) - 2 * view.log_weights).mean(-1)
+    weights = view.log_weights.exp()
+    return keypoint_likelihood_loss(view.points2d, view.points3d, view.K, view.pose_gt, weights=weights).loss
 
 
 METHODS: dict[Method, Callable[[View], Tensor]] = {
     "exact": _implicit("exact"),
     "gauss_newton": _implicit("gauss_newton"),
     "unrolled": _unrolled,
-    "last_step": _last_step,
     "published": _published,
     "unweighted": _implicit("exact", weighted=False),
     "dsac": _dsac,
+    "nabla_ransac": _nabla_ransac,
     "epro_pnp": _epro_pnp,
+    "epro_pnp_full": _epro_pnp_full,
     "linear_covariance": _linear_covariance,
     "reprojection": _reprojection,
     "likelihood": _likelihood,

@@ -1,83 +1,20 @@
-"""What the comparison of gradients says: tables, sentences made of the numbers, and figures."""
+"""What the comparison of gradients says: tables, and sentences made of the numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import geometric_mean, median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import median
+from typing import Any
 
+from experiments.gradients.figures import title
 from experiments.gradients.measures import Quality
 from experiments.gradients.methods import STOCHASTIC, Method
-from experiments.gradients.scenes import REGIMES, Regime
+from experiments.gradients.outcomes import Interval, Outcome, across, chosen
+from experiments.gradients.scenes import REGIMES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Outcome", "Trace", "curves", "report", "summary"]
-
-COLORS: dict[Method, str] = {
-    "exact": "#0072B2", "gauss_newton": "#56B4E9", "unrolled": "#3B4CC0", "last_step": "#9ecae1",
-    "published": "#D55E00", "unweighted": "#E69F00", "dsac": "#CC79A7", "epro_pnp": "#882255",
-    "linear_covariance": "#009E73", "reprojection": "#999999", "likelihood": "#000000",
-}  # fmt: skip
-DASHES: dict[Method, Any] = {"gauss_newton": "--", "last_step": ":", "unrolled": (0, (6, 3)), "unweighted": "--"}
-TIE = 1.1
-"""Ratio of final errors below which two methods are said to be level."""
-
-
-class Trace(NamedTuple):
-    """One method in one regime: the rate it chose, what a step costs, and [run][test][rotation, translation, distance].
-
-    rotation in degrees; translation and rms displacement of the points in half sides of the object: medians over views.
-    """
-
-    rate: float
-    milliseconds: float
-    errors: list[list[list[float]]]
-
-
-class Outcome(NamedTuple):
-    """One regime: the steps after which was tested, the oracle's errors (run, 3), and the traces."""
-
-    regime: Regime
-    tested: list[int]
-    oracle: list[list[float]]
-    traces: dict[Method, Trace]
-
-    @classmethod
-    def loaded(cls, saved: Mapping[str, Any]) -> Outcome:
-        traces = {method: Trace(**trace) for method, trace in saved["traces"].items()}
-        return cls(saved["regime"], saved["tested"], saved["oracle"], traces)
-
-    def plain(self) -> dict[str, Any]:
-        return self._asdict() | {"traces": {method: trace._asdict() for method, trace in self.traces.items()}}
-
-    def excess(self, method: Method) -> list[list[float]]:
-        """[run][test]: displacement over the oracle's."""
-        runs = zip(self.traces[method].errors, self.oracle, strict=True)
-        return [[test[2] / best[2] for test in run] for run, best in runs]
-
-    def final(self, method: Method) -> float:
-        """Median over the runs of that, at the end."""
-        return median(run[-1] for run in self.excess(method))
-
-    def arrivals(self, method: Method, goal: float) -> list[float]:
-        """Steps until rotation and translation are within `goal` times the oracle's; infinite for never."""
-        found = []
-        for run, best in zip(self.traces[method].errors, self.oracle, strict=True):
-            there = (test[0] <= goal * best[0] and test[1] <= goal * best[1] for test in run)
-            found.append(next((float(s) for s, ok in zip(self.tested, there, strict=True) if ok), math.inf))
-        return found
-
-    def worse(self, method: Method) -> int:
-        """Runs that end no better than they began, or as no number."""
-        return sum(not run[-1][2] < run[0][2] for run in self.traces[method].errors)
-
-
-def title(method: str) -> str:
-    return method.replace("_", " ")
+__all__ = ["advice_table", "report", "verdict"]
 
 
 def ranged(values: Iterable[float], digits: int = 3) -> str:
@@ -88,30 +25,43 @@ def ranged(values: Iterable[float], digits: int = 3) -> str:
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
-def reached(outcome: Outcome, method: Method, goal: float) -> tuple[list[float], int]:
-    """Steps of the runs that got there, and how many runs there are."""
-    arrivals = outcome.arrivals(method, goal)
-    return [a for a in arrivals if math.isfinite(a)], len(arrivals)
+def told(ratio: Interval) -> str:
+    """Geometric mean (low to high)."""
+    if not math.isfinite(ratio.middle):
+        return "lost"
+    if not math.isfinite(ratio.high):  # of one seed
+        return f"{ratio.middle:.3g}"
+    return f"{ratio.middle:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"
+
+
+def listed(outcome: Outcome, methods: Iterable[Method]) -> str:
+    return ", ".join(f"{title(m)} {outcome.final(m).middle:.3g}" for m in methods)
+
+
+def advice_table(outcomes: Sequence[Outcome], goal: float) -> list[str]:
+    """A regime a row: who is lowest, who level with it, and which of these takes the least time a step."""
+    lines = ["| you have | use | error over the oracle's | lowest, and level with it | ms a step |", "|---" * 5 + "|"]
+    for outcome in outcomes:
+        use, level = outcome.cheapest(), outcome.level
+        names = ", ".join(f"`{method}`" if method != use else f"**`{method}`**" for method in level)
+        lines.append(
+            f"| {REGIMES[outcome.regime].situation} | `{use}` | {told(outcome.final(use))} | {names} "
+            f"| {outcome.traces[use].milliseconds:.2g} |"
+        )
+    return lines
 
 
 def verdict(outcome: Outcome, goal: float) -> str:
     """Who ends lowest, who is level with that, and where the exact gradient stands."""
-    final = {method: outcome.final(method) for method in outcome.traces}
-    order = sorted(final, key=final.__getitem__)
-    best = order[0]
-    level = [f"{title(m)} ({final[m]:.2f})" for m in order[1:] if final[m] <= TIE * final[best]]
-    told = [f"**{title(best)}** ends lowest, at {final[best]:.2f} of the oracle's error"]
-    told.append(f"level with it, within {TIE - 1:.0%}: {', '.join(level)}." if level else "nobody is level with it.")
-    lines = ["; ".join(told)]
-    if "exact" in final and final["exact"] > TIE * final[best]:
-        pairs = zip(outcome.excess("exact"), outcome.excess(best), strict=True)
-        behind = sum(ours[-1] > theirs[-1] for ours, theirs in pairs)
-        lines.append(
-            f"exact loses here: {final['exact']:.2f}, behind {title(best)} on {behind} of {len(outcome.oracle)} seeds."
-        )
+    best, *others = outcome.level
+    lines = [f"**{title(best)}** ends lowest, at {told(outcome.final(best))} of the oracle's error;"]
+    lines.append(f"level with it: {listed(outcome, others)}." if others else "nobody is level with it.")
+    if "exact" in outcome.traces and "exact" not in outcome.level:
+        ratio = told(outcome.against("exact", best))
+        lines.append(f"exact loses here: {ratio} times the error of {title(best)}, seed by seed.")
     seconds = {}
     for method, trace in outcome.traces.items():
-        steps, count = reached(outcome, method, goal)
+        steps, count = outcome.reached(method, goal)
         if len(steps) == count:
             seconds[method] = median(steps) * trace.milliseconds / 1e3
     if seconds:
@@ -119,7 +69,7 @@ def verdict(outcome: Outcome, goal: float) -> str:
         lines.append(f"Least time, of those whose runs all reach the goal: {title(first)}, {seconds[first]:.2g} s.")
     else:
         lines.append("Nobody brings all runs to the goal.")
-    never = [title(m) for m in outcome.traces if not reached(outcome, m, goal)[0]]
+    never = [title(m) for m in outcome.traces if not outcome.reached(m, goal)[0]]
     if never:
         lines.append(f"Never at the goal: {', '.join(never)}.")
     return " ".join(lines)
@@ -127,44 +77,51 @@ def verdict(outcome: Outcome, goal: float) -> str:
 
 def regime_table(outcome: Outcome, goal: float) -> list[str]:
     lines = [
-        "| method | rate | at the goal | worse than at the start | steps to it | seconds to it | rotation, ° | "
-        "translation | displacement over the oracle's |",
-        "|---" * 9 + "|",
+        "| method | rate (tried) | at the goal | worse than at the start | steps to it | seconds to it | rotation, ° | "
+        "translation | displacement over the oracle's | over the lowest's |",
+        "|---" * 10 + "|",
     ]
+    best = outcome.order[0]
     for method, trace in outcome.traces.items():
-        steps, count = reached(outcome, method, goal)
+        steps, count = outcome.reached(method, goal)
         ends = [run[-1] for run in trace.errors]
+        tried = f"{chosen(trace.tried):.2g} ({min(trace.tried):.2g} to {max(trace.tried):.2g})"
         cells = [
-            title(method), f"{trace.rate:g}", f"{len(steps)} of {count}", f"{outcome.worse(method)} of {count}",
-            ranged(steps) if steps else "–",
+            title(method), tried if trace.bracketed else f"{tried}, at the edge",
+            f"{len(steps)} of {count}", f"{outcome.worse(method)} of {count}", ranged(steps) if steps else "–",
             f"{median(steps) * trace.milliseconds / 1e3:.2g}" if steps else "–", ranged(e[0] for e in ends),
-            ranged(e[1] for e in ends), ranged(run[-1] for run in outcome.excess(method)),
+            ranged(e[1] for e in ends), told(outcome.final(method)),
+            "–" if method == best else told(outcome.against(method, best)),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def overall_table(outcomes: Sequence[Outcome], goal: float) -> list[str]:
-    """Methods over all regimes, best first."""
+    """The methods that took part in all regimes of the small network, best first, over these."""
+    outcomes = [outcome for outcome in outcomes if not REGIMES[outcome.regime].large] or outcomes
     rows = []
     for method in outcomes[0].traces:
-        ends = [outcome.final(method) for outcome in outcomes]
-        mean = geometric_mean(ends) if all(map(math.isfinite, ends)) else math.inf
-        got = [reached(outcome, method, goal) for outcome in outcomes]
+        if not all(method in outcome.traces for outcome in outcomes):
+            continue
+        got = [outcome.reached(method, goal) for outcome in outcomes]
         there, runs = sum(len(steps) for steps, _ in got), sum(count for _, count in got)
         worse = sum(outcome.worse(method) for outcome in outcomes)
-        cost = median(outcome.traces[method].milliseconds for outcome in outcomes)
-        last = max(range(len(ends)), key=ends.__getitem__)
-        rows.append((mean, method, f"{1 - there / runs:.0%}", f"{worse / runs:.0%}", cost, ends[last], last))
-    lines = [
-        "| method | error over the oracle's, geometric mean of regimes | worst regime | "
+        worst = max(outcomes, key=lambda outcome: outcome.final(method).middle)
+        highest = f"{worst.final(method).middle:.3g}".replace("inf", "lost")
+        mean = across(outcomes, method)
+        cells = [
+            title(method), told(mean), f"{highest}, {title(worst.regime)}",
+            f"{sum(method in outcome.level for outcome in outcomes)} of {len(outcomes)}", f"{1 - there / runs:.0%}",
+            f"{worse / runs:.0%}", f"{median(outcome.traces[method].milliseconds for outcome in outcomes):.2g}",
+        ]  # fmt: skip
+        rows.append((mean.middle, "| " + " | ".join(cells) + " |"))
+    return [
+        "| method | error over the oracle's, mean of regimes | worst regime | level with the lowest in | "
         "runs that never reach the goal | runs that end no better than they began | ms a step |",
-        "|---" * 6 + "|",
+        "|---" * 7 + "|",
+        *(row for _, row in sorted(rows)),
     ]
-    for mean, method, fail, worse_share, cost, highest, last in sorted(rows):
-        row = f"| {title(method)} | {mean:.2f} | {highest:.2f}, {title(outcomes[last].regime)} "
-        lines.append(row.replace("inf", "lost") + f"| {fail} | {worse_share} | {cost:.2g} |")
-    return lines
 
 
 def quality_table(quality: Mapping[float, Mapping[Method, Quality]]) -> list[str]:
@@ -189,6 +146,59 @@ def quality_table(quality: Mapping[float, Mapping[Method, Quality]]) -> list[str
     return lines
 
 
+PAIRS: tuple[tuple[Method, Method, str], ...] = (
+    ("gauss_newton", "exact", "the approximate gradient over the exact one"),
+    ("unrolled", "exact", "unrolled steps over the exact gradient"),
+    ("published", "unweighted", "the published formula over the exact gradient, neither with weights"),
+    ("unweighted", "exact", "the exact gradient without weights over that with them"),
+    ("reprojection", "likelihood", "labels of the keypoints without weights over those with them"),
+    ("epro_pnp_full", "epro_pnp", "EPro-PnP with both of its additions over the Monte-Carlo loss alone"),
+    ("nabla_ransac", "dsac", "the gradient through the draw over that through the choice"),
+    ("exact", "likelihood", "the exact gradient over the likelihood of the keypoints"),
+    ("linear_covariance", "likelihood", "the linear covariance over the likelihood of the keypoints"),
+    ("epro_pnp", "likelihood", "the Monte-Carlo loss over the likelihood of the keypoints"),
+)
+"""What is compared seed by seed, and how it is called."""
+
+
+def pairs_table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Ratios of two methods in the mean of the regimes that have both, and the regimes in which one is ahead."""
+    lines = ["| | error over error | lower in | higher in |", "|---" * 4 + "|"]
+    for method, other, name in PAIRS:
+        both = [outcome for outcome in outcomes if method in outcome.traces and other in outcome.traces]
+        if not both:
+            continue
+        ratios = {title(outcome.regime): outcome.against(method, other) for outcome in both}
+        lower, higher = ([r for r, v in ratios.items() if test(v)] for test in (_below, _above))
+        cells = [name, told(across(both, method, other)), ", ".join(lower) or "–", ", ".join(higher) or "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _below(ratio: Interval) -> bool:
+    return ratio.high < 1
+
+
+def _above(ratio: Interval) -> bool:
+    return ratio.low > 1
+
+
+def brackets(outcomes: Sequence[Outcome]) -> str:
+    """Whether all rates lie inside of those tried."""
+    edges = [
+        f"{title(method)} in {title(outcome.regime)}"
+        for outcome in outcomes
+        for method, trace in outcome.traces.items()
+        if not trace.bracketed
+    ]
+    count = sum(len(outcome.traces) for outcome in outcomes)
+    if not edges:
+        return f"All {count} rates chosen lie between two that ended higher."
+    return (
+        f"{count - len(edges)} of {count} rates chosen lie between two that ended higher; not so: {', '.join(edges)}."
+    )
+
+
 def report(
     outcomes: Sequence[Outcome], quality: Mapping[float, Mapping[Method, Quality]], goal: float, settings: Mapping
 ) -> str:
@@ -203,104 +213,14 @@ def report(
             f"Oracle: {turn:.3g}°, {shift:.3g}, displacement {away:.3g}; the start: {begun / away:.3g} times that. "
             + verdict(outcome, goal), "", *regime_table(outcome, goal),
         ]  # fmt: skip
-    # its words were written after looking at the reference run (`full`)
-    return (
-        Path(__file__)
-        .with_name("page.md")
-        .read_text()
-        .format(
-            settings=", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()),
-            goal=goal,
-            overall="\n".join(overall_table(outcomes, goal)),
-            quality="\n".join(quality_table(quality)),
-            regimes="\n".join(lines[1:]),
-        )
-    )
-
-
-def curves(outcomes: Sequence[Outcome], goal: float) -> Figure:
-    """Displacement over the oracle's, a panel for each regime: median over the runs, and their range for some."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    columns = min(4, len(outcomes))
-    rows = -(-len(outcomes) // columns)
-    figure = Figure(figsize=(1 + 3.3 * columns, 0.9 + 2.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, outcome in zip(grid, outcomes, strict=False):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E3E6EA", linewidth=0.8)
-        highest = 1.0
-        for method in outcome.traces:
-            runs = [[v if math.isfinite(v) else math.nan for v in run] for run in outcome.excess(method)]
-            middle = [median(v) if not any(map(math.isnan, v)) else math.nan for v in zip(*runs, strict=True)]
-            highest = max(highest, middle[0])
-            style = {"color": COLORS[method], "linestyle": DASHES.get(method, "-")}
-            axes.plot(outcome.tested, middle, linewidth=2.4 if method == "exact" else 1.4, **style)
-            if method in ("exact", "linear_covariance"):
-                low, high = ([f(v) for v in zip(*runs, strict=True)] for f in (min, max))
-                axes.fill_between(outcome.tested, low, high, color=COLORS[method], alpha=0.12, linewidth=0)
-        axes.axhline(1, color="#5F6670", linewidth=0.8, linestyle=":")
-        axes.set(yscale="log", title=title(outcome.regime), xlabel="step", ylim=(0.9, 2 * highest))
-        axes.yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 50, 100]))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    for axes in grid[len(outcomes) :]:
-        axes.set_visible(False)
-    grid[0].set_ylabel("error / oracle's")
-    shown = list(outcomes[0].traces)
-    handles = [
-        grid[0].plot([], [], color=COLORS[m], linestyle=DASHES.get(m, "-"), label=title(m), linewidth=2)[0]
-        for m in shown
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    return figure
-
-
-def summary(outcomes: Sequence[Outcome], quality: Mapping[float, Mapping[Method, Quality]], goal: float) -> Figure:
-    """Left the shares of keypoint gradients that point the right way, right the final errors of all regimes."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    methods = list(outcomes[0].traces)
-    figure = Figure(figsize=(5.4 + 1.15 * len(outcomes), 1.7 + 0.42 * len(methods)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2.6, 0.6 + 1.1 * len(outcomes)))
-    rows = range(len(methods))
-    marks = ("o", "s", "D", "^", "v")
-    for i, (noise, some) in enumerate(quality.items()):
-        for row, method in enumerate(methods):
-            shares = [100 * share for share in some[method].right_way]
-            y = row + 0.2 * (i - (len(quality) - 1) / 2)
-            left.plot([min(shares), max(shares)], [y, y], color=COLORS[method], linewidth=1.2)
-            label = f"{noise:g} px" if row == 0 else None
-            fill = COLORS[method] if i % 2 == 0 else "white"
-            left.plot(median(shares), y, marks[i % 5], color=COLORS[method], markerfacecolor=fill, markersize=5)
-            if label:
-                left.plot([], [], marks[i % 5], color="#5F6670", markerfacecolor="#5F6670" if i % 2 == 0 else "white",
-                          label=label)  # fmt: skip
-    left.axvline(50, color="#5F6670", linewidth=0.8, linestyle=":")
-    left.set(xlim=(45, 102), ylim=(len(methods) - 0.5, -0.5), xlabel="% of keypoints")
-    left.set_yticks(rows, [title(method) for method in methods])
-    left.set_title("gradients pointing the right way", fontsize=9)
-    left.legend(frameon=False, fontsize=8, loc="center right", title="noise", title_fontsize=8)
-    left.spines[["top", "right"]].set_visible(False)
-    left.grid(axis="x", color="#E3E6EA", linewidth=0.8)
-
-    values = [[outcome.final(method) for outcome in outcomes] for method in methods]
-    top = 8.0
-    right.imshow([[min(v, top) for v in row] for row in values], cmap="RdYlGn_r", norm=LogNorm(1, top), aspect="auto")
-    for row, method in enumerate(methods):
-        for column, outcome in enumerate(outcomes):
-            value = values[row][column]
-            steps, count = reached(outcome, method, goal)
-            text = f"{value:.2f}" if value < 100 else (f"{value:.0f}" if math.isfinite(value) else "lost")
-            dark = not 1.2 < value < 6
-            right.text(column, row - 0.12, text, ha="center", va="center", fontsize=9, color="w" if dark else "k")
-            right.text(column, row + 0.27, f"{len(steps)}/{count}", ha="center", va="center", fontsize=6.5,
-                       color="w" if dark else "#333333")  # fmt: skip
-    right.set_xticks(range(len(outcomes)), [outcome.regime.replace("_", "\n") for outcome in outcomes], fontsize=9)
-    right.set_yticks(rows, [""] * len(methods))
-    right.tick_params(length=0)
-    right.spines[:].set_visible(False)
-    right.set_title("final error / oracle's, runs at the goal", fontsize=9)
-    return figure
+    made: dict[str, Any] = {
+        "settings": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()),
+        "goal": goal,
+        "brackets": brackets(outcomes),
+        "advice": "\n".join(advice_table(outcomes, goal)),
+        "overall": "\n".join(overall_table(outcomes, goal)),
+        "pairs": "\n".join(pairs_table(outcomes)),
+        "quality": "\n".join(quality_table(quality)),
+        "regimes": "\n".join(lines[1:]),
+    }
+    return Path(__file__).with_name("page.md").read_text().format(**made)

@@ -1,8 +1,9 @@
 """What the gradients are compared on: views of an object with wrong keypoints, and the network that is to mend them.
 
 Every keypoint is observed off its place by a bias of its own, the same in all views, and by noise whose size a cue
-tells, not quite right; wrong matches have a cue of their own. The network sees the observed pixel and the two cues of a
-keypoint, and says where it should be and what it should weigh. It is trained with the true poses alone.
+tells, not quite right; wrong matches have a cue of their own. A network (`gradients.networks`) sees the observed pixels
+and the two cues of each keypoint, and says where it should be and what it should weigh. It is trained with the true
+poses alone.
 """
 
 import math
@@ -16,9 +17,12 @@ from datasets.made.scenes import CUBE, random_poses
 from geometry import project, se3
 from geometry.camera import matrix_from_intrinsics
 
-__all__ = ["REGIMES", "Refiner", "Regime", "Scene", "Views", "make_scene"]
+__all__ = ["CUES", "POINTS", "REGIMES", "Regime", "Scene", "Setting", "Views", "make_scene"]
 
-Regime = Literal["noise", "shared_noise", "outliers", "planar", "ambiguous", "far_keypoints", "wrong_init"]
+Regime = Literal[
+    "noise", "shared_noise", "outliers", "near_symmetric", "planar", "ambiguous", "far_keypoints", "wrong_init",
+    "large_network",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Setting:
     """One regime. Lengths in half sides of the object, which is about [-1, 1]^3, or its plane z = 0."""
 
     text: str
+    situation: str
+    """What somebody has whom it speaks of."""
     planar: bool = False
     focal: float = 300.0
     """Pixels."""
@@ -40,24 +46,56 @@ class Setting:
     """Share of keypoints that lie anywhere."""
     turned: float = 0.0
     """Degrees by which the pose is off from which solvers start in training; 0: they search globally."""
+    asymmetry: float = math.inf
+    """How far from the second half of the keypoints a half turn about z takes the first; inf: they are no pairs."""
+    exchanged: float = 0.0
+    """Share of these pairs whose keypoints are taken for each other."""
+    large: bool = False
+    """Whether the network is `networks.LargeRefiner`."""
 
 
 REGIMES: dict[Regime, Setting] = {
-    "noise": Setting("Twelve keypoints of a solid, biased by 8 px, with noise of 1 to 6 px"),
+    "noise": Setting(
+        "Twelve keypoints of a solid, biased by 8 px, with noise of 1 to 6 px",
+        "noise that strikes each keypoint by itself",
+    ),
     "shared_noise": Setting(
         "The same, but the first six keypoints have 1 px of noise of their own and 5 px in common, the others 3 px",
+        "keypoints whose errors go together (occlusion, a shifted part)",
         shared=5.0,
     ),
-    "outliers": Setting("The same as noise, and 30 % of the keypoints lie anywhere in the image", outliers=0.3),
-    "planar": Setting("Twelve keypoints in a plane, near by", planar=True, noise=(1.0, 3.0)),
+    "outliers": Setting(
+        "The same as noise, and 30 % of the keypoints lie anywhere in the image", "wrong matches", outliers=0.3
+    ),
+    "near_symmetric": Setting(
+        "A half turn about an axis moves six keypoints to within 0.05 of the other six, and the two of a pair "
+        "are taken for each other in 40 % of the cases",
+        "a nearly symmetric object, whose keypoints are confused",
+        asymmetry=0.05, exchanged=0.4,
+    ),
+    "planar": Setting(
+        "Twelve keypoints in a plane, near by", "a plane near by", planar=True, noise=(1.0, 3.0)
+    ),
     "ambiguous": Setting(
         "The same seen from afar: a plane tilted forward looks as if tilted back",
+        "a plane far away",
         planar=True, focal=1500.0, depth=(20.0, 30.0), noise=(1.0, 3.0),
     ),
-    "far_keypoints": Setting("A solid's keypoints start 60 px off, each its own way", bias=60.0, noise=(1.0, 3.0)),
+    "far_keypoints": Setting(
+        "A solid's keypoints start 60 px off, each its own way",
+        "keypoints that begin far from their places",
+        bias=60.0, noise=(1.0, 3.0),
+    ),
     "wrong_init": Setting(
         "As noise, but solvers are not to search in training: they start from a pose that is turned by 150 degrees",
+        "a solver that must start from a bad pose",
         turned=150.0,
+    ),
+    "large_network": Setting(
+        "As outliers, but the network is not 600 numbers that all keypoints share: it has 1.1 million and sees all "
+        "keypoints at once",
+        "a large network",
+        outliers=0.3, large=True,
     ),
 }  # fmt: skip
 
@@ -82,13 +120,14 @@ class Views(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """points3d (N,3), K (3,3), bias (N,2) px, views to train and to test on, and the seed that made them."""
+    """points3d (N,3), K (3,3), bias (N,2) px, views to train and to test on, and the regime and seed that made them."""
 
     points3d: Tensor
     K: Tensor
     bias: Tensor
     train: Views
     test: Views
+    regime: Regime
     seed: int
 
 
@@ -101,13 +140,17 @@ def make_scene(regime: Regime, seed: int, train: int, test: int) -> Scene:
         return torch.rand(*shape, generator=g, dtype=torch.float64)
 
     points3d = torch.cat([CUBE, 2 * uniform(POINTS - len(CUBE), 3) - 1])
+    if math.isfinite(setting.asymmetry):
+        half = 2 * uniform(POINTS // 2, 3) - 1
+        apart = nn.functional.normalize(2 * uniform(POINTS // 2, 3) - 1, dim=-1)
+        points3d = torch.cat([half, half * half.new_tensor([-1, -1, 1]) + setting.asymmetry * apart])
     if setting.planar:
         points3d = torch.cat([2 * uniform(POINTS, 2) - 1, torch.zeros(POINTS, 1, dtype=torch.float64)], 1)
     K = matrix_from_intrinsics(torch.tensor([setting.focal, setting.focal, 128, 128], dtype=torch.float64))
     angle = 2 * math.pi * uniform(POINTS)
     bias = setting.bias * torch.stack([angle.cos(), angle.sin()], 1)
     to_train, to_test = (_views(setting, points3d, K, bias, count, g) for count in (train, test))
-    return Scene(points3d, K, bias, to_train, to_test, seed)
+    return Scene(points3d, K, bias, to_train, to_test, regime, seed)
 
 
 def _views(setting: Setting, points3d: Tensor, K: Tensor, bias: Tensor, B: int, g: torch.Generator) -> Views:
@@ -123,10 +166,13 @@ def _views(setting: Setting, points3d: Tensor, K: Tensor, bias: Tensor, B: int, 
     offset = log_sigma.exp()[..., None] * normal(B, N, 2)
     if setting.shared:
         offset = offset + setting.shared * normal(B, 1, 2) * (torch.arange(N) < N // 2)[:, None]
-    observed = project(points3d, pose, K) + bias + offset
+    seen = project(points3d, pose, K)
     wrong = torch.rand(B, N, generator=g, dtype=torch.float64) < setting.outliers
     anywhere = 256 * torch.rand(B, N, 2, generator=g, dtype=torch.float64)
-    observed = torch.where(wrong[..., None], anywhere, observed)
+    observed = torch.where(wrong[..., None], anywhere, seen + bias + offset)
+    if setting.exchanged:
+        wrong = (torch.rand(B, N // 2, generator=g, dtype=torch.float64) < setting.exchanged).repeat(1, 2)
+        observed = torch.where(wrong[..., None], seen.roll(N // 2, 1) + bias + offset, observed)
     cues = torch.stack([log_sigma - (low + high) / 2 + 0.2 * normal(B, N), wrong + 0.25 * normal(B, N)], -1)
     axis = nn.functional.normalize(normal(B, 3), dim=-1)
     init = None
@@ -136,32 +182,3 @@ def _views(setting: Setting, points3d: Tensor, K: Tensor, bias: Tensor, B: int, 
     factor = torch.linalg.cholesky(torch.diag_embed((2 * log_sigma).exp()) + common[:, None] * common)
     whitener = torch.linalg.inv(factor) * ~wrong[:, None] * ~wrong[..., None]
     return Views(observed, cues, pose, init, whitener)
-
-
-class Refiner:
-    """R networks side by side, one a run: a layer of tanh units that all keypoints share, but for a vector of its own.
-
-    observed (R,B,N,2) and cues (R,B,N,2) -> points2d (R,B,N,2), log_weights (R,B,N). They begin with what is observed,
-    at a weight of 1/8 per pixel, and no weight is more than e^5 times more or less than that. Every run's parameters
-    are leaves of their own, so that it can have its own learning rate.
-    """
-
-    HIDDEN = 32
-    REACH = 20.0  # pixels that one unit of output moves a keypoint
-    LOG_WEIGHT, SPAN = math.log(1 / 8), 5.0
-
-    def __init__(self, seeds: list[int], points: int = POINTS) -> None:
-        self.runs: list[list[nn.Parameter]] = []
-        for seed in seeds:
-            g = torch.Generator().manual_seed(seed)
-            first = torch.randn(2 + CUES, self.HIDDEN, generator=g, dtype=torch.float64) / 2
-            own = torch.randn(points, self.HIDDEN, generator=g, dtype=torch.float64)
-            last = torch.zeros(self.HIDDEN + CUES, 3, dtype=torch.float64)
-            self.runs.append([nn.Parameter(layer) for layer in (first, own, last)])
-
-    def __call__(self, observed: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
-        first, own, last = (torch.stack(some) for some in zip(*self.runs, strict=True))
-        seen = torch.cat([(observed - 128) / 128, cues], -1)
-        hidden = torch.tanh(torch.einsum("rbnf,rfh->rbnh", seen, first) + own[:, None])
-        out = torch.einsum("rbnh,rho->rbno", torch.cat([hidden, cues], -1), last)
-        return observed + self.REACH * out[..., :2], self.LOG_WEIGHT + self.SPAN * torch.tanh(out[..., 2] / 2)
