@@ -14,6 +14,7 @@ several seeds go side by side as one batch; seconds are steps times the processo
 Presets: `default`, `full` (the reference), `smoke`.
 """
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from experiments.gradients.networks import LargeRefiner, Refiner
 from experiments.gradients.outcomes import Outcome, Trace, chosen
 from experiments.gradients.report import report
 from experiments.gradients.scenes import REGIMES, Regime, Scene, make_scene
-from experiments.records.files import write_json, write_text
+from experiments.records.files import plain, write_text
 from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -228,7 +229,7 @@ def run_regime(regime: Regime, config: Config) -> Outcome:
         tried = choose_rate(method, held_out, config)
         errors = train(method, scenes, [chosen(tried)] * len(scenes), config, tests(config))
         traces[method] = Trace(tried, step_milliseconds(method, scenes[0], config), errors)
-    return Outcome(regime, tests(config), [oracle(scene).tolist() for scene in scenes], traces)
+    return Outcome(regime, tests(config), [oracle(scene).tolist() for scene in scenes], traces).rounded()
 
 
 @experiment("gradient_comparison")
@@ -257,7 +258,7 @@ def main(run: Run, config: Config) -> dict:
         "outcomes": [outcome.plain() for outcome in outcomes],
         "quality": {noise: {m: q._asdict() for m, q in some.items()} for noise, some in quality.items()},
     }
-    write_json(run.folder / "gradient_comparison.json", told)
+    write_text(run.folder / "gradient_comparison.json", json.dumps(plain(told)) + "\n")
     errors = {f"{o.regime}_{method}": o.final(method).middle for o in outcomes for method in o.traces}
     first = config.methods[0]
     return run.finish(

@@ -6,6 +6,7 @@ moves a keypoint towards its true projection, - < g_i, truth_i - x_i > > 0 (arXi
 """
 
 from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,10 @@ __all__ = ["Quality", "gradient", "gradient_errors", "measure", "problems", "rig
 
 
 class Quality(NamedTuple):
-    """Of one method at one noise: errors of all seeds' problems, and the share of keypoints a seed."""
+    """Of one method at one noise: median and largest error of all problems, and the share of keypoints a seed."""
 
-    errors: list[float]
+    error: float
+    largest: float
     right_way: list[float]
 
 
@@ -113,4 +115,4 @@ def measure(method: Method, noise: float, seeds: list[int], count: int, draws: i
             points2d=view.points2d[:few], log_weights=view.log_weights[:few], pose_gt=view.pose_gt[:few]
         )
         errors += gradient_errors(method, view, draws).tolist()
-    return Quality(errors, shares)
+    return Quality(median(errors), max(errors), shares)

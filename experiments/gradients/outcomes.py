@@ -84,6 +84,18 @@ class Outcome(NamedTuple):
     def plain(self) -> dict[str, Any]:
         return self._asdict() | {"traces": {method: trace._asdict() for method, trace in self.traces.items()}}
 
+    def rounded(self) -> Outcome:
+        """The same to six digits, as its file says it: what is told of a run can be made of its file again."""
+
+        def six(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: six(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [six(item) for item in value]
+            return float(f"{value:.6g}") if isinstance(value, float) else value
+
+        return Outcome.loaded(six(self.plain()))
+
     def excess(self, method: Method) -> list[list[float]]:
         """[run][test]: displacement over the oracle's."""
         runs = zip(self.traces[method].errors, self.oracle, strict=True)

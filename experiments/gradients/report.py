@@ -14,7 +14,7 @@ from experiments.gradients.methods import STOCHASTIC, Method
 from experiments.gradients.outcomes import Interval, Outcome, across, chosen
 from experiments.gradients.scenes import REGIMES
 
-__all__ = ["advice_table", "report", "verdict"]
+__all__ = ["advice_table", "brackets", "report", "verdict"]
 
 
 def ranged(values: Iterable[float], digits: int = 3) -> str:
@@ -38,7 +38,7 @@ def listed(outcome: Outcome, methods: Iterable[Method]) -> str:
     return ", ".join(f"{title(m)} {outcome.final(m).middle:.3g}" for m in methods)
 
 
-def advice_table(outcomes: Sequence[Outcome], goal: float) -> list[str]:
+def advice_table(outcomes: Sequence[Outcome]) -> list[str]:
     """A regime a row: who is lowest, who level with it, and which of these takes the least time a step."""
     lines = ["| you have | use | error over the oracle's | lowest, and level with it | ms a step |", "|---" * 5 + "|"]
     for outcome in outcomes:
@@ -125,6 +125,8 @@ def overall_table(outcomes: Sequence[Outcome], goal: float) -> list[str]:
 
 
 def quality_table(quality: Mapping[float, Mapping[Method, Quality]]) -> list[str]:
+    if not quality:
+        return []
     noises = list(quality)
     lines = [
         "| method | "
@@ -137,8 +139,7 @@ def quality_table(quality: Mapping[float, Mapping[Method, Quality]]) -> list[str
     for method in next(iter(quality.values())):
         cells = [title(method) + (" (one draw)" if method in STOCHASTIC else "")]
         for noise in noises:
-            errors = quality[noise][method].errors
-            cells.append(f"{median(errors):.1e} / {max(errors):.1e}")
+            cells.append(f"{quality[noise][method].error:.1e} / {quality[noise][method].largest:.1e}")
         for noise in noises:
             shares = quality[noise][method].right_way
             cells.append(f"{median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})")
@@ -217,7 +218,7 @@ def report(
         "settings": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()),
         "goal": goal,
         "brackets": brackets(outcomes),
-        "advice": "\n".join(advice_table(outcomes, goal)),
+        "advice": "\n".join(advice_table(outcomes)),
         "overall": "\n".join(overall_table(outcomes, goal)),
         "pairs": "\n".join(pairs_table(outcomes)),
         "quality": "\n".join(quality_table(quality)),
