@@ -3,7 +3,7 @@
 line_fitting, expert_selection, robust_pose. Test images and problems are others for every seed; intervals are
 Student's, of 95 %. Runs that are finished are not repeated, those that were interrupted are resumed.
 
-    python -m experiments.toy_study --toys robust_pose
+    python -m experiments.toy_study default --toys robust_pose
 """
 
 from __future__ import annotations
