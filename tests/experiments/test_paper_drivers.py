@@ -69,7 +69,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             command = [sys.executable, "-m", f"experiments.{driver}", "smoke", "--out", str(out)]
             ended = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
             assert ended.returncode == 0, ended.stderr
-            assert ended.stdout == ""
+            assert ended.stdout.startswith("\nGoal reached: ")
+            assert f"page  {folder}/index.html\n" in ended.stdout
         return folder
 
     return run
