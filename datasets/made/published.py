@@ -1,6 +1,7 @@
 """Points and poses of the published BPnP demo (Chen, Parra, Cao, Li, Chin, CVPR 2020): its .mat files."""
 
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -8,7 +9,7 @@ from datasets.arrays import rows_to_tensor
 from datasets.files import require_file
 from datasets.locate import find
 
-__all__ = ["DUCK_UNIT", "POINT_SETS", "read_points", "read_poses"]
+__all__ = ["DUCK_UNIT", "MESHES", "POINT_SETS", "Mesh", "read_mesh", "read_points", "read_poses"]
 
 POINT_SETS = {
     "cube": "cube.mat",
@@ -18,6 +19,9 @@ POINT_SETS = {
 }
 
 DUCK_UNIT = 5.86e-6  # times the duck's file units = the units of the published experiments
+
+Mesh = Literal["duck", "driller", "cat"]
+MESHES: tuple[Mesh, ...] = ("duck", "driller", "cat")
 
 
 def read_points(name: str, folder: str | Path | None = None) -> Tensor:
@@ -29,6 +33,21 @@ def read_points(name: str, folder: str | Path | None = None) -> Tensor:
     if name not in POINT_SETS:
         raise ValueError(f"name: one of {', '.join(POINT_SETS)} wanted, found {name!r}")
     return _read(_folder(folder) / POINT_SETS[name], "pts3d", 3)
+
+
+def read_mesh(name: Mesh, folder: str | Path | None = None) -> Tensor:
+    """Points of one of `MESHES` in the units of the published poses: (N,3).
+
+    The duck as published. The demo has the driller and the cat, but no experiment with them and no scale: here their
+    points are as far from their mean (rms) as the duck's, so that perspective is as weak. Raises like `read_points`.
+    """
+    if name not in MESHES:
+        raise ValueError(f"name: one of {', '.join(MESHES)} wanted, found {name!r}")
+    duck = DUCK_UNIT * read_points("duck", folder)
+    if name == "duck":
+        return duck
+    points = read_points(name, folder)
+    return points * (duck.std(0, correction=0).norm() / points.std(0, correction=0).norm())
 
 
 def read_poses(folder: str | Path | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datasets.reconstructions.model import Reconstruction
 from experiments.structure.alignment import move
+from experiments.structure.determined import determined
 from experiments.structure.incremental import compare
 from experiments.structure.lens import Fit, in_words, of_views
 from experiments.structure.scenes import Scene
@@ -17,12 +18,14 @@ from geometry.reconstruction import Estimate
 
 
 class Refined(NamedTuple):
-    """The final bundle, what it saw as a list, and its scene: points (N,3) and poses (V,4,4) laid onto the truth."""
+    """The final bundle, what it saw as a list, and its scene: points (N,3) and poses (V,4,4) laid onto the truth;
+    undetermined: what of it is not, a sentence each."""
 
     solution: BundleSolution
     model: Reconstruction
     errors: dict[str, float]
     note: str
+    undetermined: list[str]
 
 
 def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Refined:
@@ -43,7 +46,8 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     else:
         estimate, free = fit.estimate(start, sought.free), sought.free
     solution: BundleSolution = estimate.found
-    errors: dict[str, float] = {}
+    undetermined, deviation = determined(solution, camera, point, scene.names)
+    errors = {"deviation_share": deviation}
     if scene.image_size is not None:
         pattern = fit.pattern(of_views(solution), scene.image_size)
         errors["pattern_deviations"] = pattern.deviations
@@ -53,8 +57,9 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
                 f"variance in common, {pattern.deviations:.1f} deviations; errors are larger than the deviations say"
             )
     if sought is not None:
-        words, more = intrinsics_found(scene, free, estimate)
+        words, lost, more = intrinsics_found(scene, free, estimate)
         told, errors = [*told, f"focal length at first {sought.told}", words], errors | more
+        undetermined += lost
     index = solution.task.problem.intrinsics_index.cpu()
     poses, points, K, distortion = (t.detach().cpu() for t in solution.x[:4])
     if scene.poses_gt is not None:
@@ -68,16 +73,20 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     flat = (camera.cpu(), point.cpu(), tracks.points2d.cpu(), scene.model)
     colors = None if scene.colors is None else scene.colors.cpu()
     model = Reconstruction(poses, points, K, distortion, index, *flat, colors, scene.names, size)
-    return Refined(solution, model, errors, "".join(f"; {words}" for words in told))
+    return Refined(solution, model, errors, "".join(f"; {words}" for words in told), undetermined)
 
 
-def intrinsics_found(scene: Scene, free: tuple[str, ...], estimate: Estimate) -> tuple[str, dict[str, float]]:
-    """The free intrinsics in words, with standard deviations, and f's difference from the truth and deviation in px.
+def intrinsics_found(
+    scene: Scene, free: tuple[str, ...], estimate: Estimate
+) -> tuple[str, list[str], dict[str, float]]:
+    """The free intrinsics in words, with standard deviations; those that are not determined; and f's difference from
+    the truth and deviation in px.
 
     The deviations hold for tracks whose errors are as large in one place as in another, wrong ones among them.
     """
     values, deviations = estimate.values.tolist(), estimate.covariance.diagonal().sqrt().tolist()
     told: list[str] = []
+    undetermined: list[str] = []
     errors: dict[str, float] = {}
     given: dict[str, float] = {}
     if scene.K_gt is not None:
@@ -87,8 +96,9 @@ def intrinsics_found(scene: Scene, free: tuple[str, ...], estimate: Estimate) ->
         truth = f" (given: {given[name]:.6g})" if name in given else ""
         pixels = name[0] in "fc"
         lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
+        undetermined += [f"the intrinsic {name}: {value:.6g} ± {deviation:.2g} px"] if lost else []
         note = ", not determined" if lost else "" if estimate.found.converged else ", not at a minimum"
         told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:
             errors |= {f"{name}_off_px": value - given[name], f"{name}_deviation_px": deviation}
-    return ", ".join(told), errors
+    return ", ".join(told), undetermined, errors

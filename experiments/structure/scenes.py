@@ -14,7 +14,7 @@ from datasets.images.exif import usual_focal_length
 from datasets.images.middlebury import read_middlebury
 from datasets.images.track_files import is_database, read_database, read_track_text
 from datasets.images.tracks import Tracks, find_tracks
-from datasets.made.published import DUCK_UNIT, read_points, read_poses
+from datasets.made.published import MESHES, Mesh, read_mesh, read_poses
 from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.lens import Known, Sought
@@ -28,6 +28,8 @@ EXIF_OFF = 0.1
 """Standard deviation of a focal length by EXIF, as a share of it."""
 _TRACKS = (".csv", ".tracks")
 """Suffixes of texts of tracks without poses."""
+PUBLISHED: dict[str, Mesh] = {"published" if mesh == "duck" else f"published_{mesh}": mesh for mesh in MESHES}
+"""Scenes of the published demo."""
 Lens = tuple[Tensor, Tensor]
 """K (V|1,3,3) and distortion (V|1,k)."""
 
@@ -37,12 +39,12 @@ class SceneOptions(Growing):
     """Which scene, and how its tracks become a start."""
 
     scene: str = "duck"
-    """`duck`: a solid made here; `published`: duck and poses of the published demo, from the shared data; `orbit`:
-    tracks made here with 0.5 px of noise, of cameras around a ball, up and down and not looking at its middle;
-    `turntable`: of one camera as the ball turns before it; else a path, here or in the shared data: a folder of images
-    (with a Middlebury *_par.txt, the images it names); tracks without poses (a COLMAP database, or *.csv, *.tracks with
-    lines of image, point, u, v); or a reconstruction that `datasets.reconstructions.read` reads (BAL, COLMAP, Bundler,
-    libmv), whose points and poses are then the start."""
+    """`duck`: a solid made here; `published`, `published_driller`, `published_cat`: a mesh and the poses of the
+    published demo, from the shared data; `orbit`: tracks made here with 0.5 px of noise, of cameras around a ball, up
+    and down and not looking at its middle; `turntable`: of one camera as the ball turns before it; else a path, here or
+    in the shared data: a folder of images (with a Middlebury *_par.txt, the images it names); tracks without poses (a
+    COLMAP database, or *.csv, *.tracks with lines of image, point, u, v); or a reconstruction that
+    `datasets.reconstructions.read` reads (BAL, COLMAP, Bundler, libmv), whose points and poses are then the start."""
     intrinsics: tuple[float, ...] | None = None
     """fx fy cx cy in px, and maybe k1 k2 p1 p2 k3 …, of a folder of images without a *_par.txt, or of tracks."""
     image_size: tuple[int, int] | None = None
@@ -57,9 +59,9 @@ class SceneOptions(Growing):
     scene_seed: int = 0
     """Seed of the made scenes: points, poses. The run's own seed draws what is unknown: the start."""
     points: int = 1000
-    """Of the made scenes."""
+    """Of the made scenes; of the published ones at the most."""
     views: int = 12
-    """Of the made scenes and of the published one."""
+    """Of the made scenes and of the published ones."""
 
 
 @dataclass(frozen=True)
@@ -138,39 +140,60 @@ class Scene:
 
 
 def read_scene(options: SceneOptions, seed: int) -> Scene:
-    """The made or published scene (f = 0.0005, points 0.37 across, half of them visible in each view), or tracks.
+    """The made or published scene, or tracks, as `SceneOptions.scene` says.
 
-    seed: of the first reconstruction, where one is made.
+    seed: of the first reconstruction, where one is made. Raises ValueError where a view sees no point, or is alone.
     """
+    scene = _read(options, seed)
+    if len(scene.visible) < 2:
+        raise ValueError(f"scene {options.scene}: at least two views wanted, found {len(scene.visible)}")
+    blind = (~scene.visible.any(1)).nonzero().flatten().tolist()
+    if blind:
+        told = ", ".join(scene.names[v] if scene.names else str(v) for v in blind)
+        raise ValueError(f"scene {options.scene}: a visible point in every view wanted, found none in view {told}")
+    return scene
+
+
+def _read(options: SceneOptions, seed: int) -> Scene:
+    if options.points < 1 or options.views < 1:
+        raise ValueError(f"points, views: at least one wanted, found {options.points} and {options.views}")
     if options.scene in ("orbit", "turntable"):
         return make_tracks(options, seed)
-    if options.scene not in ("duck", "published"):
-        path = locate.locate(options.scene)
-        images = path.is_dir() and not any((path / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
-        if images:
-            return read_images(path, options, seed)
-        without_poses = path.suffix in _TRACKS or (path.is_file() and is_database(path))
-        return read_track_file(path, options, seed) if without_poses else read_file(path)
-    if options.scene == "published":
-        points, poses = DUCK_UNIT * read_points("duck")[:1000], se3.from_rotvec_t(read_poses()[: options.views])
-    else:
+    if options.scene == "duck":
         generator = torch.Generator().manual_seed(options.scene_seed)
-        points, poses = duck(options.points, generator), random_poses(options.views, generator)
+        return look_at(duck(options.points, generator), random_poses(options.views, generator))
+    if options.scene in PUBLISHED:
+        points, poses = read_mesh(PUBLISHED[options.scene]), read_poses()
+        if options.views > len(poses):
+            raise ValueError(f"views: at most the {len(poses)} that were published wanted, found {options.views}")
+        return look_at(points[: options.points], se3.from_rotvec_t(poses[: options.views]))
+    path = locate.locate(options.scene)
+    images = path.is_dir() and not any((path / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
+    if images:
+        return read_images(path, options, seed)
+    without_poses = path.suffix in _TRACKS or (path.is_file() and is_database(path))
+    return read_track_file(path, options, seed) if without_poses else read_file(path)
+
+
+def look_at(points: Tensor, poses: Tensor) -> Scene:
+    """What is seen of points (N,3) from poses (V,4,4) as published: f = 0.0005, and each view sees half of the points,
+    which PnP may be told or not."""
     K = pinhole(0.0005, 0.0005, 0.0, 0.0).expand(len(poses), 3, 3)
-    points2d = project(points, poses, K)
-    return Scene(
-        points2d, half_visible(points, len(poses)), K, K.new_zeros(len(K), 0), points_gt=points, poses_gt=poses
-    )
+    visible = half_visible(points, len(poses))
+    return Scene(project(points, poses, K), visible, K, K.new_zeros(len(K), 0), points_gt=points, poses_gt=poses)
 
 
 def read_file(path: Path) -> Scene:
-    """A file's tracks and intrinsics are known, its points and poses are where learning starts."""
+    """A file's tracks and intrinsics are known, its points and poses are where learning starts; points without a track
+    are left out."""
     tracks, note = read_tracks(path)
-    V, N, index = len(tracks.world_to_camera), len(tracks.points3d), tracks.intrinsics_index
+    used, point = tracks.point_index.unique(return_inverse=True)
+    V, N, index = len(tracks.world_to_camera), len(used), tracks.intrinsics_index
     return Scene(
-        *as_table(tracks.points2d, tracks.camera_index, tracks.point_index, V, N),
-        tracks.K[index], tracks.distortion[index], tracks.model, points_start=tracks.points3d,
-        poses_start=tracks.world_to_camera, colors=tracks.colors, names=tracks.names, note=note,
+        *as_table(tracks.points2d, tracks.camera_index, point, V, N),
+        tracks.K[index], tracks.distortion[index], tracks.model, points_start=tracks.points3d[used],
+        poses_start=tracks.world_to_camera, colors=None if tracks.colors is None else tracks.colors[used],
+        names=tracks.names, note=f"{note}; {len(tracks.points3d) - N} points without a track",
     )  # fmt: skip
 
 

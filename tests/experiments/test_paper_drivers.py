@@ -217,8 +217,8 @@ def test_a_killed_paper_run_resumes_to_the_same_numbers(driver: str, at: int, tm
 def test_an_interrupted_network_of_points_resumes_to_the_same_numbers(
     same_when_resumed: Callable[..., dict[str, Any]],
 ) -> None:
-    preset = structure_from_motion.PRESETS["paper"]
-    config = replace(preset, points=30, views=4, iterations=4, log_every=3, look_again=2, threads=1)
+    preset = structure_from_motion.PRESETS["paper_made"]
+    config = replace(preset, points=30, views=6, iterations=4, log_every=3, threads=1)
     assert same_when_resumed(structure_from_motion.main, config, at=2)["iterations"] == 4
 
 
