@@ -22,11 +22,11 @@ from experiments.paper.vgg import ConstantVgg11
 from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
-from experiments.structure.determined import determined
+from experiments.structure.determined import not_determined, shape_deviation
 from experiments.structure.refinement import refine
 from experiments.structure.reversal import settle
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
-from geometry import bundle, find_structure, pnp, project, triangulate
+from geometry import BundleSolution, bundle, find_structure, pnp, project, triangulate
 from geometry.optim import NestedState, nested_start, nested_step
 from geometry.reconstruction import mirror
 
@@ -46,12 +46,18 @@ class Config(SceneOptions, RunConfig):
     finish: bool = False
     """After learning from nothing take at most 6 Gauss-Newton steps from the structure and from its mirror image, and
     keep the one that fits better."""
+    known: float = 0.1
+    """A shape that is learned from nothing counts as determined where errors that leave a loss as large as the
+    threshold move it by no more than this share of its size, or where it fits without any."""
     candidates: int = 8
     """Random structures searched at once, on a few points, before all points are learned."""
     search_points: int = 80
     """Points of the search."""
 
 
+EXACT = 1e-8
+"""Share of the threshold down to which a descent goes on, so that what remains is the structure's error and not the
+optimiser's: a fit without errors in its pixels."""
 PAPER = {"loss": "1e-10, or stalled"}
 _PUBLISHED = Config(
     preset="paper",
@@ -137,8 +143,7 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
         losses = few.losses
         run.checkpoint(len(losses) - 1, state=tuple(state), losses=losses)  # the search is not repeated
     searched = scene.points_start is None
-    # far below the threshold, so that what remains is the structure's error and not the optimiser's
-    floor = 1e-8 * config.threshold if searched else 0.0
+    floor = EXACT * config.threshold if searched else 0.0
     for step in steps:
         if state.done.all():
             break
@@ -231,6 +236,12 @@ class Found(NamedTuple):
     colors: Any = None
 
 
+def shape(scene: Scene, points: Tensor) -> dict[str, float]:
+    """`Scene.errors`, and the rms of the mirror image, which fits nearly as well where perspective is weak."""
+    errors = scene.errors(points)
+    return {**errors, "rms_share_of_mirror": scene.errors(mirror(points))["rms_share"]} if errors else {}
+
+
 def laid(config: Config, scene: Scene, learned: Learned) -> Found:
     """What was learned from nothing, beside its mirror image, laid onto the truth."""
     N, note = scene.points2d.shape[1], scene.note
@@ -242,17 +253,27 @@ def laid(config: Config, scene: Scene, learned: Learned) -> Found:
     pair = settle(scene.problem(global_poses=True), points)
     kept = pair.better if config.finish else 0
     if config.finish:
-        errors = {"learned_loss": loss, **{f"learned_{name}": value for name, value in scene.errors(points).items()}}
+        errors = {"learned_loss": loss, **{f"learned_{name}": value for name, value in shape(scene, points).items()}}
         points, poses, loss = pair.points[kept], pair.poses[kept], pair.losses[kept].item()
     other = pair.losses[1 - kept].item()
     camera, point = scene.visible.nonzero().T.contiguous()
-    found = bundle(
-        scene.points2d[camera, point], camera, point, pair.poses[kept], pair.points[kept], scene.K, scene.distortion,
-        model=scene.model, gauge="free",
-    )  # fmt: skip
-    undetermined, deviation = determined(found, camera, point, scene.names, loss)
-    if not pair.apart and not undetermined:
-        undetermined.append(f"which of two that mirror each other: losses end at {loss:.3g} and {other:.3g}")
+    pixels, start, lens = (
+        scene.points2d[camera, point],
+        (pair.poses[kept], pair.points[kept]),
+        (scene.K, scene.distortion),
+    )
+
+    def adjusted(points2d: Tensor) -> BundleSolution:
+        return bundle(points2d, camera, point, *start, *lens, model=scene.model, gauge="free")
+
+    undetermined = not_determined(adjusted(pixels), camera, point, scene.names)
+    # what the threshold lets pass may be noise, or a minimum beside the right one
+    level = loss if loss < EXACT * config.threshold else max(loss, config.threshold)
+    deviation = shape_deviation(adjusted, pixels, level)
+    if not undetermined and not deviation < config.known:
+        undetermined.append(f"The shape: errors that leave such a loss move it by {100 * deviation:.0f} % of its size.")
+    if not undetermined and not pair.apart:
+        undetermined.append(f"Which of two shapes that mirror each other: losses end at {loss:.3g} and {other:.3g}.")
     elif kept != pair.better:
         note = f"{note}; the mirror image fits better: its loss ends at {other:.3g} (--finish takes it)".lstrip("; ")
     errors |= {"mirror_loss": other, "deviation_share": deviation}
@@ -288,12 +309,9 @@ def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
     last, note, from_nothing = len(learned.losses), scene.note, scene.poses_start is None
     if learned.columns is None:
         show(run, scene, last, points, poses)
-    if shape := scene.errors(points):
-        # where perspective is weak, the mirror image fits nearly as well: say whether it is that
-        mirrored = scene.errors(mirror(points))["rms_share"]
-        errors = {**shape, "rms_share_of_mirror": mirrored, **errors}
-        if from_nothing and mirrored < shape["rms_share"]:
-            note = f"{note}; what was found is the mirror image of the truth".lstrip("; ")
+    errors = {**shape(scene, points), **errors}
+    if from_nothing and errors.get("rms_share_of_mirror", 1.0) < errors.get("rms_share", 0.0):
+        note = f"{note}; what was found is the mirror image of the truth".lstrip("; ")
     if scene.points_gt is not None:
         colors = value_colors(scene.points_gt[:, 0])
     run.figure(

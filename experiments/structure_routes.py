@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,7 +26,8 @@ from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.structure.alignment import rms_radius
-from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts
+from experiments.structure.determined import not_determined
+from experiments.structure.routes import REGIMES, Regime, Tracks, make_starts, read_file
 from geometry import bundle, se3
 from geometry.camera import project_camera_frame
 from geometry.optim import nested_start, nested_step
@@ -70,7 +72,8 @@ PRESETS = {
 class Trace(NamedTuple):
     """One route from one start: seconds and cost after each iteration, the first before any; where it ended, and how.
 
-    behind: observations that end behind their camera, where only the formula of `bundle` still sees them.
+    behind: observations that end behind their camera, where only the formula of `bundle` still sees them. undetermined:
+    what `bundle` says that its data leave open, a sentence each.
     """
 
     seconds: list[float]
@@ -78,13 +81,15 @@ class Trace(NamedTuple):
     error: float
     behind: int
     end: str
+    undetermined: Sequence[str] = ()
 
 
 # ---- the routes ----
 
 
 class Course(NamedTuple):
-    """What a route does: seconds and cost after each iteration, points (N,3) and poses (V,4,4) at its end, and remarks.
+    """What a route does: seconds and cost after each iteration, points (N,3) and poses (V,4,4) at its end, and remarks;
+    what is not determined of these, where it is known.
 
     Seconds are those of the processor: on one thread the time that passes, unless others want the machine, too.
     """
@@ -94,6 +99,7 @@ class Course(NamedTuple):
     points: Tensor
     poses: Tensor
     end: str
+    undetermined: Sequence[str] = ()
 
 
 class Clock:
@@ -153,7 +159,8 @@ def full_bundle(tracks: Tracks, config: Config) -> Course:
         model=tracks.model, kernel=tracks.kernel, max_steps=config.steps, callback=lambda step, cost: clock.note(cost),
     )  # fmt: skip
     clock.note(found.cost.item())  # the polish with the exact Hessian is part of it
-    return clock.course(found.x.points3d, found.x.world_to_camera, "" if found.converged.all() else "not converged")
+    course = clock.course(found.x.points3d, found.x.world_to_camera, "" if found.converged.all() else "not converged")
+    return course._replace(undetermined=not_determined(found, tracks.camera, tracks.point))
 
 
 def adam(tracks: Tracks, config: Config) -> Course:
@@ -197,7 +204,7 @@ def follow(route: str, tracks: Tracks, config: Config) -> Trace | None:
     quickest = min(runs, key=lambda run: run.seconds[-1])
     points, poses = quickest.points, quickest.poses
     behind = int(tracks.behind(points, poses).sum())
-    return Trace(quickest.seconds, quickest.costs, tracks.error(points), behind, quickest.end)
+    return Trace(quickest.seconds, quickest.costs, tracks.error(points), behind, quickest.end, quickest.undetermined)
 
 
 # ---- what came out ----
@@ -212,9 +219,9 @@ class Outcome(NamedTuple):
     note: str
 
 
-def run_regime(regime: Regime, config: Config) -> Outcome:
+def run_regime(regime: Regime, config: Config, given: Tracks | None = None) -> Outcome:
     """Every route from every start. Where there is a truth, bundle from there is one more witness of the best cost."""
-    starts = make_starts(regime, seed=config.seed, starts=config.starts, file=config.scene)
+    starts = make_starts(regime, seed=config.seed, starts=config.starts, given=given)
     traces: dict[str, list[Trace]] = {}
     for route in ROUTES:
         found = [trace for tracks in starts if (trace := follow(route, tracks, config))]
@@ -335,15 +342,20 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     return outcome._asdict() | {"traces": {r: [t._asdict() for t in some] for r, some in outcome.traces.items()}}
 
 
-@experiment("structure_routes", lambda config: "tracks" in config.regimes and locate.locate(config.scene))
-def main(run: Run, config: Config, _: object) -> dict:
+def read(config: Config) -> Tracks | None:
+    """The tracks of a file, where they are asked for."""
+    return read_file(locate.locate(config.scene)) if "tracks" in config.regimes else None
+
+
+@experiment("structure_routes", read)
+def main(run: Run, config: Config, given: Tracks | None) -> dict:
     outcomes: list[Outcome] = []
     if saved := run.restore():
         for kept in saved["outcomes"]:
             traces = {route: [Trace(**trace) for trace in some] for route, some in kept.pop("traces").items()}
             outcomes.append(Outcome(traces=traces, **kept))
     for step in run.iterations(len(config.regimes)):
-        outcomes.append(run_regime(config.regimes[step], config))
+        outcomes.append(run_regime(config.regimes[step], config, given))
         ends = outcomes[-1].traces
         costs = {route: min(t.costs[-1] for t in ends[route]) if route in ends else math.nan for route in ROUTES}
         run.log(step, loss=outcomes[-1].best, **costs)
@@ -352,14 +364,16 @@ def main(run: Run, config: Config, _: object) -> dict:
     run.figure("iterations", len(outcomes), curves(outcomes, "iterations"), final=True)
     write_text(run.folder / "routes.md", report(outcomes))
     write_json(run.folder / "routes.json", [plain(o) for o in outcomes])
-    near = [o for o in outcomes if o.regime != "random_start"]
-    excess = max((above(o.traces["bundle"][0].costs[-1], o.best) for o in near), default=0.0)
+    # of several starts the one that ends lowest
+    bundled = [(o, min(o.traces["bundle"], key=lambda trace: above(trace.costs[-1], o.best))) for o in outcomes]
+    excess = max(above(trace.costs[-1], o.best) for o, trace in bundled)
     return run.finish(
         converged=excess <= NEAR,
         goal=f"the bundle within {NEAR:g} of the lowest cost of any route",
         iterations=len(outcomes),
         loss=outcomes[-1].best,
         errors={"bundle_above_lowest": max(excess, 0.0)},
+        undetermined=[f"{o.regime}: {told}" for o, trace in bundled for told in trace.undetermined],
         note=" ".join(f"{o.regime}: {verdict(o)}" for o in outcomes).replace("**", ""),
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datasets.reconstructions.model import Reconstruction
 from experiments.structure.alignment import move
-from experiments.structure.determined import determined
+from experiments.structure.determined import not_determined
 from experiments.structure.incremental import compare
 from experiments.structure.lens import Fit, in_words, of_views
 from experiments.structure.scenes import Scene
@@ -46,8 +46,8 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     else:
         estimate, free = fit.estimate(start, sought.free), sought.free
     solution: BundleSolution = estimate.found
-    undetermined, deviation = determined(solution, camera, point, scene.names)
-    errors = {"deviation_share": deviation}
+    undetermined = not_determined(solution, camera, point, scene.names)
+    errors: dict[str, float] = {}
     if scene.image_size is not None:
         pattern = fit.pattern(of_views(solution), scene.image_size)
         errors["pattern_deviations"] = pattern.deviations
@@ -96,7 +96,7 @@ def intrinsics_found(
         truth = f" (given: {given[name]:.6g})" if name in given else ""
         pixels = name[0] in "fc"
         lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
-        undetermined += [f"the intrinsic {name}: {value:.6g} ± {deviation:.2g} px"] if lost else []
+        undetermined += [f"The intrinsic {name}: {value:.6g} ± {deviation:.2g} px."] if lost else []
         note = ", not determined" if lost else "" if estimate.found.converged else ", not at a minimum"
         told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:

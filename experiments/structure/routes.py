@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datasets import locate
 from datasets.made.scenes import duck
 from experiments.structure.alignment import rms_radius, shape_errors
 from experiments.structure.points import Points
-from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks
+from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks, views_that_see
 from geometry import Solution, cauchy, pnp, se3
 from geometry.camera import Model, in_front, project_camera_frame
 from geometry.optim import descend
@@ -181,8 +180,9 @@ def ring(views: int, points: int, neighbours: int, generator: torch.Generator) -
 
 
 def read_file(path: Path) -> Tracks:
-    """A file's tracks, and the points that have one."""
+    """A file's tracks, and the points that have one. Raises ValueError where a view has none."""
     scene, note = read_tracks(path)
+    views_that_see(torch.bincount(scene.camera_index, minlength=len(scene.world_to_camera)), str(path), scene.names)
     index = scene.intrinsics_index
     used, point = scene.point_index.unique(return_inverse=True)
     return Tracks(
@@ -191,11 +191,12 @@ def read_file(path: Path) -> Tracks:
     )  # fmt: skip
 
 
-def make_starts(regime: Regime, *, seed: int, starts: int, file: str) -> list[Tracks]:
-    """The scene of a regime, once for every start: so many `starts` where they are random. file: of `tracks`."""
+def make_starts(regime: Regime, *, seed: int, starts: int, given: Tracks | None = None) -> list[Tracks]:
+    """The scene of a regime, once for every start: so many `starts` where they are random. given: those of `tracks`."""
     generator = torch.Generator().manual_seed(seed)
     if regime == "tracks":
-        return [read_file(locate.locate(file))]
+        assert given is not None
+        return [given]
     if regime == "ring":
         return [ring(60, 600, 5, generator)]
     if regime == "random_start":

@@ -19,7 +19,7 @@ from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.lens import Known, Sought
 from experiments.structure.start import Growing, start_known, start_sought
-from experiments.structure.tracks import Flat, as_table, noise, pinhole, read_tracks
+from experiments.structure.tracks import Flat, as_table, noise, pinhole, read_tracks, views_that_see
 from geometry import align_similarity, project, se3
 from geometry.camera import Model, matrix_from_intrinsics
 from geometry.reconstruction import StructureProblem
@@ -145,12 +145,7 @@ def read_scene(options: SceneOptions, seed: int) -> Scene:
     seed: of the first reconstruction, where one is made. Raises ValueError where a view sees no point, or is alone.
     """
     scene = _read(options, seed)
-    if len(scene.visible) < 2:
-        raise ValueError(f"scene {options.scene}: at least two views wanted, found {len(scene.visible)}")
-    blind = (~scene.visible.any(1)).nonzero().flatten().tolist()
-    if blind:
-        told = ", ".join(scene.names[v] if scene.names else str(v) for v in blind)
-        raise ValueError(f"scene {options.scene}: a visible point in every view wanted, found none in view {told}")
+    views_that_see(scene.visible.sum(1), options.scene, scene.names)
     return scene
 
 

@@ -1,5 +1,6 @@
 """What the scenes of tracks have in common: made here or read, M observations as a list or as a table."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,15 @@ def as_table(points2d: Tensor, camera: Tensor, point: Tensor, views: int, points
     visible = torch.zeros(views, points, dtype=torch.bool, device=points2d.device)
     visible[camera, point] = True
     return points2d.new_zeros(views, points, 2).index_put((camera, point), points2d), visible
+
+
+def views_that_see(seen: Tensor, scene: str, names: Sequence[str] = ()) -> None:
+    """Raise ValueError unless all views (V,) of a scene, two at least, see a point; seen: how many each does."""
+    if len(seen) < 2:
+        raise ValueError(f"scene {scene}: at least two views wanted, found {len(seen)}")
+    if blind := (seen == 0).nonzero().flatten().tolist():
+        told = ", ".join(names[v] if names else str(v) for v in blind)
+        raise ValueError(f"scene {scene}: a visible point in every view wanted, found none in view {told}")
 
 
 def read_tracks(path: Path) -> tuple[Reconstruction, str]:

@@ -17,7 +17,9 @@ from datasets.reconstructions.model import Reconstruction
 from experiments import structure_from_motion
 from experiments.running.run import Run
 from experiments.structure import scenes, start
+from experiments.structure.reversal import settle
 from geometry import se3
+from geometry.reconstruction import mirror
 
 
 @pytest.fixture
@@ -52,6 +54,64 @@ def equal(one: Reconstruction, other: Reconstruction) -> bool:
             for name in ("intrinsics_index", "colors", "image_sizes")
         )
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("views", "says"), [(2, "Fewer than three points"), (3, "no point is seen by three views"), (4, "of its size")]
+)
+def test_a_shape_that_too_few_views_determine_is_no_success(tmp_path: Path, views: int, says: str) -> None:
+    """Whatever the loss: three and four views fit below any threshold with shapes that are wrong by half their size."""
+    summary = structure_from_motion.main(replace(structure_from_motion.PRESETS["default"], views=views, out=tmp_path))
+    assert summary["loss"] < 1e-10
+    assert summary["errors"]["rms_share"] > 0.2
+    assert not summary["converged"]
+    assert says in "; ".join(summary["undetermined"])
+
+
+@pytest.mark.slow
+def test_a_shape_that_is_determined_is_one(tmp_path: Path) -> None:
+    summary = structure_from_motion.main(replace(structure_from_motion.PRESETS["smoke"], out=tmp_path))
+    assert summary["converged"]
+    assert summary["undetermined"] == []
+    assert summary["goal"] == "loss below 1e-10 and the mirror image's"
+    assert summary["errors"]["rms_share"] < 1e-3
+    assert summary["loss"] < 1e-6 * summary["errors"]["mirror_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finish", [False, True])
+def test_the_finish_takes_the_better_of_shape_and_mirror_image(
+    tmp_path: Path, finish: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned is the truth's mirror image, at its own minimum."""
+
+    def learn(config: Any, run: Run, scene: scenes.Scene) -> structure_from_motion.Learned:
+        points = mirror(scene.points_gt)
+        pair = settle(scene.problem(global_poses=True), points)
+        run.log(0, loss=pair.losses[0], **scene.errors(points))
+        return structure_from_motion.Learned(pair.points[0], pair.poses[0], [pair.losses[0].item()], True)
+
+    monkeypatch.setattr(structure_from_motion, "learn_points", learn)
+    smoke = structure_from_motion.PRESETS["smoke"]
+    summary = structure_from_motion.main(replace(smoke, finish=finish, out=tmp_path))
+    errors = summary["errors"]
+    assert summary["converged"] == finish
+    if finish:
+        assert errors["learned_rms_share"] > 0.5 > 1e-6 > errors["rms_share"]
+        assert summary["loss"] < 1e-20 < errors["mirror_loss"] == pytest.approx(errors["learned_loss"], rel=1e-6)
+    else:
+        assert errors["mirror_loss"] < 1e-20 < summary["loss"] < 1e-10
+        assert "the mirror image fits better" in summary["note"]
+        assert "what was found is the mirror image of the truth" in summary["note"]
+
+
+@pytest.mark.slow
+def test_a_search_that_does_not_end_says_so(tmp_path: Path) -> None:
+    smoke = structure_from_motion.PRESETS["smoke"]
+    summary = structure_from_motion.main(replace(smoke, points=60, search_points=40, iterations=2, out=tmp_path))
+    assert not summary["converged"]
+    assert summary["note"].startswith("the search did not end in time: 40 of 60 points")
 
 
 ORBIT = replace(structure_from_motion.PRESETS["real"], scene="orbit", points=150, views=12)
@@ -105,6 +165,8 @@ def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path, monkeypa
     assert more["errors"]["cx_deviation_px"] < 5
     assert more["errors"]["cy_deviation_px"] > 50
     assert "not determined" in more["note"].split("cy")[1]
+    assert any(told.startswith("The intrinsic cy: ") for told in more["undetermined"])
+    assert not more["converged"]
 
 
 @pytest.mark.parametrize("numbers", [(700.0, 700.0, 320.0), tuple(range(17))])

@@ -33,7 +33,7 @@ def small(seed: int = 0, **options) -> Tracks:
 
 
 def starts(regime: Regime) -> list[Tracks]:
-    return make_starts(regime, seed=0, starts=3, file="")
+    return make_starts(regime, seed=0, starts=3)
 
 
 def half_squares(tracks: Tracks, points: Tensor, poses: Tensor) -> float:
@@ -90,6 +90,22 @@ def test_random_starts_go_down() -> None:
     costs = [SOLVE["bundle"](tracks, SMOKE).costs for tracks in starts("random_start")]
     assert len(costs) == 3
     assert all(traced[-1] < traced[0] for traced in costs)
+
+
+def test_the_bundle_says_what_its_tracks_leave_open() -> None:
+    whole, thin = small(), small()
+    assert SOLVE["bundle"](whole, SMOKE).undetermined == []
+    kept = (thin.point != 3) | (thin.camera == thin.camera[thin.point == 3][0])
+    thin = replace(thin, points2d=thin.points2d[kept], camera=thin.camera[kept], point=thin.point[kept])
+    (told,) = SOLVE["bundle"](thin, SMOKE).undetermined
+    assert told == "1 of 40 points are seen by fewer than two views that are determined."
+
+
+def test_random_starts_alone_are_judged_too(tmp_path: Path) -> None:
+    config = replace(SMOKE, regimes=("random_start",), starts=1, rounds=2, adam_steps=0, steps=3, out=tmp_path)
+    summary = structure_routes.main(config)
+    assert not summary["converged"]
+    assert summary["errors"]["bundle_above_lowest"] > NEAR
 
 
 def outcome(**costs: list[list[float]]) -> Outcome:

@@ -35,7 +35,7 @@ def test_a_point_stays_in_front_of_its_cameras() -> None:
 
 
 def test_a_random_start_has_no_poses_and_the_right_scene() -> None:
-    starts = make_starts("random_start", seed=0, starts=3, file="")
+    starts = make_starts("random_start", seed=0, starts=3)
     assert len(starts) == 3
     assert all(tracks.poses is None for tracks in starts)
     assert not torch.equal(starts[0].points, starts[1].points)
