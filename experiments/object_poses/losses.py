@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, huber_loss, pad
 
 from experiments.object_poses.network import Heatmaps, cells_of
-from geometry import linear_covariance_loss, monte_carlo_pose_loss, pnp, project
+from geometry import linear_covariance_loss, monte_carlo_pose_loss, pnp, project, se3
 
 __all__ = [
     "Balance", "Loss", "Target", "heatmap_loss", "pose_loss", "pulled_at_most", "ramp",
@@ -37,6 +37,7 @@ __all__ = [
 
 Loss = Literal["heatmap", "mixture", "pose", "monte_carlo", "linear_covariance"]
 Balance = Literal["robust", "paper"]
+_TURN = 0.05  # radians: poses that look alike and are less apart are samples of a continuous symmetry, which are 0.02
 
 
 class Target(NamedTuple):
@@ -49,33 +50,68 @@ class Target(NamedTuple):
 
 
 def target_of(
-    points3d: Tensor, K: Tensor, pose_gt: Tensor, symmetries: Tensor, prediction: Tensor | None = None
+    points3d: Tensor,
+    K: Tensor,
+    pose_gt: Tensor,
+    symmetries: Tensor,
+    prediction: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Target:
     """Of all poses that look like pose_gt (B,4,4), that are pose_gt @ symmetries (B,S,4,4), the one to learn.
 
     Without a prediction, the one that shows the camera as much as it can of one side of the object, so that similar
-    views have similar targets (but where the side changes, Pitteri et al. 2019, arXiv 1904.03230); with a prediction
-    (B,N,2) px, the one whose keypoints are nearest to it in the mean square.
+    views have similar targets (but where the side changes, Pitteri et al. 2019, arXiv 1904.03230). With a prediction
+    (B,N,2) px, the one whose keypoints are nearest to it in the mean square, each coordinate's difference times its
+    weight (B,N,2): of a body of revolution at any angle, not those of `symmetries` alone, and there differentiable in
+    the prediction, since the target turns with it.
     """
-    with torch.no_grad():
-        R, t = symmetries[..., :3, :3], symmetries[..., :3, 3]
-        if prediction is None:
-            # camera centre in the object's frame, along a direction that is no axis of anyone's symmetry
-            centre = -(pose_gt[:, :3, :3].mT @ pose_gt[:, :3, 3:]).mT
-            best = ((centre - t) * (R @ t.new_tensor([0.8, 0.5, 0.33]))).sum(-1).argmax(1)
-        else:
-            best = torch.zeros(len(pose_gt), dtype=torch.int64, device=pose_gt.device)
-            rows = (symmetries != symmetries[:, :1]).flatten(1).any(1).nonzero()[:, 0]
-            # single precision tells which is nearest, for the few objects that have a choice
-            S, X, A, x = (v[rows].float() for v in (symmetries, points3d, K @ pose_gt[:, :3], prediction))
-            count, points = S.shape[1], X.shape[1]
-            # all the points that look alike, side by side: two products a sample instead of two a symmetry
-            alike = S[..., :3, :].transpose(1, 2).flatten(1, 2) @ pad(X, (0, 1), value=1).mT
-            imaged = A[..., :3] @ alike.view(-1, 3, count * points) + A[..., 3:]
-            distance = (imaged[:, :2] / imaged[:, 2:]).unflatten(2, (count, points)) - x.mT[:, :, None]
-            best[rows] = distance.square().sum((1, 3)).argmin(1)
-    pose = pose_gt @ symmetries[torch.arange(len(best), device=best.device), best]
+    if prediction is None:
+        # camera centre in the object's frame, along a direction that is no axis of anyone's symmetry
+        centre = -(pose_gt[:, :3, :3].mT @ pose_gt[:, :3, 3:]).mT
+        towards = symmetries[..., :3, :3] @ centre.new_tensor([0.8, 0.5, 0.33])
+        best = ((centre - symmetries[..., :3, 3]) * towards).sum(-1).argmax(1)
+        pose = pose_gt @ symmetries[torch.arange(len(best), device=best.device), best]
+    else:
+        pose = pose_gt @ symmetries[:, 0]
+        rows = (symmetries != symmetries[:, :1]).flatten(1).any(1).nonzero()[:, 0]
+        weights = torch.ones_like(prediction) if weights is None else weights.detach()
+        given = (points3d[rows], K[rows], pose_gt[rows], symmetries[rows], prediction[rows], weights[rows])
+        pose = pose.index_copy(0, rows, _nearest(*given))
     return Target(points3d, K, pose, project(points3d, pose, K))
+
+
+def _nearest(
+    points3d: Tensor, K: Tensor, pose_gt: Tensor, symmetries: Tensor, prediction: Tensor, weights: Tensor
+) -> Tensor:
+    """The pose of those that look alike whose keypoints are nearest to the prediction; all of them have a choice."""
+    with torch.no_grad():  # single precision tells which is nearest
+        S, X, A, x, w = (v.float() for v in (symmetries, points3d, K @ pose_gt[:, :3], prediction, weights))
+        count, points = S.shape[1], X.shape[1]
+        # all the points that look alike, side by side: two products a sample instead of two a symmetry
+        alike = S[..., :3, :].transpose(1, 2).flatten(1, 2) @ pad(X, (0, 1), value=1).mT
+        imaged = A[..., :3] @ alike.view(-1, 3, count * points) + A[..., 3:]
+        apart = (imaged[:, :2] / imaged[:, 2:]).unflatten(2, (count, points)) - x.mT[:, :, None]
+        first, second = (w.mT[:, :, None] * apart).square().sum((1, 3)).topk(2, largest=False).indices.unbind(1)
+        row = torch.arange(len(S), device=S.device)
+        pose, other = (pose_gt @ symmetries[row, chosen] for chosen in (first, second))
+        # from the nearest on towards its neighbour, if they are turns of one axis and not different sides
+        between = se3.inverse(pose) @ other
+        turn = se3.log(between[:, :3, :3])
+        shift = torch.linalg.solve(se3.left_jacobian(turn), between[:, :3, 3])
+
+        def gone(share: Tensor) -> Tensor:
+            part = se3.left_jacobian(share * turn) @ (share * shift)[..., None]
+            return pose @ se3.make(se3.exp(share * turn), part[..., 0])
+
+        start = project(points3d, pose, K)
+        half, whole = (project(points3d, gone(turn.new_tensor(share)), K) - start for share in (0.5, 1.0))
+        continuous = turn.norm(dim=-1) < _TURN
+    # the least of a parabola, given by what the distance grows on half of the way and on all of it
+    off = prediction - start
+    p, q = ((weights.square() * (step - 2 * off) * step).sum((1, 2)) for step in (half, whole))
+    curved = continuous & (q > 2 * p)
+    share = torch.where(curved, (q - 4 * p) / torch.where(curved, 4 * (q - 2 * p), 1), 0).clamp(-0.5, 1)
+    return gone(share[:, None])
 
 
 def heatmap_loss(logits: Tensor, cells: Tensor, sigma: float) -> Tensor:
@@ -130,6 +166,7 @@ def pose_loss(
     *,
     weighted: bool,
     balance: Balance,
+    symmetries: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """l_proj, l_mc or l_lc (B,) of keypoints points2d (B,N,2) px of the crop, zero where the solver failed.
@@ -138,23 +175,32 @@ def pose_loss(
     ("paper"), or the mean Huber loss with threshold 1 px ("robust"). Monte-Carlo and linear covariance weigh by
     1/deviation, of which they are the losses; l_proj does so where `weighted`. l_lc is in units of 1 % of the
     distance from the camera.
+
+    With symmetries (B,S,4,4) the truth is the one of all poses that look like the target's that is nearest to PnP's
+    pose (l_proj) or to the keypoints, as they are weighed: what cannot be seen pulls at nothing. (Held to another one,
+    keypoints of a body of revolution are driven round and round by what is left of the angle.)
     """
 
+    def nearest(points2d: Tensor, weights: Tensor | None = None) -> Target:
+        if symmetries is None:
+            return target
+        return target_of(target.points3d, target.K, target.pose, symmetries, points2d, weights)
+
     def loss(points2d: Tensor, deviation: Tensor) -> Tensor:
-        if name == "monte_carlo":
+        if name in ("monte_carlo", "linear_covariance"):
             weights = 1 / deviation
-            return monte_carlo_pose_loss(
-                points2d, target.points3d, target.K, target.pose, weights=weights, generator=generator
-            ).loss
-        if name == "linear_covariance":
-            found = linear_covariance_loss(points2d, target.points3d, target.K, target.pose, weights=1 / deviation)
-            return 100 * found.loss / target.pose[:, 2, 3]
+            truth = nearest(points2d.detach(), weights).pose
+            given = (points2d, target.points3d, target.K, truth)
+            if name == "monte_carlo":
+                return monte_carlo_pose_loss(*given, weights=weights, generator=generator).loss
+            return 100 * linear_covariance_loss(*given, weights=weights).loss / truth[:, 2, 3]
         pose, converged = solve_pose(points2d, deviation if weighted else None, target.points3d, target.K)
         projected = project(target.points3d, pose, target.K)
+        off = (projected - nearest(projected).points2d).square()
         if balance == "paper":
-            each = (projected - target.points2d).square().sum((-2, -1))
+            each = off.sum((-2, -1))
         else:
-            distance = (projected - target.points2d).square().sum(-1)
+            distance = off.sum(-1)
             each = huber_loss((distance + 1e-12).sqrt(), torch.zeros_like(distance), reduction="none").mean(-1)
         return torch.where(converged, each, 0)
 

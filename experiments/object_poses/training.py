@@ -70,9 +70,10 @@ def training_step(
     if objective.balance == "robust":
         risen = ramp(progress, objective.warm_up)
     settled = progress > objective.warm_up[1]
+    symmetries = estimator.symmetries[batch.objects].to(dtype)
     target = target_of(
         estimator.keypoints3d[batch.objects].to(dtype), batch.K.to(dtype), batch.pose_gt.to(dtype),
-        estimator.symmetries[batch.objects].to(dtype), points2d if settled else None,
+        symmetries, points2d.detach() if settled else None,
     )  # fmt: skip
     regular = risen if objective.loss == "pose" else 0.0
     shape = (1 - regular) * heatmap_loss(logits, cells_of(target.points2d), objective.sigma)
@@ -83,7 +84,7 @@ def training_step(
         begun = time.perf_counter()
         posed = pose_loss(
             objective.loss, points2d, deviation, target, weighted=estimator.setup.weighted,
-            balance=objective.balance, generator=generator,
+            balance=objective.balance, symmetries=symmetries, generator=generator,
         )  # fmt: skip
         spent = time.perf_counter() - begun
     loss = (shape + objective.beta * risen * posed).mean()

@@ -19,7 +19,7 @@ from experiments.object_poses.losses import (
     regularisation,
 )
 from experiments.object_poses.network import cells_of, read_heatmaps
-from geometry import pnp_problem, project, sample_poses
+from geometry import pnp_problem, project, sample_poses, se3
 from geometry.pose import log_normaliser
 from tests.experiments.object_poses.heatmaps import SIDE, largest_error, numeric, rows, scene
 from tests.numbers import DOUBLE, generator
@@ -239,6 +239,42 @@ def gaussian(cell: np.ndarray, sigma: float) -> np.ndarray:
     x, y = (np.exp(-0.5 * ((u - cell[i]) / sigma) ** 2) for i in (0, 1))
     G = np.outer(y, x)
     return G / G.sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "balance"),
+    [("mixture", "robust"), ("mixture", "paper"), ("monte_carlo", "robust"), ("linear_covariance", "robust")],
+)
+def test_which_turn_of_a_body_of_revolution_is_called_the_truth_changes_nothing(name: Loss, balance: Balance) -> None:
+    """Neither the loss nor its gradient, at any angle; and keypoints of a turned truth are no error."""
+    _, target = scene(B=1)
+    count = 12
+    many = lambda value: value.expand(count, *value.shape[1:]).contiguous()
+    turned = lambda angles: se3.make(
+        se3.exp(angles[:, None] * torch.tensor([0.0, 0, 1], **DOUBLE)), torch.zeros(len(angles), 3, **DOUBLE)
+    )
+    symmetries = turned(2 * torch.pi * torch.arange(315, **DOUBLE) / 315).expand(count, -1, -1, -1)
+    angles = torch.linspace(0, 6.2, count, **DOUBLE)
+    points3d, K, pose = (many(value) for value in (target.points3d, target.K, target.pose))
+    wrong = se3.retract(pose, torch.tensor([0.1, -0.15, 0.05, 4, -3, 20], **DOUBLE).expand(count, 6))
+    noise = many(torch.randn(1, 7, 2, generator=generator(), **DOUBLE))
+    deviation = many(2 + 3 * torch.rand(1, 7, 2, generator=generator(), **DOUBLE))
+
+    def loss(points2d: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        points2d = points2d.detach().requires_grad_()
+        value = pose_loss(
+            name, points2d, deviation, Target(points3d, K, truth, project(points3d, truth, K)), weighted=True,
+            balance=balance, symmetries=symmetries, generator=generator(4),
+        )  # fmt: skip
+        return value.detach(), torch.autograd.grad(value.sum(), points2d)[0]
+
+    estimate = project(points3d, wrong, K) + noise
+    values, gradients = loss(estimate, pose)
+    same, alike = loss(estimate, pose @ turned(angles))
+    torch.testing.assert_close(same, values, rtol=1e-4, atol=0)
+    assert (alike - gradients).norm() < 1e-4 * gradients.norm()
+    if name == "mixture":
+        assert loss(project(points3d, pose @ turned(angles), K), pose)[0].max() < 1e-4 * values.min()
 
 
 def test_the_heatmap_loss_is_the_divergence_from_gaussians() -> None:

@@ -13,8 +13,7 @@ from tests.numbers import DOUBLE, generator
 def turn(angles: Tensor | float, axis: int = 2) -> Tensor:
     """(…,4,4) about an axis of the object."""
     angles = torch.as_tensor(angles, **DOUBLE)
-    rotvec = torch.zeros(*angles.shape, 3, **DOUBLE)
-    rotvec[..., axis] = angles
+    rotvec = angles[..., None] * torch.eye(3, **DOUBLE)[axis]
     return se3.make(se3.exp(rotvec), torch.zeros(*angles.shape, 3, **DOUBLE))
 
 
@@ -89,7 +88,30 @@ def test_the_target_is_the_nearest_to_what_is_predicted() -> None:
     near.requires_grad_()
     found = target_of(target.points3d, target.K, target.pose, symmetries, near)
     torch.testing.assert_close(found.pose, chosen, rtol=0, atol=1e-12)
-    assert not found.points2d.requires_grad
+    (gradient,) = torch.autograd.grad(found.points2d.sum(), near)
+    assert not gradient.any()  # sides do not move with the prediction
+
+
+def test_a_body_of_revolution_is_met_between_the_samples_of_its_symmetry() -> None:
+    """At any angle, of an axis beside the origin, by weights; and the target turns as the prediction does."""
+    _, target = scene(B=1)
+    many = lambda value: value.expand(50, *value.shape[1:])
+    offset = torch.eye(4, **DOUBLE)
+    offset[:3, 3] = torch.tensor([15.0, -12, 8], **DOUBLE)
+    about = lambda turned: offset @ turned @ torch.linalg.inv(offset)
+    angles = torch.linspace(0.1, 6.0, 50, **DOUBLE).requires_grad_()
+    points3d, K, pose = (many(value) for value in (target.points3d, target.K, target.pose))
+    weights = 0.2 + torch.rand(50, 7, 2, generator=generator(), **DOUBLE)
+    seen = project(points3d, pose @ about(turn(angles)), K)
+    found = target_of(points3d, K, pose, about(turns(315)).expand(50, -1, -1, -1), seen, weights)
+    off = (found.points2d - seen).norm(dim=-1)
+    assert off.max() < 2e-3  # the nearest sample is up to half a pixel away
+    sampled = project(points3d[:, None], pose[:, None] @ about(turns(315)), K[:, None])
+    assert (sampled - seen[:, None]).norm(dim=-1).amax(2).min(1).values.max() > 0.1
+    (moved,) = torch.autograd.grad((found.points2d - seen).square().sum((1, 2)).sqrt().sum(), angles)
+    with torch.no_grad():
+        speed = (project(points3d, pose @ about(turn(angles + 1e-6)), K) - seen).square().sum((1, 2)).sqrt() / 1e-6
+    assert moved.abs().max() < 0.01 * speed.min()
 
 
 @pytest.mark.parametrize("predicted", [True, False])
