@@ -3,7 +3,9 @@
 A network predicts a heatmap for each keypoint of an object; their expected coordinates go through PnP. The presets are
 the losses: `heatmap` (l_h), `default` (l_m = l_h + beta l_proj), `pose` (l_p = l_reg + beta l_proj), `monte_carlo`
 (EPro-PnP's) and `linear_covariance`; `linemod` is l_m on LINEMOD or any data set in BOP's layout (--data); `smoke`.
-Without --data a small set is rendered, once, beside the results.
+Without --data a small set is rendered, once, beside the results. LINEMOD from the download to the table of its objects:
+
+    python -m experiments.object_pose linemod --download
 
 Two processes on one training: torchrun --nproc-per-node 2 -m experiments.object_pose default. The trained estimator is
 the run's estimator.pt, for python -m experiments.predict.
@@ -46,6 +48,8 @@ class Config(RunConfig):
     network: Annotated[Network, tyro.conf.arg(name="")] = field(default_factory=Network)
     data: Path | None = None
     """A data set in BOP's layout; left out, one is rendered to OUT/data."""
+    download: bool = False
+    """Fetch what is missing of the set from BOP, tens of gigabytes; where --data names none, LINEMOD to OUT/data/lm."""
     train: str = "train"
     """The split to learn from: train_pbr, train_real, ..."""
     test: str = "test"
@@ -110,7 +114,15 @@ class Data:
 
 def read_data(config: Config, group: Group) -> Data:
     """What `config` names; the data set rendered first, by one process, where it names none."""
-    folder, wanted = config.data, "--data wants the folder of a data set in BOP's layout (bop.felk.cvut.cz)"
+    folder, wanted = config.data, "--data wants the folder of a data set in BOP's layout; --download fetches one"
+    if config.download:
+        from datasets.objects.download import download
+
+        folder = folder or config.out / "data" / "lm"
+        if group.rank == 0:
+            parts = dict.fromkeys(f"{split}_all" if split == "test" else split for split in (config.test, config.train))
+            download(folder.name, folder.parent, ("base", "models", *parts))
+        group.shared(None)
     if folder is None and config.train != "train":
         skip(f"{wanted}: the one that is rendered has no split {config.train}")
     if folder is None:

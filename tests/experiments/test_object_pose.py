@@ -160,6 +160,37 @@ def test_without_data_a_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest
     assert asked == [(tmp_path / "data" / "bop-40-6", {"train": 40, "test": 6})]
 
 
+def test_linemod_is_fetched_learned_and_tabulated_by_one_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From archives by BOP's names, on this machine; what is there is not fetched again."""
+    published = tmp_path / "published" / "lm" / "resolve" / "main"
+    published.mkdir(parents=True)
+    whole = shutil.copytree(data, tmp_path / "lm")
+    (whole / "train").rename(whole / "train_pbr")
+    for part, entries in {
+        "base": ["camera.json", "test_targets_bop19.json"], "models": ["models"], "test_all": ["test"],
+        "train_pbr": ["train_pbr"],
+    }.items():  # fmt: skip
+        top = tmp_path / part / ("lm" if part == "base" else "")
+        top.mkdir(parents=True)
+        for entry in entries:
+            shutil.move(whole / entry, top / entry)
+        shutil.make_archive(str(published / f"lm_{part}"), "zip", tmp_path / part)
+    monkeypatch.setattr("datasets.objects.download.SOURCE", (tmp_path / "published").as_uri())
+    preset = PRESETS["linemod"]
+    config = replace(
+        SMOKE, preset="linemod", train=preset.train, test=preset.test, download=True, out=tmp_path / "out",
+        iterations=1, validations=1,
+    )  # fmt: skip
+    assert main(config) is not None
+    shutil.rmtree(tmp_path / "published")
+    assert main(replace(config, resume=True)) is not None
+    table = (tmp_path / "out" / "object_pose" / "linemod-seed0" / "table.md").read_text()
+    assert "| 1 |" in table
+    assert "| 3* |" in table
+
+
 # ---- kills ----
 
 
