@@ -11,11 +11,11 @@ from torch import Tensor
 
 from datasets.made.scenes import duck
 from experiments.structure.alignment import rms_radius, shape_errors
-from experiments.structure.points import Points
-from experiments.structure.tracks import as_table, noise, observed, pinhole, read_tracks, views_that_see
+from experiments.structure.tracks import noise, observed, pinhole, read_tracks, views_that_see
 from geometry import Solution, cauchy, pnp, se3
 from geometry.camera import Model, in_front, project_camera_frame
 from geometry.optim import descend
+from geometry.reconstruction import Points, as_table
 from geometry.robust import RobustKernel, kernel_derivatives
 
 Regime = Literal[

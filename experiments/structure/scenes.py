@@ -19,10 +19,10 @@ from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.lens import Known, Sought
 from experiments.structure.start import Growing, start_known, start_sought
-from experiments.structure.tracks import Flat, as_table, noise, pinhole, read_tracks, views_that_see
+from experiments.structure.tracks import Flat, noise, pinhole, read_tracks, views_that_see
 from geometry import align_similarity, project, se3
 from geometry.camera import Model, matrix_from_intrinsics
-from geometry.reconstruction import StructureProblem
+from geometry.reconstruction import StructureProblem, as_table
 
 EXIF_OFF = 0.1
 """Standard deviation of a focal length by EXIF, as a share of it."""

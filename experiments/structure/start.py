@@ -9,10 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from datasets.progress import progress
-from experiments.structure.incremental import Incremental, reconstruct
+from experiments.structure.incremental import reconstruct
 from experiments.structure.lens import COEFFICIENTS, GROWN, Fit, Known, Sought, of_views
 from experiments.structure.tracks import Flat, pinhole
 from geometry import Bundle
+from geometry.reconstruction import Incremental
 
 __all__ = ["Growing", "seek_focal_length", "start_known", "start_sought"]
 

@@ -42,13 +42,6 @@ def observed(poses: Tensor, points: Tensor, camera: Tensor, point: Tensor) -> Te
     return se3.transform(poses[camera], points[point][:, None])
 
 
-def as_table(points2d: Tensor, camera: Tensor, point: Tensor, views: int, points: int) -> tuple[Tensor, Tensor]:
-    """points2d (V,N,2), zero where not visible (V,N), of points2d (M,2), camera (M,), point (M,)."""
-    visible = torch.zeros(views, points, dtype=torch.bool, device=points2d.device)
-    visible[camera, point] = True
-    return points2d.new_zeros(views, points, 2).index_put((camera, point), points2d), visible
-
-
 def views_that_see(seen: Tensor, scene: str, names: Sequence[str] = ()) -> None:
     """Raise ValueError unless all views (V,) of a scene, two at least, see a point; seen: how many each does."""
     if len(seen) < 2:

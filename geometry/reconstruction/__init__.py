@@ -7,6 +7,7 @@ models       which unknowns the data ask for, and whether what was found fits
 
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics, start_intrinsics
+from geometry.reconstruction.growing import Incremental, Refine, check_tracks, grow
 from geometry.reconstruction.joint_calibration import JointCalibration, calibrate_rig
 from geometry.reconstruction.models import (
     Estimate,
@@ -16,6 +17,7 @@ from geometry.reconstruction.models import (
     choose_model,
     residual_pattern,
 )
+from geometry.reconstruction.points import Points, as_table
 from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
 
 __all__ = [
@@ -26,7 +28,13 @@ __all__ = [
     "ModelChoice",
     "ModelTrial",
     "ResidualPattern",
+    "Incremental",
+    "Points",
+    "Refine",
     "StructureProblem",
+    "as_table",
+    "check_tracks",
+    "grow",
     "calibrate",
     "calibrate_rig",
     "choose_model",

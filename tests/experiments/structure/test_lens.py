@@ -8,8 +8,9 @@ from experiments.structure.lens import COEFFICIENTS, Fit, Sought, in_words, of_v
 from experiments.structure.refinement import refine
 from experiments.structure.scenes import Scene
 from experiments.structure.start import Growing, start_sought
-from experiments.structure.tracks import Flat, as_table
+from experiments.structure.tracks import Flat
 from geometry import Bundle
+from geometry.reconstruction import as_table
 
 
 def collection(seed=0, *, wrong=0.0, points=700, **lens):

@@ -6,8 +6,9 @@ import torch
 from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.colmap import write_colmap
 from datasets.reconstructions.model import Reconstruction
-from experiments.structure.tracks import as_table, observed, pinhole, read_tracks
+from experiments.structure.tracks import observed, pinhole, read_tracks
 from geometry import se3
+from geometry.reconstruction import as_table
 
 
 def scene(camera: list[int], point: list[int]) -> Reconstruction:

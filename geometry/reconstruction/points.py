@@ -10,7 +10,7 @@ from torch import Tensor
 from geometry.camera import Model, in_front, project_camera_frame, projection_jacobian
 from geometry.optim import select
 
-__all__ = ["Points"]
+__all__ = ["Points", "as_table"]
 
 Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
 """loss(s) -> rho(s), d rho / d s of squared errors s (M,)."""
@@ -75,3 +75,10 @@ class Points:
 
     def still(self, at: _Place, there: _Place) -> Tensor:
         return torch.zeros_like(at.cost, dtype=torch.bool)
+
+
+def as_table(points2d: Tensor, camera: Tensor, point: Tensor, views: int, points: int) -> tuple[Tensor, Tensor]:
+    """points2d (V,N,2), zero where not visible (V,N), of points2d (M,2), camera (M,), point (M,)."""
+    visible = torch.zeros(views, points, dtype=torch.bool, device=points2d.device)
+    visible[camera, point] = True
+    return points2d.new_zeros(views, points, 2).index_put((camera, point), points2d), visible
