@@ -103,18 +103,16 @@ def tell(runs: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("run", "seeds", "goal", "reached", "seconds", "found"):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("run", no_wrap=True)
+    for column in ("reached", "seconds", "goal, and what was found"):
         table.add_column(column)
     for (name, preset), group in groupby(runs, key=lambda run: (run["experiment"], run["preset"])):
         cells = dict(zip(HEADER[2:], _cells(some := list(group)), strict=True))
+        seeds = f"seed{'s' if len(some) > 1 else ''} {cells['seeds']}"
+        row = (f"{name}\n{preset}, {seeds}", cells["reached"], cells["seconds"], "\n".join(_lines(some)))
         good = all(run["status"] in ("converged", "skipped") for run in some)
-        color = "green" if good else "red"
-        beside = dict.fromkeys(cells["error"].split("<br>")[:3] + cells["in the paper"].split("<br>")[:1])
-        found = "\n".join(beside)
-        goal, reached = cells["goal"].replace("<br>", "\n"), cells["reached"]
-        row = map(escape, (f"{name} {preset}", cells["seeds"], goal, reached, cells["seconds"], found))
-        table.add_row(*row, style=None if good else color)
+        table.add_row(*map(escape, row), style=None if good else "red")
     console.print()
     console.print(table)
     for run in runs:
@@ -152,6 +150,20 @@ def _cells(group: Sequence[dict[str, Any]]) -> list[str]:
     columns = [spread(summary[key] for summary in summaries) for key in ("iterations", "seconds", "loss")]
     goal = "<br>".join(dict.fromkeys(filter(None, (summary["goal"] for summary in summaries))))
     return [seeds, goal, f"{good}/{len(group)}", *columns, "<br>".join(errors), "<br>".join(paper)]
+
+
+def _lines(group: Sequence[dict[str, Any]], most: int = 3) -> list[str]:
+    """The goals of runs of one experiment and preset, and a few figures: those that have a reference first."""
+    summaries = [run["summary"] for run in group if run["summary"]]
+    reference = summaries[0]["reference"] if summaries else {}
+    values = [{**summary["errors"], **{key: summary[key] for key in ("iterations", "loss")}} for summary in summaries]
+    names = sorted(dict.fromkeys(name for value in values for name in value), key=lambda name: name not in reference)
+    told = [
+        f"{name} {spread(value[name] for value in values if name in value)}".replace("_", " ")
+        + (f", beside {reference[name]}" if name in reference else "")
+        for name in names[:most]
+    ]
+    return [*dict.fromkeys(summary["goal"] for summary in summaries if summary["goal"]), *told]
 
 
 def _row(cells: Iterable[str]) -> str:

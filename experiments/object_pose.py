@@ -35,6 +35,7 @@ from experiments.object_poses.training import Objective, training_step
 from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
+from experiments.running.folder import check
 from experiments.running.run import Run, begun
 from experiments.running.telling import command
 from experiments.running.training import Training, keep_memory
@@ -270,6 +271,8 @@ def main(config: Config) -> dict[str, Any] | None:
     keep_memory()
     with joined(device) as group:
         with told_in_a_sentence():  # before an earlier run is overwritten
+            if group.rank == 0:
+                check(config.folder("object_pose"), "object_pose", config)
             data = read_data(config, group)
             Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
             if config.weights:

@@ -66,7 +66,7 @@ def test_it_goes_on_after_a_failure(stubs: list[str], capfd: pytest.CaptureFixtu
     assert "ValueError: no such luck" in page
     assert "torch" in page
     said = capfd.readouterr()
-    assert "dying default  0" in said.out
+    assert "dying            0/1" in said.out
     assert "x 0.125" in said.out
     assert "dying default --seed 0: failed: ValueError: no such luck" in said.out
     assert said.out.endswith(f"{index}\n")

@@ -29,6 +29,13 @@ from geometry.reconstruction import CalibrationProblem
 
 __all__ = ["VideoConfig", "video"]
 
+OPENCV = {
+    "focal_px": "624 (OpenCV, on the inliers found here)",
+    "inlier_share": "0.58 (OpenCV)",
+    "median_px": "1.20 (OpenCV)",
+}
+"""What OpenCV makes of the matches of the shared box."""
+
 LEAST = 6
 """Matches of a frame that must fit its pose: twice as many as can be made to."""
 
@@ -90,26 +97,21 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
         for f, pose, s, m in zip(frames, poses, share, median, strict=True)
     ]
     write_json(run.folder / "poses.json", told)
+    reference = OPENCV if str(config.matches) == "box_pnp" else {}
     return run.finish(
         converged=bool(state.done.all() and torch.isfinite(state.cost).all()),
         goal="focal length and poses at the minimum of the robust error",
-        found={
-            "focal length": Quantity(
-                state.theta.item(), deviation.item(), "px", "624 (OpenCV, on the inliers found here)"
-            )
-        },
+        found={"focal length": Quantity(state.theta.item(), deviation.item(), "px", reference.get("focal_px"))},
         undetermined=undetermined(frames, problem, learning.prediction, poses, deviation.item(), config.inlier),
         iterations=state.steps,
         loss=state.cost.item(),
         errors={
+            "focal_px": state.theta.item(),
             "inlier_share": share.mean().item(),
             "lowest_inlier_share": share.min().item(),
             "median_px": median.median().item(),
         },
-        reference={
-            "inlier_share": "0.58 (OpenCV)",
-            "median_px": "1.20 (OpenCV)",
-        },
+        reference=reference,
         picture="scene",
         note=f"{len(frames)} frames; there is no ground truth: the figures are fits, not errors",
     )
