@@ -8,9 +8,10 @@ camera, points learned through PnP from there, then a robust bundle; the lens is
 `self_calibrated` (the same of images whose lens is given, for comparison), `smoke`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from experiments.drawing.figures import loss_curve, value_colors
 from experiments.paper.learning import Descent
 from experiments.paper.vgg import ConstantVgg11
+from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -234,6 +236,7 @@ class Found(NamedTuple):
     undetermined: list[str]
     errors: dict[str, float]
     colors: Any = None
+    intrinsics: Mapping[str, Quantity] = MappingProxyType({})
 
 
 def shape(scene: Scene, points: Tensor) -> dict[str, float]:
@@ -298,14 +301,14 @@ def bundled(config: Config, run: Run, scene: Scene, learned: Learned) -> Found:
     converged = learned.converged and bool(refined.solution.converged.all())
     errors = {**refined.errors, "learned_rms": learned_rms, "reprojection_rms": rms}
     loss, undetermined = learned.losses[-1], refined.undetermined
-    return Found(scene, points, poses, loss, converged, undetermined, errors, model.colors)
+    return Found(scene, points, poses, loss, converged, undetermined, errors, model.colors, refined.found)
 
 
 def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
     """The figures, the point cloud and the summary."""
     from experiments.viewers.picture import evolution, picture  # a viewer: not before there is something to see
 
-    scene, points, poses, loss, converged, undetermined, errors, colors = found
+    scene, points, poses, loss, converged, undetermined, errors, colors, intrinsics = found
     last, note, from_nothing = len(learned.losses), scene.note, scene.poses_start is None
     if learned.columns is None:
         show(run, scene, last, points, poses)
@@ -331,6 +334,8 @@ def tell(config: Config, run: Run, learned: Learned, found: Found) -> dict:
         note=note,
         picture="structure" if scene.colors is None else "scene",
         undetermined=undetermined,
+        found=intrinsics,
+        left_out=scene.left_out,
     )
 
 

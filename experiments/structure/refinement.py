@@ -1,11 +1,13 @@
 """The last step from images or tracks: a bundle over everything, and what it says of a lens that was sought."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from datasets.reconstructions.model import Reconstruction
+from experiments.records.quantities import Quantity
 from experiments.structure.alignment import move
 from experiments.structure.determined import not_determined
 from experiments.structure.incremental import compare
@@ -19,13 +21,14 @@ from geometry.reconstruction import Estimate
 
 class Refined(NamedTuple):
     """The final bundle, what it saw as a list, and its scene: points (N,3) and poses (V,4,4) laid onto the truth;
-    undetermined: what of it is not, a sentence each."""
+    undetermined: what of it is not, a sentence each; found: the intrinsics that were sought."""
 
     solution: BundleSolution
     model: Reconstruction
     errors: dict[str, float]
     note: str
     undetermined: list[str]
+    found: dict[str, Quantity]
 
 
 def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Refined:
@@ -37,6 +40,7 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     fit = Fit(tracks, scene.model, scale, scene.robust, {} if sought is None else sought.known)
     free: tuple[str, ...] = ()
     told: list[str] = []
+    found: dict[str, Quantity] = {}
     if sought is None:
         estimate = Estimate(points.new_zeros(0), points.new_zeros(0, 0), fit.adjust(start))
     elif sought.free is None:
@@ -57,7 +61,7 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
                 f"variance in common, {pattern.deviations:.1f} deviations; errors are larger than the deviations say"
             )
     if sought is not None:
-        words, lost, more = intrinsics_found(scene, free, estimate)
+        words, lost, more, found = intrinsics_found(scene, free, estimate)
         told, errors = [*told, f"focal length at first {sought.told}", words], errors | more
         undetermined += lost
     index = solution.task.problem.intrinsics_index.cpu()
@@ -73,14 +77,14 @@ def refine(scene: Scene, points: Tensor, poses: Tensor, robust_px: float) -> Ref
     flat = (camera.cpu(), point.cpu(), tracks.points2d.cpu(), scene.model)
     colors = None if scene.colors is None else scene.colors.cpu()
     model = Reconstruction(poses, points, K, distortion, index, *flat, colors, scene.names, size)
-    return Refined(solution, model, errors, "".join(f"; {words}" for words in told), undetermined)
+    return Refined(solution, model, errors, "".join(f"; {words}" for words in told), undetermined, found)
 
 
 def intrinsics_found(
     scene: Scene, free: tuple[str, ...], estimate: Estimate
-) -> tuple[str, list[str], dict[str, float]]:
-    """The free intrinsics in words, with standard deviations; those that are not determined; and f's difference from
-    the truth and deviation in px.
+) -> tuple[str, list[str], dict[str, float], dict[str, Quantity]]:
+    """The free intrinsics in words, with standard deviations; those that are not determined; f's difference from the
+    truth and deviation in px; and the intrinsics by name.
 
     The deviations hold for tracks whose errors are as large in one place as in another, wrong ones among them.
     """
@@ -88,6 +92,7 @@ def intrinsics_found(
     told: list[str] = []
     undetermined: list[str] = []
     errors: dict[str, float] = {}
+    found: dict[str, Quantity] = {}
     given: dict[str, float] = {}
     if scene.K_gt is not None:
         fx, fy, cx, cy = intrinsics_from_matrix(scene.K_gt[0]).tolist()
@@ -97,8 +102,11 @@ def intrinsics_found(
         pixels = name[0] in "fc"
         lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
         undetermined += [f"The intrinsic {name}: {value:.6g} ± {deviation:.2g} px."] if lost else []
+        # one that is lost is told of already
+        known = deviation if math.isfinite(deviation) else None
+        found[name] = Quantity(value, known, "px" if pixels else "", given.get(name))
         note = ", not determined" if lost else "" if estimate.found.converged else ", not at a minimum"
         told.append(f"{name} {value:.6g} ± {deviation:.2g}{truth}{note}")
         if pixels and name in given:
             errors |= {f"{name}_off_px": value - given[name], f"{name}_deviation_px": deviation}
-    return ", ".join(told), undetermined, errors
+    return ", ".join(told), undetermined, errors, found

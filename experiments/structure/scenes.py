@@ -1,7 +1,8 @@
 """The scenes that `experiments.structure_from_motion` learns: made here, published, or a file's or images' tracks."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Scene:
     """What is known: points2d (V,N,2), visible (V,N), K (V,3,3), distortion (V,k). What is not: the rest, if given.
 
     sought: K and distortion are not known after all. robust: the final bundle's kernel is. colors (N,3) uint8, names of
-    the views, image_size (width, height): of images.
+    the views, image_size (width, height): of images; left_out: why some are not among the views, by name.
     """
 
     points2d: Tensor
@@ -88,6 +89,7 @@ class Scene:
     names: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
     note: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Scene":
         def move(value: Any) -> Any:
@@ -233,17 +235,15 @@ def read_track_file(path: Path, options: SceneOptions, seed: int) -> Scene:
 def start_found(
     tracks: Tracks, lens: Lens | None, sought: Sought, options: SceneOptions, seed: int, other: dict[str, str]
 ) -> tuple[Scene, Tensor]:
-    """`start_tracks` of tracks that were found, with names, colours, and a note on the images that were left out, which
-    `other` of them were before; and which views are left."""
+    """`start_tracks` of tracks that were found, with names, colours, and the images that were left out, `other` of them
+    before; and which views are left."""
     flat = Flat(tracks.points2d, tracks.camera_index, tracks.point_index, len(tracks.names))
     scene, views, points = start_tracks(flat, lens, sought, options, seed)
     out = other | dict(tracks.left_out)
     out |= {name: "not placed" for v, name in enumerate(tracks.names) if v not in views.tolist() and name not in out}
-    told = ", ".join(f"{name}: {reason}" for name, reason in out.items())
     names = tuple(tracks.names[v] for v in views)
     colors = None if tracks.colors is None else tracks.colors[points]
-    note = scene.note + (f"; images left out: {told}" if out else "")
-    return replace(scene, names=names, colors=colors, note=note), views
+    return replace(scene, names=names, colors=colors, left_out=out), views
 
 
 def given_lens(options: SceneOptions) -> Lens | None:

@@ -145,7 +145,10 @@ def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(
 @pytest.mark.slow
 def test_a_focal_length_from_tracks_alone(tmp_path: Path) -> None:
     config = replace(ORBIT, preset="self_calibrated", intrinsics_known=False, points=300, views=8, candidates_f=3)
-    errors = structure_from_motion.main(replace(config, out=tmp_path, free=("f", "cx", "cy")))["errors"]
+    summary = structure_from_motion.main(replace(config, out=tmp_path, free=("f", "cx", "cy")))
+    errors, found = summary["errors"], summary["found"]
+    for name in ("f", "cx", "cy"):
+        assert found[name]["value"] - found[name]["reference"] == pytest.approx(errors[f"{name}_off_px"])
     for name in ("f", "cx", "cy"):
         assert errors[f"{name}_deviation_px"] < 5
         assert abs(errors[f"{name}_off_px"]) < 4 * errors[f"{name}_deviation_px"]
@@ -220,7 +223,10 @@ def test_photographs_with_exif_and_one_of_another_zoom(tmp_path: Path) -> None:
     summary = structure_from_motion.main(config)
     note = summary["note"]
     assert note.startswith("4 of 4 views placed")
-    assert "4.jpg: focal length 933 px by EXIF, most have 480" in note
+    assert summary["left_out"] == {"4.jpg": "focal length 933 px by EXIF, most have 480"}
+    focal = summary["found"]["f"]
+    assert focal["unit"] == "px"
+    assert abs(focal["value"] - 480) < 5 * focal["deviation"] < 50
     assert "focal length at first 480 px by EXIF (36 mm for 35 mm film)" in note
     model = read_colmap(tmp_path / "out" / "structure_from_motion" / "real-seed0" / "colmap")
     assert model.K[0, 0, 0].item() == pytest.approx(480, rel=0.03)
