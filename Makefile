@@ -1,4 +1,5 @@
 # make run    run every experiment's preset; results go to results/, see results/index.html
+# make claims run what README and docs/results.md state on fresh seeds, an hour: `make claims FIRST_SEED=1000`, results/claims
 # make test   lint, types and all tests (`.venv/bin/pytest -m "not slow"` takes a minute or so)
 # make test-machines   all tests as on other processors: instruction sets and threads (.ci/machines says which), half an hour
 # make test-ptx   the kernels built for three generations of CUDA devices, without one; installs compilers of 450 MB
@@ -8,19 +9,25 @@
 # They set up the environment at their first call. Options, as in `make run PYTHON=python3.12`:
 #   PYTHON       the interpreter, 3.10 or newer
 #   CUDA=1       torch's default build with CUDA (several gigabytes) instead of the CPU build, in .venv-cuda
+#   FIRST_SEED   of make claims: take seeds that nobody has used
 #   TORCH_INDEX  another index for torch, such as https://download.pytorch.org/whl/cu130 (make clean first)
 
 PYTHON      ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CUDA        ?=
+FIRST_SEED  ?= 300
 VENV        := $(if $(CUDA),.venv-cuda,.venv)
 export PYTHON TORCH_INDEX CUDA
 
-.PHONY: run test kernels lint types test-machines test-ptx docs clean
+.PHONY: run claims test kernels lint types test-machines test-ptx docs clean
 
 run: $(VENV)/ready-experiments
 	$(VENV)/bin/python -m geometry.compiled
 	$(VENV)/bin/python run_all.py
+
+claims: $(VENV)/ready-experiments
+	$(VENV)/bin/python -m geometry.compiled
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m experiments.claims default --first-seed $(FIRST_SEED)
 
 test: $(VENV)/ready-dev
 	$(MAKE) --no-print-directory -j 3 lint types kernels

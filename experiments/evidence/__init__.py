@@ -1,0 +1,1 @@
+"""What the README and the pages state of the experiments: the list of it, its intervals, its tables."""
