@@ -6,7 +6,7 @@ observations left out or behind their camera, what of `--free` the data do not d
 open are not in what it writes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
-from experiments.running.determined import undetermined_names
+from experiments.running.determined import LOOSE, undetermined_names
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import GaugeChoice, bundle, cauchy
@@ -45,9 +45,12 @@ class Config(RunConfig):
 SCENE = ("poses", "points", "sensors")
 """What of `free` is no intrinsic."""
 
+FEW_LENSES, FEW_VIEWS = 4, 200
+"""Lenses whose numbers are told one by one, and views up to which their deviations take no longer than the rest."""
+
 PRESETS = {
     "default": Config(preset="default", threads=2),
-    "smoke": Config(preset="smoke", scene="bal/dubrovnik-3-7-pre.txt", free=("poses", "points", "f")),
+    "smoke": Config(preset="smoke", scene="bal/dubrovnik-3-7-pre.txt", free=("poses", "points")),
 }
 
 
@@ -107,17 +110,45 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         (f"{int(found.undetermined.sum())} points", int(found.undetermined.sum()), "the data leave their depth open"),
     )
     rms_after = Quantity(rms(r), unit="px", reference=f"{rms(before):.6g} at the start")
+    intrinsics = lenses(found)
     return run.finish(
-        found={"rms": rms_after},
+        found={"rms": rms_after, **intrinsics},
         converged=bool(found.converged),
         goal="minimum of the reprojection error",
         iterations=len(costs) - 1,
         loss=found.cost.item(),
         errors={"rms_before": rms(before), "rms_after": rms(r)},
         note=found.message,
-        undetermined=undetermined(found, config.free, solve),
+        undetermined=undetermined(found, config.free, solve) + loose(intrinsics),
         left_out={name: why for name, count, why in left_out if count},
     )
+
+
+def lenses(found: BundleSolution) -> dict[str, Quantity]:
+    """The free intrinsics of each lens with their deviations, where there are few enough to read."""
+    problem, theta = found.task.problem, found.state.theta
+    used = problem.layout.view.unique()
+    first = {int(problem.intrinsics_index[view]): int(view) for view in used.flip(0)}  # a view of each lens
+    if not found.converged or len(first) > FEW_LENSES or len(used) > FEW_VIEWS or not problem.names:
+        return {}
+    variances = found.covariance().cameras.diagonal(dim1=1, dim2=2)
+    return {
+        name if len(first) == 1 else f"lens {lens} {name}": Quantity(
+            theta[lens, i].item(), variances[view, 6 + i].sqrt().item(), "px" if name[0] in "fc" else ""
+        )
+        for lens, view in sorted(first.items())
+        for i, name in enumerate(problem.names)
+    }
+
+
+def loose(intrinsics: Mapping[str, Quantity]) -> list[str]:
+    """A sentence on focal lengths that the data hardly tell."""
+    names = [
+        name
+        for name, (value, deviation, *_) in intrinsics.items()
+        if name.split(" ")[-1] in ("f", "fx", "fy") and deviation is not None and deviation >= LOOSE * value
+    ]
+    return [f"The data hardly tell {', '.join(names)}: deviations are above {LOOSE:.0%} of it."] if names else []
 
 
 def undetermined(

@@ -8,9 +8,10 @@ import torch
 
 from datasets.ply import read_ply
 from datasets.reconstructions.bal import write_bal
-from datasets.reconstructions.colmap import read_colmap
-from experiments.benchmarks.bundle_solvers import bundle_cost, synthetic_scene
-from experiments.bundle_adjustment import Config, main
+from datasets.reconstructions.colmap import read_colmap, write_colmap
+from experiments.benchmarks.bundle_solvers import bundle_cost, reproject, synthetic_scene
+from experiments.bundle_adjustment import Config, loose, main
+from experiments.records.quantities import Quantity
 from geometry import se3
 from geometry.camera import project_camera_frame
 
@@ -53,6 +54,32 @@ def test_what_the_tracks_do_not_determine_is_named(tmp_path: Path) -> None:
     assert not summary["converged"]
     assert summary["undetermined"][0].startswith("The data do not determine k2 beside poses, points, f, k1: fewer")
     assert main(replace(config, free=("poses", "points", "f"), name="f"))["undetermined"] == []
+
+
+@pytest.mark.slow
+def test_a_single_lens_is_told_with_its_deviation(tmp_path: Path) -> None:
+    """Which covers the truth of a scene whose cameras share it."""
+    _, truth = synthetic_scene(6, 120, 4, torch.Generator().manual_seed(202), noise=0.0)
+    one = replace(truth, K=truth.K[:1], distortion=truth.distortion[:1], intrinsics_index=torch.zeros(6).long())
+    pixels = reproject(one) + 0.5 * torch.randn(len(one.points2d), 2, generator=torch.Generator().manual_seed(203))
+    write_colmap(tmp_path / "model", replace(one, points2d=pixels))
+    found = main(Config(preset="test", scene=str(tmp_path / "model"), out=tmp_path))["found"]
+    assert list(found) == ["rms", "f", "k1", "k2"]
+    wanted = {"f": one.K[0, 0, 0], "k1": one.distortion[0, 0], "k2": one.distortion[0, 1]}
+    for name, value in wanted.items():
+        assert found[name]["deviation"] > 0
+        assert abs(found[name]["value"] - value) < 4 * found[name]["deviation"]
+    assert found["f"]["deviation"] < 0.05 * found["f"]["value"]  # and tells something
+
+
+def test_a_focal_length_of_a_large_deviation_is_named() -> None:
+    intrinsics = {
+        "lens 0 f": Quantity(500.0, 99.0),
+        "lens 1 f": Quantity(500.0, 101.0),
+        "lens 1 k1": Quantity(0.1, 5.0),
+    }
+    assert loose(intrinsics) == ["The data hardly tell lens 1 f: deviations are above 20% of it."]
+    assert loose({"f": Quantity(500.0, 1.0)}) == []
 
 
 @pytest.mark.slow
