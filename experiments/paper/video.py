@@ -107,6 +107,7 @@ def video(run: Run, config: VideoConfig, frames: Sequence[FrameMatches]) -> dict
         loss=state.cost.item(),
         errors={
             "focal_px": state.theta.item(),
+            "focal_deviation_px": deviation.item(),
             "inlier_share": share.mean().item(),
             "lowest_inlier_share": share.min().item(),
             "median_px": median.median().item(),
