@@ -14,7 +14,7 @@ from experiments.gradients.methods import STOCHASTIC, Method
 from experiments.gradients.outcomes import Interval, Outcome, across, chosen
 from experiments.gradients.scenes import REGIMES
 
-__all__ = ["advice_table", "brackets", "report", "verdict"]
+__all__ = ["advice_table", "brackets", "everywhere", "report", "verdict"]
 
 
 def ranged(values: Iterable[float], digits: int = 3) -> str:
@@ -40,15 +40,31 @@ def listed(outcome: Outcome, methods: Iterable[Method]) -> str:
 
 def advice_table(outcomes: Sequence[Outcome]) -> list[str]:
     """A regime a row: who is lowest, who level with it, and which of these takes the least time a step."""
-    lines = ["| you have | use | error over the oracle's | lowest, and level with it | ms a step |", "|---" * 5 + "|"]
+    lines = ["| you have | lowest | error over the oracle's | level with it | cheapest of these |", "|---" * 5 + "|"]
     for outcome in outcomes:
-        use, level = outcome.cheapest(), outcome.level
-        names = ", ".join(f"`{method}`" if method != use else f"**`{method}`**" for method in level)
+        (best, *others), cheapest = outcome.level, outcome.cheapest()
         lines.append(
-            f"| {REGIMES[outcome.regime].situation} | `{use}` | {told(outcome.final(use))} | {names} "
-            f"| {outcome.traces[use].milliseconds:.2g} |"
+            f"| {REGIMES[outcome.regime].situation} | `{best}` | {told(outcome.final(best))} "
+            f"| {', '.join(f'`{method}`' for method in others) or '–'} "
+            f"| `{cheapest}`, {outcome.traces[cheapest].milliseconds:.2g} ms a step |"
         )
     return lines
+
+
+def everywhere(outcomes: Sequence[Outcome]) -> str:
+    """Who is lowest in the mean of the regimes of the small network, of those that have all, and who is level."""
+    outcomes = small(outcomes)
+    methods = [method for method in outcomes[0].traces if all(method in outcome.traces for outcome in outcomes)]
+    best = min(methods, key=lambda method: across(outcomes, method).middle)
+    ratios = {method: across(outcomes, method, best) for method in methods if method != best}
+    level = [f"`{method}` ({told(ratio)} times its error)" for method, ratio in ratios.items() if ratio.level]
+    lowest = f"In the mean of the regimes `{best}` is lowest, at {told(across(outcomes, best))} of the oracle's error"
+    return f"{lowest}; level with it: {', '.join(level)}." if level else f"{lowest}, and nobody is level with it."
+
+
+def small(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """The regimes of the small network, in which more methods took part."""
+    return [outcome for outcome in outcomes if not REGIMES[outcome.regime].large] or outcomes
 
 
 def verdict(outcome: Outcome, goal: float) -> str:
@@ -99,7 +115,7 @@ def regime_table(outcome: Outcome, goal: float) -> list[str]:
 
 def overall_table(outcomes: Sequence[Outcome], goal: float) -> list[str]:
     """The methods that took part in all regimes of the small network, best first, over these."""
-    outcomes = [outcome for outcome in outcomes if not REGIMES[outcome.regime].large] or outcomes
+    outcomes = small(outcomes)
     rows = []
     for method in outcomes[0].traces:
         if not all(method in outcome.traces for outcome in outcomes):
@@ -186,18 +202,16 @@ def _above(ratio: Interval) -> bool:
 
 def brackets(outcomes: Sequence[Outcome]) -> str:
     """Whether all rates lie inside of those tried."""
-    edges = [
-        f"{title(method)} in {title(outcome.regime)}"
-        for outcome in outcomes
-        for method, trace in outcome.traces.items()
-        if not trace.bracketed
-    ]
-    count = sum(len(outcome.traces) for outcome in outcomes)
+    traces = [(title(m), title(o.regime), trace) for o in outcomes for m, trace in o.traces.items()]
+    edges = [(method, regime, trace) for method, regime, trace in traces if not trace.bracketed]
     if not edges:
-        return f"All {count} rates chosen lie between two that ended higher."
-    return (
-        f"{count - len(edges)} of {count} rates chosen lie between two that ended higher; not so: {', '.join(edges)}."
-    )
+        return f"All {len(traces)} rates chosen lie between two that ended higher."
+    inside = f"{len(traces) - len(edges)} of {len(traces)} rates chosen lie between two that ended higher"
+    named = [
+        f"{method} in {regime}" + (" (the smaller the rate, the better)" if chosen(t.tried) == min(t.tried) else "")
+        for method, regime, t in edges
+    ]
+    return f"{inside}; not so: {', '.join(named)}."
 
 
 def report(
@@ -217,7 +231,9 @@ def report(
     made: dict[str, Any] = {
         "settings": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items()),
         "goal": goal,
+        "steps": settings.get("steps"),
         "brackets": brackets(outcomes),
+        "everywhere": everywhere(outcomes),
         "advice": "\n".join(advice_table(outcomes)),
         "overall": "\n".join(overall_table(outcomes, goal)),
         "pairs": "\n".join(pairs_table(outcomes)),

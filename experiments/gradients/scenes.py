@@ -94,7 +94,7 @@ REGIMES: dict[Regime, Setting] = {
     "large_network": Setting(
         "As outliers, but the network is not 600 numbers that all keypoints share: it has 1.1 million and sees all "
         "keypoints at once",
-        "a large network",
+        "a large network, and few views",
         outliers=0.3, large=True,
     ),
 }  # fmt: skip
