@@ -46,7 +46,7 @@ class Config(ConsensusConfig):
     """What goes on from where learning apart ended, side by side, on the same images."""
     alone: int = 300
     """Of all steps, those in which the networks learn apart: their rate goes through its whole cycle."""
-    together_rate: float = 3e-4
+    together_rate: float = 1e-3
     """Highest of the cycle of the steps that follow."""
     blocks: int = 1
     """Pixels along the sides of blocks whose mean colours are all that the gating network sees; 1: the image itself."""
@@ -63,7 +63,7 @@ PRESETS = {
     "default": Config(preset="default", dtype="float32", log_every=100),
     "paper": Config(preset="paper", dtype="float32", iterations=1000, alone=700, log_every=200),
     # what the method was made for, in small: a picture does not say which expert to ask (there, rooms that look alike)
-    "ambiguous": Config(preset="ambiguous", dtype="float32", iterations=1000, alone=700, blocks=8, log_every=200),
+    "ambiguous": Config(preset="ambiguous", dtype="float32", iterations=1000, alone=700, blocks=32, log_every=200),
     "smoke": Config(
         preset="smoke", dtype="float32", iterations=100, alone=60, batch=16, width=8, test_images=200, hypotheses=32,
         log_every=20,
