@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,6 @@ import torch
 import tyro
 
 from datasets.arrays import read_image
-from datasets.files import require_file
 from datasets.objects.layout import Instance, Model, read_models, read_split, write_results
 from experiments.object_poses.crops import Batches, Crops, crop_loader
 from experiments.object_poses.estimator import Network, PoseEstimator
@@ -32,6 +31,7 @@ from experiments.object_poses.evaluation import evaluate
 from experiments.object_poses.network import load_backbone
 from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
+from experiments.object_poses.weights import weights_file
 from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
@@ -60,7 +60,7 @@ class Config(RunConfig):
     pictures: int = 2500
     """Of each object, to learn from, where the data set is rendered."""
     weights: Path | None = None
-    """A file of weights for the backbone, of torchvision's ResNet (resnet18-….pth); wants --width 64."""
+    """Of the backbone: a file of torchvision's or timm's (resnet18-….pth), or timm's name; wants --width 64."""
     iterations: int = 10_500
     """Steps of the training; over them the learning rate rises and falls."""
     batch: int = 24
@@ -139,6 +139,14 @@ def read_data(config: Config, group: Group) -> Data:
     models = read_models(folder, config.objects or None)
     known, unseen = (read_split(folder, split, models) for split in (config.train, config.test))
     return Data(models, [some for i, some in enumerate(known) if i % 20], known[::20][:1000], unseen)
+
+
+def fetched_weights(weights: Path, config: Config, group: Group) -> Path:
+    """The file of `weights`; one that timm has by this name is fetched first, by one process."""
+    if group.rank == 0:
+        weights_file(weights, config.out / "data" / "weights")
+    group.shared(None)
+    return weights_file(weights, config.out / "data" / "weights")
 
 
 class Trainer:
@@ -276,7 +284,7 @@ def main(config: Config) -> dict[str, Any] | None:
             data = read_data(config, group)
             Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
             if config.weights:
-                require_file(config.weights)
+                config = replace(config, weights=fetched_weights(config.weights, config, group))
         if group.rank > 0:
             follow(config, data, group, device)
             return None

@@ -1,19 +1,21 @@
 """From a picture of an object to its keypoints: a residual network with one heatmap a keypoint, and how it is read.
 
-The backbone is MONAI's ResNet in two dimensions, whose parameters are named as torchvision's are, so that a file of
-torchvision's weights can be loaded (torchvision itself has no CPU build to depend on, which rules out timm as well).
+The backbone is MONAI's ResNet in two dimensions, whose parameters are named as torchvision's are, so that files of
+torchvision's and timm's weights can be loaded (`experiments.object_poses.weights`).
 The head adds the four stages up from coarse to fine (feature pyramid, Lin et al. 2017, arXiv 1612.03144).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from kornia.geometry.subpix import spatial_expectation2d, spatial_softmax2d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+from experiments.object_poses.weights import read_weights
 
 __all__ = ["STRIDE", "Heatmaps", "KeypointNetwork", "cells_of", "load_backbone", "read_heatmaps"]
 
@@ -98,18 +100,12 @@ def _group_norms(module: nn.Module) -> None:
 
 
 def load_backbone(network: KeypointNetwork, path: Path) -> list[str]:
-    """Give the backbone the weights of a file of torchvision's ResNet (or our own); returns the entries left out.
+    """Give the backbone the weights of a file, torchvision's or timm's ResNet or ours; returns the entries left out.
 
     Raises ValueError where a weight of the backbone is missing, of another shape or of a further layer: the width must
     be 64, the norm "batch" and the depth that of the file. Raises FileNotFoundError where there is no file.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        state = state.get("state_dict", state)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pickle, zip and torch each have their own
-        raise ValueError(f"{path}: a file of weights wanted, found something else: {error}") from error
+    state = read_weights(path)
     ours = network.backbone.state_dict()
     # batch norm's counters came after torchvision's files, and only count
     wanted = {name: value for name, value in ours.items() if not name.endswith("num_batches_tracked")}
@@ -117,8 +113,8 @@ def load_backbone(network: KeypointNetwork, path: Path) -> list[str]:
         found = tuple(state[name].shape) if name in state else "nothing"
         if found != tuple(value.shape):
             raise ValueError(
-                f"{path}: {name} of shape {tuple(value.shape)} wanted, found {found}; torchvision's resnet18 and "
-                f"resnet34 fit width 64 and norm batch"
+                f"{path}: {name} of shape {tuple(value.shape)} wanted, found {found}; torchvision's and timm's "
+                f"resnet18 and resnet34 fit width 64 and norm batch"
             )
     left = sorted(state.keys() - ours.keys())
     if deeper := [name for name in left if name.startswith("layer") and hasattr(network.backbone, name.split(".")[0])]:
