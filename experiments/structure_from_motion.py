@@ -30,7 +30,7 @@ from experiments.structure.reversal import settle
 from experiments.structure.scenes import Scene, SceneOptions, read_scene
 from geometry import BundleSolution, bundle, find_structure, pnp, project, triangulate
 from geometry.optim import NestedState, nested_start, nested_step
-from geometry.reconstruction import mirror
+from geometry.reconstruction import Guess, mirror
 
 
 @dataclass(frozen=True)
@@ -165,17 +165,27 @@ def search(config: Config, run: Run, scene: Scene, steps: Iterator[int]) -> Lear
     """A few of the points, sought from random ones: converged where they fit."""
     N = scene.points2d.shape[1]
     few = some_points(scene.visible, config.search_points, torch.randperm(N).to(run.device))
-    seen, good_enough = scene.only(few), 0.5 * config.threshold * len(few) / N
-    guesses = find_structure(seen.problem(global_poses=True), good_enough, candidates=config.candidates)
+    seen = scene.only(few)
+    # noise of which the threshold is the loss
+    sigma = (config.threshold / (2 * int(scene.visible.sum()))) ** 0.5
     losses: list[float] = []
-    for step, guess in zip(steps, guesses, strict=False):
+
+    def watch(guess: Guess) -> bool:
+        """Log and show the best so far; whether the search has had all its steps."""
+        step = next(steps, None)
+        if step is None:
+            return True
         losses.append(2 * guess.cost * N / len(few))
         run.log(step, loss=losses[-1], points=len(few), **seen.errors(guess.points))
         if run.records(step):
             show(run, seen, step, guess.points, guess.poses, among=(few, N))
-        if guess.found:
-            break
-    return Learned(guess.points, guess.poses, losses, guess.found, few)
+        return False
+
+    found = find_structure(
+        seen.points2d, seen.visible, seen.K, seen.distortion, model=seen.model, sigma=sigma,
+        candidates=config.candidates, callback=watch,
+    )  # fmt: skip
+    return Learned(found.points3d, found.world_to_camera, losses, found.found, few)
 
 
 def some_points(visible: Tensor, wanted: int, order: Tensor) -> Tensor:

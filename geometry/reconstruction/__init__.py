@@ -18,7 +18,8 @@ from geometry.reconstruction.models import (
     residual_pattern,
 )
 from geometry.reconstruction.points import Points, as_table
-from geometry.reconstruction.structure import StructureProblem, find_structure, mirror, triangulate
+from geometry.reconstruction.structure import StructureProblem, mirror, triangulate
+from geometry.reconstruction.structure_search import Guess, StructureSolution, find_structure
 
 __all__ = [
     "CalibrationProblem",
@@ -28,10 +29,12 @@ __all__ = [
     "ModelChoice",
     "ModelTrial",
     "ResidualPattern",
+    "Guess",
     "Incremental",
     "Points",
     "Refine",
     "StructureProblem",
+    "StructureSolution",
     "as_table",
     "check_tracks",
     "grow",

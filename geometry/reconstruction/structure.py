@@ -6,7 +6,6 @@ best, by the global PnP of `geometry.pose` if wished, and the points take a Gaus
 wrong start, and random points are a usable start.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -21,19 +20,17 @@ from geometry.checks import (
     boolean,
     check_tensors,
     check_tensors_or_none,
-    positive,
     shaped,
     values,
-    whole,
 )
 from geometry.lenses import check_distortion
-from geometry.optim import NestedState, Problem, Solution, minimize, nested_start, nested_step
+from geometry.optim import Problem, Solution, minimize
 from geometry.pose import pnp
 
-__all__ = ["Guess", "StructureProblem", "find_structure", "mirror", "triangulate"]
+__all__ = ["StructureProblem", "check_views", "mirror", "triangulate"]
 
 
-def _check_views(
+def check_views(
     points2d: Tensor, visible: Tensor, *, K: Tensor, distortion: Tensor, model: Model, pose: Tensor | None = None
 ) -> None:
     """Raise ValueError unless this is what V known cameras see of N points."""
@@ -81,7 +78,7 @@ class StructureProblem:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        _check_views(self.points2d, self.visible, K=self.K, distortion=self.distortion, model=self.model)
+        check_views(self.points2d, self.visible, K=self.K, distortion=self.distortion, model=self.model)
 
     @cached_property
     def _packed(self) -> _Observations:
@@ -172,56 +169,6 @@ def mirror(theta: Tensor) -> Tensor:
     return theta * theta.new_tensor([1.0, 1.0, -1.0])
 
 
-class Guess(NamedTuple):
-    """The best structure so far: points (N,3), poses (V,4,4), its cost, and whether the search is over."""
-
-    points: Tensor
-    poses: Tensor
-    cost: float
-    found: bool
-
-
-def find_structure(
-    problem: StructureProblem, good_enough: float, *, candidates: int = 8, steps: int = 15
-) -> Iterator[Guess]:
-    """Search a structure that nothing is known of; yield the best at each step until it costs less than `good_enough`.
-
-    Random structures take `steps` Gauss-Newton steps side by side, all poses sought globally at each; then the better
-    half and their mirror images do, also where one is good enough already: the lower of the two minima is the
-    right one. Then come the next random ones. About one random start in four, mirror images counted, reaches the global
-    minimum of 12 views of a solid, so that 8 of them rarely fail. The caller ends a search that finds nothing;
-    torch's global generator draws the starts. Raises ValueError for another problem, and numbers that are not positive.
-    """
-    if not isinstance(problem, StructureProblem):
-        raise ValueError(f"problem must be a StructureProblem, got {type(problem).__name__}")
-    positive("good_enough", good_enough)
-    whole("candidates", candidates, 1)
-    whole("steps", steps, 1)
-    return _search(problem, good_enough, candidates, steps)
-
-
-def _search(problem: StructureProblem, good_enough: float, candidates: int, steps: int) -> Iterator[Guess]:
-    def best(state: NestedState, found: bool) -> Guess:
-        i = int(state.cost.argmin())
-        return Guess(state.theta[i], state.inner[i], state.cost[i].item(), found)
-
-    while True:
-        points2d = problem.points2d
-        noise = torch.randn(candidates, points2d.shape[1], 3, dtype=points2d.dtype).to(points2d.device)
-        state = nested_start(problem, problem.retract(noise, torch.zeros_like(noise)))
-        yield best(state, False)
-        while state.steps < steps and not state.done.all() and not (state.cost <= good_enough).any():
-            state = nested_step(problem, state, floor=good_enough)
-            yield best(state, False)
-        kept = state.theta[state.cost.argsort()[: max(1, candidates // 2)]]
-        state = nested_start(problem, torch.cat([kept, mirror(kept)]))
-        while state.steps < steps and not state.done.all() and not (state.cost <= 1e-6 * good_enough).any():
-            state = nested_step(problem, state, floor=1e-6 * good_enough)
-            yield best(state, False)
-        if (state.cost <= good_enough).any():
-            yield best(state, True)
-
-
 def triangulate(
     points2d: Tensor,
     visible: Tensor,
@@ -237,7 +184,7 @@ def triangulate(
     in the world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection
     error. Raises ValueError for what is not such.
     """
-    _check_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
+    check_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
 
     def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         p = se3.transform(pose, X.expand(len(pose), 1, 3))

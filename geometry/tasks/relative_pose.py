@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geometry.checks import batched, one_of
-from geometry.consensus.minimal import angles_to_meet, five_point
+from geometry.consensus.minimal import angles_to_meet, before_both, five_point, pose_of_essential
 from geometry.optim import Problem, Solution, argmin, levenberg_marquardt
 from geometry.se3 import exp, hat, make
 
@@ -90,7 +90,8 @@ def relative_pose(
     data = batched(6, points_a=(points_a, shape), points_b=(points_b, shape), **cameras, weights=(weights, "N"))
     problem = bearing_problem if bearings else relative_pose_problem
     found = argmin(problem, partial(sampled, problem), *data)
-    return replace(found, x=before_both(found.x, *(d.detach() for d in data)))
+    a, b = rays_of(*(d.detach() for d in data))
+    return replace(found, x=before_both(found.x, a, b, data[-1].detach() != 0))
 
 
 def sampled(problem: Problem, *data: Tensor) -> Tensor:
@@ -102,9 +103,7 @@ def sampled(problem: Problem, *data: Tensor) -> Tensor:
     a, b = (r.gather(1, index[..., None].expand(-1, -1, 3)).unflatten(1, (SAMPLES, 5)) for r in rays_of(*data))
     E = five_point(a, b).nan_to_num()
     B, _, roots = E.shape[:3]
-    U, _, Vh = torch.linalg.svd(E)
-    R = U @ exp(E.new_tensor([0, 0, torch.pi / 2])) @ Vh
-    poses = make(R * torch.linalg.det(R).sign()[..., None, None], U[..., 2])
+    poses = pose_of_essential(E)
 
     def best(poses: Tensor, count: int) -> Tensor:
         """Of every `count` poses (…,4,4) in a row the one of the least error."""
@@ -125,21 +124,3 @@ def rays_of(points_a: Tensor, points_b: Tensor, *K_and_weights: Tensor) -> tuple
         return points_a, points_b
     pairs = zip(K, (points_a, points_b), strict=True)
     return tuple(torch.linalg.solve_ex(k, homogeneous(points).mT)[0].mT for k, points in pairs)
-
-
-def before_both(pose: Tensor, *data: Tensor) -> Tensor:
-    """Of the four poses (B,4,4) of the same errors the one with most points, of those that count, before both cameras.
-
-    They differ by the sign of t and by half a turn about it (Hartley and Zisserman, section 9.6.3).
-    """
-    R, t = pose[:, :3, :3], pose[:, :3, 3]
-    twisted = 2 * t[:, :, None] * (t[:, None, :] @ R) - R
-    poses = torch.stack([make(turn, sign * t) for turn in (R, twisted) for sign in (1, -1)], 1)
-    with torch.no_grad():
-        # the depths of the nearest points of two rays, z_b b = z_a R a + t, times what is positive
-        a, b = (rays[:, None] for rays in rays_of(*data))
-        a, t = a @ poses[..., :3, :3].mT, poses[..., None, :3, 3]
-        n = torch.linalg.cross(a, b)
-        ahead = ((torch.linalg.cross(b, t) * n).sum(-1) > 0) & ((torch.linalg.cross(a, t) * n).sum(-1) > 0)
-        best = (ahead & (data[-1] != 0)[:, None]).sum(-1).argmax(-1)
-    return poses[torch.arange(len(best), device=best.device), best]

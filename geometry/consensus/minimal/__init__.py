@@ -10,9 +10,11 @@ Leading dimensions are the batch. What does not exist (fewer real roots, a degen
 
 from geometry.consensus.minimal.essential import (
     angles_to_meet,
+    before_both,
     essential_problem,
     essential_ray_problem,
     five_point,
+    pose_of_essential,
 )
 from geometry.consensus.minimal.generalised_p3p import generalised_p3p
 from geometry.consensus.minimal.homography import homography, homography_problem, normalised, oriented, transfer
@@ -21,6 +23,7 @@ from geometry.consensus.minimal.p3p import p3p
 
 __all__ = [
     "angles_to_meet",
+    "before_both",
     "essential_problem",
     "essential_ray_problem",
     "five_point",
@@ -32,5 +35,6 @@ __all__ = [
     "normalised",
     "oriented",
     "p3p",
+    "pose_of_essential",
     "transfer",
 ]

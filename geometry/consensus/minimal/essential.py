@@ -9,7 +9,14 @@ from torch import Tensor
 from geometry import se3
 from geometry.optim import Problem
 
-__all__ = ["angles_to_meet", "essential_problem", "essential_ray_problem", "five_point"]
+__all__ = [
+    "angles_to_meet",
+    "before_both",
+    "essential_problem",
+    "essential_ray_problem",
+    "five_point",
+    "pose_of_essential",
+]
 
 # Exponents of x, y, z: the monomials of degree three, then those of less.
 _CUBIC = ((3, 0, 0), (2, 1, 0), (2, 0, 1), (1, 2, 0), (1, 1, 1), (1, 0, 2), (0, 3, 0), (0, 2, 1), (0, 1, 2), (0, 0, 3))
@@ -151,6 +158,32 @@ def angles_to_meet(E: Tensor, rays_a: Tensor, rays_b: Tensor) -> Tensor:
     # a ray moves across itself alone, and along themselves both lines have the part `off`
     size = (line_b.square() + line_a.square()).sum(-1) - 2 * off.square()
     return off * size.rsqrt()
+
+
+def pose_of_essential(E: Tensor) -> Tensor:
+    """One of the four poses (…,4,4) of E (…,3,3), p_b = R p_a + t with |t| = 1; `before_both` chooses."""
+    U, _, Vh = torch.linalg.svd(E)
+    R = U @ se3.exp(E.new_tensor([0, 0, torch.pi / 2])) @ Vh
+    return se3.make(R * torch.linalg.det(R).sign()[..., None, None], U[..., 2])
+
+
+def before_both(pose: Tensor, rays_a: Tensor, rays_b: Tensor, counts: Tensor) -> Tensor:
+    """Of the four poses (B,4,4) of the same errors the one with most points, of those that count, before both cameras.
+
+    rays_a, rays_b (B,N,3), counts (B,N) bool. The four differ by the sign of t and by half a turn about it (Hartley and
+    Zisserman, section 9.6.3).
+    """
+    R, t = pose[:, :3, :3], pose[:, :3, 3]
+    twisted = 2 * t[:, :, None] * (t[:, None, :] @ R) - R
+    poses = torch.stack([se3.make(turn, sign * t) for turn in (R, twisted) for sign in (1, -1)], 1)
+    with torch.no_grad():
+        # the depths of the nearest points of two rays, z_b b = z_a R a + t, times what is positive
+        a, b = rays_a[:, None] @ poses[..., :3, :3].mT, rays_b[:, None]
+        t = poses[..., None, :3, 3]
+        n = torch.linalg.cross(a, b)
+        ahead = ((torch.linalg.cross(b, t) * n).sum(-1) > 0) & ((torch.linalg.cross(a, t) * n).sum(-1) > 0)
+        best = (ahead & counts[:, None]).sum(-1).argmax(-1)
+    return poses[torch.arange(len(best), device=best.device), best]
 
 
 def _retract(E: Tensor, step: Tensor) -> Tensor:
