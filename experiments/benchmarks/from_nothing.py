@@ -153,7 +153,7 @@ def measured(cell: Cell, config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def line(group: str, row: dict[str, Any]) -> list[str]:
+def line(row: dict[str, Any]) -> list[str]:
     """Of the table."""
     cell, counts = row["cell"], Counter(row["counts"])
     more = [cell["shape"], f"{cell['visible']} seen", f"{cell['noise']} px"]
@@ -162,25 +162,27 @@ def line(group: str, row: dict[str, Any]) -> list[str]:
     more += [f"{cell['far']:.0f} times as far"] if cell["far"] != 1 else []
     told = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS if counts[reason])
     return [
-        group, str(cell["views"]), str(cell["points"]), ", ".join(more), str(counts["possible"]),
+        row["group"], str(cell["views"]), str(cell["points"]), ", ".join(more), str(counts["possible"]),
         str(counts["RIGHT"]), str(counts["WRONG"]), told,
         "" if row["share"] is None else f"{100 * row['share']:.2g} %", f"{row['seconds']:.1f}", f"{row['slowest']:.1f}",
     ]  # fmt: skip
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measure, print and save."""
+    """Measure, print and save; what there is after every row, as all of them take ten minutes."""
     torch.set_num_threads(1)
-    cells = [(group, cell) for group in config.cells for cell in CELLS[group]]
-    rows = [(group, measured(cell, config)) for group, cell in tqdm(cells)]
     head = ["", "views", "points", "scene", "possible", "RIGHT", "WRONG", "cannot tell", "rms", "s", "slowest"]
     last = config.seed + config.scenes - 1
     said = f"{config.scenes} scenes a row, seeds {config.seed} to {last}; seconds of one processor, median and most."
-    text = f"{said}\n\n{table(head, [line(group, row) for group, row in rows])}"
+    rows: list[dict[str, Any]] = []
+    text = ""
+    cells = [(group, cell) for group in config.cells for cell in CELLS[group]]
+    for group, cell in tqdm(cells):
+        rows.append({"group": group, **measured(cell, config)})
+        text = f"{said}\n\n{table(head, [line(row) for row in rows])}"
+        save(config.out / "benchmark_from_nothing", text, {"rows": rows}, {})
     print(text)
-    results = {"rows": [{"group": group, **row} for group, row in rows]}
-    save(config.out / "benchmark_from_nothing", text, results, {})
-    return results
+    return {"rows": rows}
 
 
 PRESETS = {"default": Config(), "smoke": Config(cells=("noise", "not to be told"), scenes=2)}
