@@ -110,13 +110,15 @@ class Minimum(NamedTuple):
 
 
 def settled(tracks: Tracks, start: Bundle, inlier: Tensor, registered: Tensor) -> Minimum:
-    """The least squares of these observations, next to a start."""
+    """The least squares of these observations, next to a start; its cost is infinite with a point behind a camera."""
     solution = tracks.adjust(start, inlier)
     pose, points3d, K, distortion = (t.detach() for t in solution.x[:4])
     index = solution.task.problem.intrinsics_index
     wrong = int(tracks.told.sum()) - int(inlier.sum())
-    cost = solution.cost.item() + 0.5 * OFF**2 * wrong
-    return Minimum(Bundle(pose, points3d, K[index], distortion[index]), inlier, registered, cost, solution, wrong)
+    cost = math.inf if solution.behind.any() else solution.cost.item() + 0.5 * OFF**2 * wrong
+    used = torch.zeros_like(inlier).index_put(inlier.nonzero(as_tuple=True), ~solution.left_out)
+    known = registered & (solution.component >= 0)
+    return Minimum(Bundle(pose, points3d, K[index], distortion[index]), used, known, cost, solution, wrong)
 
 
 def apart(points3d: Tensor, other: Tensor) -> float:
@@ -127,14 +129,14 @@ def apart(points3d: Tensor, other: Tensor) -> float:
 
 def freedom(tracks: Tracks, inlier: Tensor) -> int:
     """How many more numbers these observations (V,N) are than are sought, 1 at least."""
-    seen = int((inlier.sum(0) > 0).sum())
+    seen, views = int(inlier.any(0).sum()), int(inlier.any(1).sum())
     lenses = torch.cat([tracks.K.flatten(1), tracks.distortion], 1).unique(dim=0)
-    return max(1, 2 * int(inlier.sum()) - 3 * seen - 6 * len(inlier) + 7 - len(tracks.free) * len(lenses))
+    return max(1, 2 * int(inlier.sum()) - 3 * seen - 6 * views + 7 - len(tracks.free) * len(lenses))
 
 
 def fits(tracks: Tracks, minimum: Minimum) -> bool:
     """Whether noise of sigma leaves residuals as large."""
-    return bool(_likely(minimum.solution.cost, freedom(tracks, minimum.inlier)))
+    return math.isfinite(minimum.cost) and bool(_likely(minimum.solution.cost, freedom(tracks, minimum.inlier)))
 
 
 def _likely(cost: Tensor, more: int) -> Tensor:

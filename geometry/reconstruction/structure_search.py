@@ -128,7 +128,13 @@ def find_structure(
         with torch.no_grad():
             return _search(tracks, candidates, rounds, callback)
 
-    return plainly(search, points2d, K, distortion, batched=False)
+    found = plainly(search, points2d.double(), K.double(), distortion.double(), batched=False)
+    return found._replace(
+        **{
+            name: getattr(found, name).to(points2d.dtype)
+            for name in ("points3d", "world_to_camera", "K", "focal_deviation")
+        }
+    )
 
 
 def _search(
@@ -208,8 +214,8 @@ def _judged(tracks: Tracks, minima: list[Minimum]) -> StructureSolution:
     loose = (focal_deviation / focal).max().item()
     reasons: tuple[tuple[str, bool, str], ...] = (
         ("EXHAUSTED", not fits(tracks, best), f"nothing fits within the noise, the best is {rms:.3g} px rms off"),
-        ("EXHAUSTED", bool(lost), f"views {lost} could not be placed"),
         ("UNDETERMINED", _by_chance(tracks, best) > _CHANCE, "as many observations would agree by chance"),
+        ("EXHAUSTED", bool(lost), f"views {lost} could not be placed"),
         ("UNDETERMINED", status != Status.CONVERGED, best.solution.message),
         ("UNDETERMINED", not deviation < _LOOSE,
          f"the noise leaves {100 * deviation:.2g} % of the shape's size open"),

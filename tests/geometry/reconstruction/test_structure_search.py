@@ -124,6 +124,29 @@ def test_pixels_that_are_no_image_of_anything_are_not_found() -> None:
     assert not found.found
 
 
+@pytest.mark.slow
+def test_a_view_of_points_that_no_other_sees_is_named() -> None:
+    views = made_unknown(UnknownShape(views=4, points=30), 0)
+    visible = views.visible.clone()
+    visible[3] = torch.arange(30) >= 22
+    visible[:3] = torch.arange(30) < 22
+    torch.manual_seed(0)
+    found = find_structure(views.points2d, visible, views.K, sigma=0.5, rounds=1)
+    assert not found.found
+    assert "views [3] could not be placed" in found.message
+    assert torch.equal(found.determined, torch.arange(30) < 22)
+
+
+@pytest.mark.slow
+def test_what_is_found_has_the_dtype_of_the_input() -> None:
+    views = made_unknown(UnknownShape(views=3, points=20), 0)
+    torch.manual_seed(0)
+    found = find_structure(views.points2d.float(), views.visible, views.K.float(), sigma=0.5)
+    assert found.found
+    assert {t.dtype for t in found if isinstance(t, Tensor) and t.is_floating_point()} == {torch.float32}
+    assert off(found.points3d.double(), views.points3d) < 3 * found.deviation
+
+
 # ---- how it is done ----
 
 
