@@ -210,6 +210,7 @@ def from_random(tracks: Tracks, candidates: int) -> Iterator[tuple[Tensor, Tenso
             theta = state.theta[state.cost.argsort()[: max(1, candidates // 2)]]
     everything = torch.ones(len(tracks.K), dtype=torch.bool, device=told.device)
     minima: list[Minimum] = []
+    ends = ends if told.any() else []
     distinct: list[tuple[float, Tensor]] = []
     for cost, points, poses, K, hits in sorted(ends, key=lambda end: end[0]):
         alike = [i for i, (c, p) in enumerate(distinct) if cost < 1.01 * c and apart(points[told], p[told]) < 0.02]

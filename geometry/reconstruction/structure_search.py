@@ -37,6 +37,9 @@ _LOOSE = 0.1
 """A share of the shape's size, or of a focal length: a standard deviation above it says that they are not known."""
 
 
+Verdict = Literal["FOUND", "UNDETERMINED", "AMBIGUOUS", "EXHAUSTED"]
+
+
 class Guess(NamedTuple):
     """The best structure so far: points (N,3), poses (V,4,4), half the sum of squared errors in px^2."""
 
@@ -66,7 +69,7 @@ class StructureSolution(NamedTuple):
     length (V,), in px, 0 where it is known. rivals: the other shapes of an AMBIGUOUS one, the likeliest first.
     """
 
-    verdict: Literal["FOUND", "UNDETERMINED", "AMBIGUOUS", "EXHAUSTED"]
+    verdict: Verdict
     message: str
     points3d: Tensor
     world_to_camera: Tensor
@@ -145,14 +148,19 @@ def _search(
     some_wrong: list[Minimum] = []
     reflected: list[Bundle] = []
     solution: StructureSolution | None = None
+    guess: Guess | None = None
     for _ in range(rounds):
         # where views have grown together, some observations are wrong, and random structures lead nowhere
         grown = any(bool(minimum.registered.all()) for minimum in some_wrong)
         for state in () if grown else from_random(tracks, candidates):
             if isinstance(state, list):
                 _merge(tracks, right, state)
-            elif callback is not None and callback(Guess(*state)):
-                return _stopped(tracks, Guess(*state))
+                continue
+            guess = Guess(*state)
+            if callback is not None and callback(guess):
+                return _stopped(tracks, guess, "EXHAUSTED", "the search was ended")
+        if not tracks.told.any():
+            return _stopped(tracks, guess, "UNDETERMINED", "no point is seen by two views")
         minima = right
         if not (right and fits(tracks, right[0])):
             _merge(tracks, some_wrong, from_pairs(tracks, generator))
@@ -165,7 +173,7 @@ def _search(
             solution = _judged(tracks, minima)
             if solution.verdict != "EXHAUSTED":
                 break
-    return _stopped(tracks, None) if solution is None else solution
+    return _stopped(tracks, guess, "EXHAUSTED", "no start led anywhere") if solution is None else solution
 
 
 def _merge(tracks: Tracks, minima: list[Minimum], more: list[Minimum]) -> None:
@@ -190,6 +198,8 @@ def _by_chance(tracks: Tracks, minimum: Minimum) -> float:
     """Logarithm of how many sets of observations would agree as well, were they anywhere in the images (a contrario:
     Moisan and Stival, IJCV 2004)."""
     M, agree = int(tracks.told.sum()), int(minimum.inlier.sum())
+    if agree == 0:
+        return 0.0
     spread = tracks.points2d[tracks.told].std(0).mean().item() * 12**0.5
     chance = math.log(min(1.0, 2 * OFF * tracks.sigma / spread))
     subsets = math.lgamma(M + 1) - math.lgamma(agree + 1) - math.lgamma(M - agree + 1)
@@ -212,7 +222,7 @@ def _judged(tracks: Tracks, minima: list[Minimum]) -> StructureSolution:
     lost = (~best.registered).nonzero().flatten().tolist()
     status = Status(int(best.solution.status))
     loose = (focal_deviation / focal).max().item()
-    reasons: tuple[tuple[str, bool, str], ...] = (
+    reasons: tuple[tuple[Verdict, bool, str], ...] = (
         ("EXHAUSTED", not fits(tracks, best), f"nothing fits within the noise, the best is {rms:.3g} px rms off"),
         ("UNDETERMINED", _by_chance(tracks, best) > _CHANCE, "as many observations would agree by chance"),
         ("EXHAUSTED", bool(lost), f"views {lost} could not be placed"),
@@ -231,18 +241,17 @@ def _judged(tracks: Tracks, minima: list[Minimum]) -> StructureSolution:
     message = message if verdict == "FOUND" else f"cannot tell: {message} ({known})"
     pose, points3d, K, _ = best.bundle[:4]
     return StructureSolution(
-        verdict, message, points3d, pose, K, best.determined, best.inlier, deviation, focal_deviation, rivals  # type: ignore[arg-type]
+        verdict, message, points3d, pose, K, best.determined, best.inlier, deviation, focal_deviation, rivals
     )  # fmt: skip
 
 
-def _stopped(tracks: Tracks, guess: Guess | None) -> StructureSolution:
-    """Nothing was found, or the search was ended."""
+def _stopped(tracks: Tracks, guess: Guess | None, verdict: Verdict, reason: str) -> StructureSolution:
+    """No minimum was judged; the best so far is returned for what it is."""
     V, N = tracks.visible.shape
     nan = tracks.K.new_full((), math.nan)
     points = nan.expand(N, 3) if guess is None else guess.points
     poses = nan.expand(V, 4, 4) if guess is None else guess.poses
-    message = "cannot tell: no start led anywhere" if guess is None else "cannot tell: the search was ended"
     nothing = torch.zeros_like(tracks.visible)
     return StructureSolution(
-        "EXHAUSTED", message, points, poses, tracks.K, nothing.any(0), nothing, math.nan, nan.expand(V), ()
+        verdict, f"cannot tell: {reason}", points, poses, tracks.K, nothing.any(0), nothing, math.nan, nan.expand(V), ()
     )

@@ -110,6 +110,17 @@ def test_views_that_share_no_point_are_said() -> None:
     assert "2 parts" in found.message
 
 
+def test_views_that_see_different_points_are_said() -> None:
+    views = made_unknown(UnknownShape(views=2, points=16), 0)
+    visible = torch.stack([torch.arange(16) < 8, torch.arange(16) >= 8])
+    found = find_structure(views.points2d, visible, views.K, sigma=0.5)
+    assert found.verdict == "UNDETERMINED"
+    assert "no point is seen by two views" in found.message
+    visible[0, 8] = True  # and with one point
+    found = find_structure(views.points2d, visible, views.K, sigma=0.5)
+    assert found.verdict == "UNDETERMINED", found.message
+
+
 @pytest.mark.slow
 def test_noise_larger_than_it_is_said_to_be_fits_nothing() -> None:
     _, found = search(UnknownShape(views=3, points=20, noise=5.0), 0, sigma=0.2, rounds=1)
