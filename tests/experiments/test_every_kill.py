@@ -13,6 +13,7 @@ from experiments import (
     camera_calibration,
     expert_selection,
     gradient_comparison,
+    keypoint_refinement,
     line_fitting,
     pose_estimation,
     robust_pose,
@@ -57,6 +58,9 @@ SHORT: dict[str, tuple[Main, Any]] = {
     "structure_from_motion vgg11": (
         structure_from_motion.main,
         replace(structure_from_motion.PRESETS["smoke"], method="vgg11_adam", points=12, iterations=3, log_every=2),
+    ),
+    "keypoint_refinement": (
+        keypoint_refinement.main, replace(keypoint_refinement.PRESETS["smoke"], scenes=1, test_scenes=1, log_every=2),
     ),
     "line_fitting": (
         line_fitting.main, replace(line_fitting.PRESETS["smoke"], iterations=4, test_images=6, log_every=2),

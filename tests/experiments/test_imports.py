@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VIEWERS = {"open3d", "plotly", "matplotlib", "playwright", "experiments.viewers", "experiments.view"}
 DRIVERS = [
-    "bundle_adjustment", "camera_calibration", "expert_selection", "gradient_comparison", "line_fitting",
-    "object_pose", "pose_estimation", "predict", "robust_pose", "structure_from_motion", "structure_routes", "sudoku",
+    "bundle_adjustment", "camera_calibration", "expert_selection", "gradient_comparison", "keypoint_refinement",
+    "line_fitting", "object_pose", "pose_estimation", "predict", "robust_pose", "structure_from_motion",
+    "structure_routes", "sudoku",
 ]  # fmt: skip
 
 PROBE = """
