@@ -148,9 +148,17 @@ def main(run: Run, config: Config) -> dict[str, Any]:
 
     columns = side_by_side(run, config, {method: each.training for method, each in learners.items()}, learn)
     save_network(run.folder / "network.pt", best.network)
-    errors, won = tested(run, config, tests, learners)
+    errors, page, won = tested(run, config, tests, learners)
     note = f"medians of {config.test_scenes} scenes that were not learned from"
-    told, words = on_photographs(config, learners) if config.photographs else ({}, "")
+    if config.photographs:
+        told, words = on_photographs(config, learners)
+        errors |= {f"photographs_{name}_{key}": value for name, row in told.items() for key, value in row.items()}
+        if told:
+            page += "\n" + table(
+                ["photographs", *told["sift"]], [[n, *map(number, row.values())] for n, row in told.items()]
+            )
+        note += words
+    write_text(run.folder / "table.md", page)
     run.figure(
         "loss", config.iterations, curves(by_method(run.recorded().metrics, learners, {"loss": "loss"}), 100), True
     )
@@ -159,8 +167,8 @@ def main(run: Run, config: Config) -> dict[str, Any]:
         goal="residuals, rotations and centres of the cameras below SIFT's on scenes that were not learned from",
         iterations=config.iterations,
         loss=columns[f"{config.methods[0]}_loss"],
-        errors=errors | told | {f"{name}_seconds": each.training.seconds for name, each in learners.items()},
-        note=note + words,
+        errors=errors | {f"{name}_seconds": each.training.seconds for name, each in learners.items()},
+        note=note,
         picture="errors",
     )
 
@@ -190,9 +198,9 @@ def ways(tracked: Tracked, aligned: Aligned, learners: dict[Objective, Learner])
 @torch.no_grad()
 def tested(
     run: Run, config: Config, tests: list[Sample], learners: dict[Objective, Learner]
-) -> tuple[dict[str, float], bool]:
-    """Medians over the test scenes, in how many of them a way is better than SIFT (table.md, judged.json), and whether
-    the first network is better in all three medians."""
+) -> tuple[dict[str, float], str, bool]:
+    """Medians over the test scenes; a table of them, with in how many scenes a way is better than SIFT; and whether the
+    first network's are better than SIFT's, but for the rms, in which it may leave what it does not trust."""
     judged: dict[str, list[Judged]] = {}
     for some in tqdm(tests, "test"):
         for name, refined in ways(some.made.tracked, some.aligned, learners).items():
@@ -207,14 +215,13 @@ def tested(
         better = {key: sum(each[key] < other[key] for each, other in zip(scenes, sift, strict=True)) for key in sift[0]}
         cells = [number(v) + ("" if name == "sift" else f" ({better[k]})") for k, v in medians[name].items()]
         rows.append([name, *cells, str(sum(each.converged for each in judged[name]))])
-    header = ["", *sift[0], "converged"]
-    write_text(run.folder / "table.md", table(header, rows))
+    page = table([f"{len(tests)} scenes", *sift[0], "converged"], rows)
     write_json(run.folder / "judged.json", values)
     pooled = {name: torch.cat([each.residual_px for each in scenes]) for name, scenes in judged.items()}
     run.figure("errors", config.iterations, error_curves(pooled), final=True)
     learned = medians[config.methods[0]]
     won = all(learned[key] < medians["sift"][key] for key in learned if key != "residual_rms_px")
-    return {f"{name}_{key}": value for name, found in medians.items() for key, value in found.items()}, won
+    return {f"{name}_{key}": value for name, found in medians.items() for key, value in found.items()}, page, won
 
 
 def measures(judged: Judged) -> dict[str, float]:
@@ -228,23 +235,23 @@ def measures(judged: Judged) -> dict[str, float]:
     }
 
 
-def on_photographs(config: Config, learners: dict[Objective, Learner]) -> tuple[dict[str, float], str]:
-    """The same of photographs, with how much of the rotations' error is random; and what to add to the note."""
+@torch.no_grad()
+def on_photographs(config: Config, learners: dict[Objective, Learner]) -> tuple[dict[str, dict[str, float]], str]:
+    """The same of photographs, with how much of the relative rotations' error is random; and what to add to the note.
+
+    random_deg: standard deviation of rotation_deg by halves of the tracks. aligned_deg: as of `structure_from_motion`.
+    """
     try:
         tracked, poses = read_photographs(config.photographs, config.seed)
     except AbsentDataError as absent:
         return {}, f"; photographs left out: {absent}"
-    told: dict[str, float] = {}
-    with torch.no_grad():
-        for name, refined in ways(tracked, align(tracked), learners).items():
-            found = judge(tracked, refined, poses)
-            told |= {
-                f"photographs_{name}_residual_px": found.residual_px.median().item(),
-                f"photographs_{name}_aligned_deg": found.aligned_deg,
-                f"photographs_{name}_rotation_deg": found.rotation_deg,
-                f"photographs_{name}_random_deg": halves_differ(tracked, refined, config.halves),
-                f"photographs_{name}_bundle_rms": found.bundle_rms,
-            }
+    told: dict[str, dict[str, float]] = {}
+    for name, refined in ways(tracked, align(tracked), learners).items():
+        found = judge(tracked, refined, poses)
+        told[name] = measures(found) | {
+            "aligned_deg": found.aligned_deg,
+            "random_deg": halves_differ(tracked, refined, config.halves),
+        }
     return told, ""
 
 
