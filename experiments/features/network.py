@@ -13,7 +13,7 @@ from experiments.running import saved
 __all__ = ["Refined", "RefinementNetwork", "load_network", "refine_tracks", "save_network"]
 
 _FARTHEST = 0.5
-"""Units of the patch beyond which the network does not move an observation."""
+"""Units of the patch by which the network moves an observation at the most, but for what all of its track have."""
 _SPAN = 3.0
 """Log-weights lie within as much of zero."""
 
@@ -29,7 +29,8 @@ class RefinementNetwork(nn.Module):
     """Aligned patches to points2d and weights. At first it leaves them where they are, with weights of one.
 
     It sees a patch, the mean of the track's others and their difference; how well they fit, how far alignment moved
-    the observation, how many the track has, and how the plane lies in the picture.
+    the observation, how many the track has, and how the plane lies in the picture. A track as a whole stays where it
+    is: where on the surface its point lies nobody can tell, and all of them moved alike would turn the cameras.
     """
 
     def __init__(self, width: int = 16) -> None:
@@ -53,7 +54,10 @@ class RefinementNetwork(nn.Module):
         other = others_mean(own, point)
         seen = torch.stack([own, other, own - other], 1).view(-1, 3, SIDE, SIDE)
         out = self.head(torch.cat([self.layers(seen), traits], 1))
-        return _FARTHEST * torch.tanh(out[:, :2]), _SPAN * torch.tanh(out[:, 2] / _SPAN)
+        offset = _FARTHEST * torch.tanh(out[:, :2])
+        total = offset.new_zeros(int(point.max()) + 1, 2).index_add(0, point, offset)
+        mean = total / torch.bincount(point)[:, None].clamp_min(1)
+        return offset - mean[point], _SPAN * torch.tanh(out[:, 2] / _SPAN)
 
     def refine(self, aligned: Aligned, point: Tensor) -> Refined:
         """What becomes of the observations (M,) of tracks, with gradients to the network."""

@@ -32,22 +32,32 @@ def test_a_network_begins_where_alignment_ends() -> None:
     refined = network.refine(aligned, made.tracked.point)
     assert torch.equal(refined.points2d, aligned.points2d)
     assert torch.equal(refined.weights, torch.ones(18, dtype=torch.float64))
-    refined.points2d.sum().backward()
-    (*_, last) = network.parameters()
-    assert last.grad is not None
-    assert last.grad[:2].abs().min() > 0
+    (refined.points2d[0].sum() + refined.weights.sum()).backward()
+    (*_, weight, bias) = network.parameters()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert weight.grad.abs().amax(1).min() > 0  # to both coordinates and the weight
+    assert bias.grad[2] > 0
 
 
-def test_an_offset_is_in_the_frame_of_the_patch() -> None:
+def test_offsets_are_in_the_frame_of_the_patch_and_leave_the_track_where_it_is() -> None:
     made = points_on_wall(6, 3)
-    aligned = some_aligned(made)
+    aligned, point = some_aligned(made), made.tracked.point
     network = RefinementNetwork(4)
-    (*_, last) = network.parameters()
     with torch.no_grad():
-        last[:] = torch.tensor([100.0, -100.0, 0.0])  # as far as it goes
-    moved = network.refine(aligned, made.tracked.point).points2d - aligned.points2d
-    expected = aligned.jacobian @ torch.tensor([0.5, -0.5], dtype=torch.float64)
-    torch.testing.assert_close(moved, expected)
+        for parameter in network.parameters():
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+        moved = network.refine(aligned, point).points2d - aligned.points2d
+        (*_, last) = network.parameters()
+        last[:2] += 0.3  # what all observations have is no matter
+        again = network.refine(aligned, point).points2d - aligned.points2d
+    offset = torch.linalg.solve(aligned.jacobian, moved)
+    assert offset.norm(dim=-1).max() > 0.01
+    for n in range(6):
+        torch.testing.assert_close(offset[point == n].mean(0), torch.zeros(2).double(), atol=1e-7, rtol=0)
+    assert (again - moved).norm() < 0.3 * moved.norm()
 
 
 def test_a_network_is_read_as_it_was_written(tmp_path: Path) -> None:
