@@ -248,7 +248,10 @@ def on_photographs(config: Config, learners: dict[Objective, Learner]) -> tuple[
     told: dict[str, dict[str, float]] = {}
     for name, refined in ways(tracked, align(tracked), learners).items():
         found = judge(tracked, refined, poses)
-        told[name] = measures(found) | {
+        told[name] = {
+            "residual_px": measures(found)["residual_px"],
+            "rotation_deg": found.rotation_deg,
+            "centre_share": found.centre_share,
             "aligned_deg": found.aligned_deg,
             "random_deg": halves_differ(tracked, refined, config.halves),
         }
