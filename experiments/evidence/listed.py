@@ -160,6 +160,7 @@ CLAIMS = (
 ELSEWHERE = {
     "gradient_error.md": ("gradient_error", "50 problems of seed 0"),
     "gradient_comparison.md": ("gradient_comparison full", "as many seeds as it says"),
+    "benchmark_from_nothing.md": ("benchmarks.from_nothing default --seed 200", "20 scenes a row"),
     "routes.md": ("structure_routes default", "a scene each, 16 random starts; the last scene: preset `real`"),
     "robust_pose.md": ("toy_study default", "5 seeds, 200 problems of each share and seed"),
     "benchmark_pnp.md": ("benchmarks.pnp full", "10,000 problems without a start; times: one seed, in turns"),
