@@ -31,8 +31,8 @@ from experiments.features.tracked import Made, Tracked, adjusted, made_scene
 from experiments.records.files import write_json, write_text
 from experiments.records.text import number, table
 from experiments.running import saved
-from experiments.running.config import cli
 from experiments.running.run import Run, experiment
+from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
 
 Objective = Literal["poses", "residuals"]
@@ -259,4 +259,4 @@ def on_photographs(config: Config, learners: dict[Objective, Learner]) -> tuple[
 
 
 if __name__ == "__main__":
-    main(cli(__doc__, PRESETS))
+    command(main, __doc__, PRESETS)
