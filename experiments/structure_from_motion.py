@@ -89,13 +89,14 @@ PRESETS = {
 
 class Learned(NamedTuple):
     """Points (N,3), poses (V,4,4), losses over iterations, and whether they are at their end; which of the scene's
-    points these are, None for all."""
+    points these are, None for all, and why not all."""
 
     points: Tensor
     poses: Tensor
     losses: list[float]
     converged: bool
     columns: Tensor | None = None
+    message: str = ""
 
 
 def read(config: Config) -> Scene:
@@ -138,7 +139,7 @@ def learn_points(config: Config, run: Run, scene: Scene) -> Learned:
         state = nested_start(problem, scene.points_start[None], scene.poses_start[None])
     else:
         few = search(config, run, scene, steps)
-        if not few.converged:  # in time: they are all there is
+        if not few.converged:  # they are all there is
             return few
         points = triangulate(scene.points2d, scene.visible, few.poses, scene.K, scene.distortion).x
         state = nested_start(problem, points[None], few.poses[None])
@@ -186,7 +187,7 @@ def search(config: Config, run: Run, scene: Scene, steps: Iterator[int]) -> Lear
         candidates=config.candidates, callback=watch,
     )  # fmt: skip
     # whether the data determine the shape is asked of all points, at the end
-    return Learned(found.points3d, found.world_to_camera, losses, found.verdict != "EXHAUSTED", few)
+    return Learned(found.points3d, found.world_to_camera, losses, found.verdict != "EXHAUSTED", few, found.message)
 
 
 def some_points(visible: Tensor, wanted: int, order: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ def laid(config: Config, scene: Scene, learned: Learned) -> Found:
     N, note = scene.points2d.shape[1], scene.note
     if learned.columns is not None:
         scene = scene.only(learned.columns)
-        note = f"the search did not end in time: {len(learned.columns)} of {N} points"
+        note = f"{len(learned.columns)} of {N} points were searched, {learned.message}"
     points, poses = learned.points.to(scene.points2d), learned.poses.to(scene.points2d)
     loss, errors = learned.losses[-1], {}
     pair = settle(scene.problem(global_poses=True), points)
