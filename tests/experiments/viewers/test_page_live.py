@@ -90,7 +90,7 @@ def test_live_page_follows_the_run(visit: Callable[..., Any]) -> None:
         source.set(whole)
         tab.wait_for_function("viewer.frames === 12")
         assert tab.evaluate("viewer.frame") == 2
-        assert tab.inner_text("#state") == "Converged"
+        assert tab.inner_text("#state") == "Finished, goal reached"
         assert tab.locator("#trouble").is_hidden()
         # the answer to its last question is read before the server leaves, and it asks no more
         tab.evaluate("new Promise((done) => { setTimeout = (_, wait) => wait === 1000 && done(); })")

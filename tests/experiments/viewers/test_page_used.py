@@ -346,6 +346,12 @@ def test_page_without_webgl_says_what_to_do(show: Callable[..., Any]) -> None:
 
 def test_header_tells_what_came_of_it(show: Callable[..., Any]) -> None:
     recording = sphere(count=10, frames=3)
+    found = {
+        "fx": {"value": 800.0314, "deviation": 0.2, "unit": "px", "reference": 800.0},
+        "cx": {"value": 320.0, "deviation": "nan", "unit": "px", "reference": None},
+    }
+    told = {"found": found, "left_out": {"view 3": "no board found"}}
+    recording = replace(recording, summary=recording.summary | told)
     tab = show(recording)
     assert tab.title() == tab.inner_text("h1") == "toy / sphere"
     assert tab.inner_text("#state") == "Finished, goal reached"
