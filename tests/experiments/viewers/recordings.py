@@ -43,7 +43,7 @@ def sphere(count: int = 300, frames: int = 20, views: int = 6, seed: int = 0) ->
     metrics = {"step": steps.astype(float), "loss": 10 ** (-steps / 5), "fx": 800 - 300 * left}
     summary = {
         "experiment": "toy", "preset": "default", "seed": 0, "converged": True, "iterations": frames, "seconds": 1.5,
-        "goal": "loss below 1e-3", "undetermined": [],
+        "goal": "loss below 1e-3", "undetermined": [], "found": {}, "left_out": {},
         "loss": 1e-4, "errors": {"rms_share": 1e-6}, "reference": {"iterations": "293 to 312"}, "note": "a test",
     }  # fmt: skip
     return Recording("toy / sphere", (stage,), tuple(moved), metrics, summary, is_run=True)
