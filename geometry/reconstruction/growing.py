@@ -79,7 +79,7 @@ def grow(
     refine: Refine | None = None,
     rounds: int = 4,
     generator: torch.Generator,
-    callback: Callable[[int], object] | None = None,
+    callback: Callable[[int], int | None] | None = None,
 ) -> Incremental:
     """A reconstruction from two registered cameras, or from more, with the lenses as `start` has them.
 
