@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.gradients.methods import Method
 from experiments.gradients.scenes import Regime
+from experiments.records.text import half_width
 
 __all__ = ["Interval", "Outcome", "Trace", "across", "chosen", "interval"]
-
-CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
@@ -30,14 +29,12 @@ class Interval(NamedTuple):
 
 def interval(logarithms: Sequence[float]) -> Interval:
     """Of a seed's logarithms each; a lost run makes all infinite, one seed alone has no interval that ends."""
-    from scipy.stats import t
-
     if not all(map(math.isfinite, logarithms)):
         return Interval(math.inf, math.inf, math.inf)
     middle, n = fmean(logarithms), len(logarithms)
     if n < 2:
         return Interval(math.exp(middle), 0.0, math.inf)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(logarithms) / math.sqrt(n)
+    half = half_width(logarithms)
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 

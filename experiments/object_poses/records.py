@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from experiments.object_poses.table import MEAN, report
 from experiments.records.files import write_json
-from experiments.records.text import table
+from experiments.records.text import mean_interval, table
 
 __all__ = ["Reached", "add", "differences", "overview", "per_object", "read"]
 
@@ -116,8 +116,4 @@ def _spread(values: Sequence[float]) -> str:
 
 def _interval(values: Sequence[float]) -> str:
     """Percent points: the mean of differences and the half width of its 95 % interval, Student's."""
-    from scipy.stats import t
-
-    percent = [100 * value for value in values]
-    half = t.ppf(0.975, len(percent) - 1) * stdev(percent) / len(percent) ** 0.5
-    return f"{mean(percent):+.1f} ± {half:.1f}"
+    return mean_interval([100 * value for value in values], "+.1f")

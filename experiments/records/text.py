@@ -29,18 +29,21 @@ def spread(values: Iterable[Any]) -> str:
     return number(middle) if low == high else f"{number(middle)} ({number(low)} to {number(high)})"
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean of two values or more."""
+    from scipy.stats import t  # here: it takes a while to import
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+
+
 def mean_interval(values: Sequence[float], style: str) -> str:
     """Mean ± half of Student's 95 % interval of it, both in one format; of one value, that alone."""
     n = len(values)
     if n < 1:
         raise ValueError("values must be one or more, got none")
     mean = format(statistics.fmean(values), style)
-    if n == 1:
-        return mean
-    from scipy.stats import t  # here: it takes a while to import
-
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return f"{mean} ± {format(half, style.lstrip('+'))}"
+    return mean if n == 1 else f"{mean} ± {format(half_width(values), style.lstrip('+'))}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
