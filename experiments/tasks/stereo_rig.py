@@ -33,7 +33,7 @@ class Config(TaskConfig):
 
 PRESETS = {
     "default": Config(preset="default"),
-    "smoke": Config(preset="smoke", views=2, corners=(4, 3), iterations=3),
+    "smoke": Config(preset="smoke", views=2, corners=(5, 4), iterations=3),
 }
 LENSES = {
     "K": [[[800, 0, 320], [0, 790, 240], [0, 0, 1]], [[700, 0, 310], [0, 705, 250], [0, 0, 1]]],
