@@ -213,7 +213,9 @@ def from_random(tracks: Tracks, candidates: int) -> Iterator[tuple[Tensor, Tenso
     ends = ends if told.any() else []
     distinct: list[tuple[float, Tensor]] = []
     for cost, points, poses, K, hits in sorted(ends, key=lambda end: end[0]):
-        alike = [i for i, (c, p) in enumerate(distinct) if cost < 1.01 * c and apart(points[told], p[told]) < 0.02]
+        # costs of exact observations are but rounding: what is below the noise tells no minima apart
+        near = [i for i, (c, _) in enumerate(distinct) if cost - c < 0.01 * max(c, tracks.sigma**2)]
+        alike = [i for i in near if apart(points[told], distinct[i][1][told]) < 0.02]
         if alike:
             minima[alike[0]] = minima[alike[0]]._replace(hits=minima[alike[0]].hits + hits)
         elif len(distinct) < _DISTINCT and math.isfinite(cost):

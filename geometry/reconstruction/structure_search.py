@@ -154,7 +154,7 @@ def _search(
         grown = any(bool(minimum.registered.all()) for minimum in some_wrong)
         for state in () if grown else from_random(tracks, candidates):
             if isinstance(state, list):
-                _merge(tracks, right, state)
+                _merge(tracks, right, state, independent=True)
                 continue
             guess = Guess(*state)
             if callback is not None and callback(guess):
@@ -163,11 +163,11 @@ def _search(
             return _stopped(tracks, guess, "UNDETERMINED", "no point is seen by two views")
         minima = right
         if not (right and fits(tracks, right[0])):
-            _merge(tracks, some_wrong, from_pairs(tracks, generator))
+            _merge(tracks, some_wrong, from_pairs(tracks, generator), independent=False)
             if some_wrong and not any(some_wrong[0].bundle is best for best in reflected):
                 reflected.append(some_wrong[0].bundle)
                 image = regrown(tracks, mirror(some_wrong[0].bundle.points3d), some_wrong[0], generator)
-                _merge(tracks, some_wrong, [] if image is None else [image._replace(hits=0)])
+                _merge(tracks, some_wrong, [] if image is None else [image._replace(hits=0)], independent=False)
             minima = some_wrong
         if minima:
             solution = _judged(tracks, minima)
@@ -176,15 +176,16 @@ def _search(
     return _stopped(tracks, guess, "EXHAUSTED", "no start led anywhere") if solution is None else solution
 
 
-def _merge(tracks: Tracks, minima: list[Minimum], more: list[Minimum]) -> None:
-    """Add to a list that is sorted by cost what is not there yet, and count once what is."""
+def _merge(tracks: Tracks, minima: list[Minimum], more: list[Minimum], independent: bool) -> None:
+    """Add to a list that is sorted by cost what is not there yet, and count what is: for each start that has led there,
+    or once where all these minima are of one pair of views."""
     met: set[int] = set()
     for new in more:
         i = next((i for i, old in enumerate(minima) if same(tracks, *sorted((old, new), key=_cost))), len(minima))
         if i == len(minima):
             minima.append(new)
         else:
-            hits = minima[i].hits + (0 if i in met else new.hits)
+            hits = minima[i].hits + (new.hits if independent or i not in met else 0)
             minima[i] = min(minima[i], new, key=_cost)._replace(hits=hits)
         met.add(i)
     minima.sort(key=_cost)

@@ -56,6 +56,27 @@ def test_a_shape_is_found_and_it_is_the_minimum_next_to_the_truth(what: UnknownS
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_observations_are_searched_no_longer_than_noisy_ones(seed: int) -> None:
+    """Costs of nothing but rounding do not make one minimum many, each met once only."""
+    steps = {}
+    for noise in (0.0, 0.5):
+        guesses: list[float] = []
+        views = made_unknown(UnknownShape(views=6, points=40, noise=noise), seed)
+        torch.manual_seed(seed)
+        found = find_structure(
+            views.points2d,
+            views.visible,
+            views.K,
+            sigma=noise or 1e-7,
+            callback=lambda g, to=guesses: to.append(g.cost),
+        )
+        assert found.found, found.message
+        steps[noise] = len(guesses)
+    assert steps[0.0] < 2 * steps[0.5]
+
+
+@pytest.mark.slow
 def test_wrong_observations_are_left_out() -> None:
     views, found = search(UnknownShape(views=4, points=30, wrong=0.2), 2)
     assert found.found, found.message
