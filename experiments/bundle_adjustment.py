@@ -19,7 +19,7 @@ from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
-from experiments.running.determined import LOOSE, undetermined_names
+from experiments.running.determined import LOOSE, is_loose, undetermined_names
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import GaugeChoice, bundle, cauchy
@@ -145,8 +145,9 @@ def loose(intrinsics: Mapping[str, Quantity]) -> list[str]:
     """A sentence on focal lengths that the data hardly tell."""
     names = [
         name
-        for name, (value, deviation, *_) in intrinsics.items()
-        if name.split(" ")[-1] in ("f", "fx", "fy") and deviation is not None and deviation >= LOOSE * value
+        for name, each in intrinsics.items()
+        if name.split(" ")[-1] in ("f", "fx", "fy") and not each.is_open  # what is open is told by the run
+        if each.deviation is not None and is_loose(each.deviation, each.value)
     ]
     return [f"The data hardly tell {', '.join(names)}: deviations are above {LOOSE:.0%} of it."] if names else []
 

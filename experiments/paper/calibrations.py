@@ -32,7 +32,7 @@ from experiments.records.files import write_json
 from experiments.records.quantities import Quantity
 from experiments.records.text import table
 from experiments.running.config import RunConfig
-from experiments.running.determined import LOOSE, undetermined_names
+from experiments.running.determined import is_loose, undetermined_names
 from experiments.running.run import Run, experiment
 from geometry import cauchy, project
 from geometry.camera import Model, intrinsics_from_matrix
@@ -196,10 +196,14 @@ def undetermined(found: JointCalibration, solve: Callable[..., JointCalibration]
 
 
 def loose(found: JointCalibration) -> set[str]:
-    """Which of f, fx, fy, cx and cy have no standard deviation, or one above LOOSE of the focal length."""
+    """Which of f, fx, fy, cx and cy have no standard deviation, or one that is_loose."""
     K, deviations = found.x[0], found.deviations()
     limits = {"f": K[:, 0, 0], "fx": K[:, 0, 0], "fy": K[:, 1, 1], "cx": K[:, 0, 0], "cy": K[:, 1, 1]}
-    return {name for name, size in limits.items() if name in deviations and not (deviations[name] < LOOSE * size).all()}
+    return {
+        name
+        for name, focal in limits.items()
+        if name in deviations and any(map(is_loose, deviations[name].tolist(), focal.tolist()))
+    }
 
 
 def _show(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:

@@ -6,6 +6,7 @@ learned through robust PnP of all frames at once, the poses being inner unknowns
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from experiments.paper.learning import GaussNewton
 from experiments.records.files import write_json
 from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
-from experiments.running.determined import LOOSE
+from experiments.running.determined import is_loose
 from experiments.running.run import Run, experiment
 from geometry import Status, geman_mcclure, pnp, pnp_ransac, project
 from geometry.camera import matrix_from_intrinsics
@@ -129,7 +130,7 @@ def undetermined(
     """Sentences on a focal length theta (1,) px whose deviation is too large, and on poses (V,4,4) that the
     matches within `threshold` px do not determine."""  # fmt: skip
     told = []
-    if deviation >= LOOSE * theta.item():  # one that is unknown is seen by the run
+    if not math.isnan(deviation) and is_loose(deviation, theta.item()):  # one that is unknown is seen by the run
         told.append(f"The matches hardly tell the focal length: {theta.item():.0f} px, deviation {deviation:.0f} px.")
     K, distortion = problem.unpack(theta)
     error = (project(problem.points3d, poses, K, distortion) - problem.points2d).norm(dim=-1)

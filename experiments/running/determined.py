@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["LOOSE", "undetermined_names"]
+__all__ = ["LOOSE", "is_loose", "undetermined_names"]
 
-LOOSE = 0.2
+LOOSE = 0.1
 """Standard deviation, in focal lengths, from which a focal length or a principal point is not told by the data: stated
 deviations hold to first order in the noise, which so much is beyond."""
+
+
+def is_loose(deviation: float, focal_length: float) -> bool:
+    """Whether a focal length or a principal point with this standard deviation, nan or inf among them, is not told.
+
+    It is not asked of coefficients of a lens: those of one lens go together, and what is open in each may be settled in
+    their sum.
+    """
+    return not deviation < LOOSE * focal_length
 
 
 def undetermined_names(

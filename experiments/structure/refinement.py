@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets.reconstructions.model import Reconstruction
 from experiments.records.quantities import Quantity
+from experiments.running.determined import is_loose
 from experiments.structure.alignment import move
 from experiments.structure.determined import not_determined
 from experiments.structure.incremental import compare
@@ -100,7 +101,7 @@ def intrinsics_found(
     for name, value, deviation in zip(free, values, deviations, strict=True):
         truth = f" (given: {given[name]:.6g})" if name in given else ""
         pixels = name[0] in "fc"
-        lost = pixels and not deviation < 0.05 * estimate.found.x.K[0, 0, 0].item()
+        lost = pixels and is_loose(deviation, estimate.found.x.K[0, 0, 0].item())
         undetermined += [f"The intrinsic {name}: {value:.6g} ± {deviation:.2g} px."] if lost else []
         # one that is lost is told of already
         known = deviation if math.isfinite(deviation) else None

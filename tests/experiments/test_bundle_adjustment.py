@@ -53,7 +53,8 @@ def test_what_the_tracks_do_not_determine_is_named(tmp_path: Path) -> None:
     summary = main(config)
     assert not summary["converged"]
     assert summary["undetermined"][0].startswith("The data do not determine k2 beside poses, points, f, k1: fewer")
-    assert main(replace(config, free=("poses", "points", "f"), name="f"))["undetermined"] == []
+    (told,) = main(replace(config, free=("poses", "points", "f"), name="f"))["undetermined"]
+    assert told.startswith("The data hardly tell lens 0 f")
 
 
 @pytest.mark.slow
@@ -74,11 +75,11 @@ def test_a_single_lens_is_told_with_its_deviation(tmp_path: Path) -> None:
 
 def test_a_focal_length_of_a_large_deviation_is_named() -> None:
     intrinsics = {
-        "lens 0 f": Quantity(500.0, 99.0),
-        "lens 1 f": Quantity(500.0, 101.0),
+        "lens 0 f": Quantity(500.0, 49.0),
+        "lens 1 f": Quantity(500.0, 51.0),
         "lens 1 k1": Quantity(0.1, 5.0),
     }
-    assert loose(intrinsics) == ["The data hardly tell lens 1 f: deviations are above 20% of it."]
+    assert loose(intrinsics) == ["The data hardly tell lens 1 f: deviations are above 10% of it."]
     assert loose({"f": Quantity(500.0, 1.0)}) == []
 
 
