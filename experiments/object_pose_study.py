@@ -4,9 +4,9 @@
 over seeds and what each loss is above l_h with the same seeds. `balance`: l_m with betas over four decades, by the
 paper's sum of squares and by the robust balance, in short trainings.
 
-Each training is a process of its own, `parallel` of them at a time. What it reached is added to --record as soon as it
-ends; what is in that file is not trained again but tabulated with the rest, whatever day or machine it is from, and
-what was interrupted is resumed. With no --seeds only what is there is tabulated.
+Each training is a process of its own, `parallel` of them at a time. What it reached is added to --record when it and
+those before it have ended; what is in that file is not trained again but tabulated with the rest, whatever day or
+machine it is from, and what was interrupted is resumed. With no --seeds only what is there is tabulated.
 
     python -m experiments.object_pose_study default --record results/reference/object_pose.json
 """
@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from datasets.files import require_file
 from experiments.benchmarks.measuring import choose
 from experiments.object_poses import records
 from experiments.object_poses.records import Reached
-from experiments.records.files import EXIT_MISSED, write_text
+from experiments.records.files import write_text
 from experiments.running.config import told_in_a_sentence
+from experiments.running.launch import Asked, launched
 
 LOSSES = {
     "heatmap": "l_h",
@@ -69,53 +68,49 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run of object_pose: what it is of, its preset and options, and the name of its folder."""
+class Training(NamedTuple):
+    """One run of object_pose, and what it is of."""
 
     label: str
-    seed: int
-    preset: str
-    name: str
-    options: tuple[str, ...]
+    asked: Asked
 
 
 def trainings(config: Config) -> list[Training]:
     """All that the study compares."""
-    options = tuple(shlex.split(config.options))
+    told = tuple(shlex.split(config.options))
+
+    def training(label: str, seed: int, preset: str, name: str, *more: str) -> Training:
+        return Training(label, Asked("experiments.object_pose", preset, seed, (*told, *more), f"{name}-seed{seed}"))
+
     if config.study == "losses":
         return [
-            Training(LOSSES.get(preset, preset), seed, preset, f"{preset}-seed{seed}", options)
+            training(LOSSES.get(preset, preset), seed, preset, preset)
             for seed in config.seeds
             for preset in config.presets
         ]
     swept = [("paper", beta) for beta in config.paper_betas] + [("robust", beta) for beta in config.betas]
-    return [
-        Training("l_h", seed, "heatmap", f"balance-none-seed{seed}", options) for seed in config.seeds
-    ] + [
-        Training(
-            f"{balance} {beta:g}", seed, "default", f"balance-{balance}-{beta:g}-seed{seed}",
-            (*options, "--balance", balance, "--beta", f"{beta:g}"),
+    return [training("l_h", seed, "heatmap", "balance-none") for seed in config.seeds] + [
+        training(
+            f"{balance} {beta:g}", seed, "default", f"balance-{balance}-{beta:g}",
+            "--balance", balance, "--beta", f"{beta:g}",
         )
         for seed in config.seeds
         for balance, beta in swept
     ]  # fmt: skip
 
 
-def train(config: Config, some: Training) -> Reached:
-    """What it reached; raises RuntimeError with what it said where it failed."""
-    command = [
-        sys.executable, "-m", "experiments.object_pose", some.preset, "--seed", str(some.seed), "--out",
-        str(config.out), "--name", some.name, "--resume", *some.options,
-    ]  # fmt: skip
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-    if done.returncode not in (0, EXIT_MISSED):  # short trainings are compared, too
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    folder = config.out / "object_pose" / some.name
-    summary, scores = (json.loads((folder / name).read_text()) for name in ("summary.json", "scores.json"))
-    print(f"{some.label}, seed {some.seed}: {summary['note']}", flush=True)
-    (rows,) = scores.values()
-    return Reached(some.label, some.seed, summary["seconds"] / 60, summary["errors"]["pose_loss_share"], rows)
+def train(config: Config, some: Sequence[Training]) -> Iterator[Reached | str]:
+    """What each reached, in their order, or what it said where it failed; what was interrupted is resumed."""
+    out = config.out.resolve()
+    ends = launched([training.asked for training in some], out, resume=True, jobs=config.parallel)
+    for (label, asked), ended in zip(some, ends, strict=True):
+        if ended.summary is None:
+            yield f"{asked.title}: {ended.message}"
+            continue
+        (rows,) = json.loads((asked.folder(out) / "scores.json").read_text()).values()
+        yield Reached(
+            label, asked.seed, ended.summary["seconds"] / 60, ended.summary["errors"]["pose_loss_share"], rows
+        )
 
 
 def tables(config: Config, runs: dict[str, Reached]) -> str:
@@ -135,31 +130,26 @@ def tables(config: Config, runs: dict[str, Reached]) -> str:
 
 
 def main(config: Config) -> dict[str, Reached]:
-    """Train what the record lacks, and write the tables of all that it then has."""
+    """Train what the record lacks, write the tables of all that it then has, and end if a training has failed."""
     record = config.record or config.out / "object_pose_study" / f"{config.study}.json"
     with told_in_a_sentence():
         for path in config.joined:
             records.add(record, config.options, records.read(require_file(path), config.options))
         known = records.read(record, config.options)
-    missing = [some for some in trainings(config) if some.name not in known]
-
-    def learn(some: Training) -> None:
-        records.add(record, config.options, {some.name: train(config, some)})
-
-    with ThreadPoolExecutor(config.parallel) as pool:
-        learning = [pool.submit(learn, some) for some in missing]
-        try:
-            wait(learning)
-        except KeyboardInterrupt:  # those that wait for their turn do not begin any more
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    missing = [some for some in trainings(config) if some.asked.name not in known]
+    wrong = []
+    for some, reached in zip(missing, train(config, missing), strict=True):
+        if isinstance(reached, str):
+            wrong.append(reached)
+        else:
+            records.add(record, config.options, {some.asked.name: reached})
     runs = records.read(record, config.options)
     if runs:
         text = tables(config, runs)
         write_text(record.with_suffix(".md"), text)
         print(text)
-    for one in learning:
-        one.result()  # raises what went wrong, now that the others are kept
+    if wrong:
+        raise SystemExit("\n".join(wrong))
     return runs
 
 
