@@ -20,12 +20,13 @@ import pictures  # noqa: E402
 project = "Learnable geometry"
 author = "the learnable-geometry authors"
 copyright = f"{author}, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
 exclude_patterns = ["_templates"]
 templates_path = ["_templates"]
 default_role = "code"  # docstrings name things in single backticks
 
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # the notebooks hold their pictures; the tests execute them
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
