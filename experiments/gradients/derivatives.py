@@ -63,7 +63,8 @@ def published(
     """d (omega, t) / d input (B,6,n) by the formula of Chen et al.'s code (CVPR 2020), for inputs `names` it has.
 
     It differentiates the root of f_j = sum_i < c_ij, S_i (x_i - proj_i) >, c_ij = -2 d proj_i / d pose_j and S_i the
-    depth of point i, although the solver minimises the error in pixels, without S_i.
+    depth of point i, although the solver minimises the error in pixels, without S_i. Not finite where f has no such
+    derivative.
     """
     known = ("points2d", "points3d", "K")
 
@@ -81,6 +82,6 @@ def published(
         by_y, *by_inputs = jacfwd(f, argnums=(0, *(1 + known.index(name) for name in names)))(y, *inputs)
         # the pose was a rotation vector there: turn its derivative into that of (omega, t)
         chart = jacfwd(lambda y: tangent(se3.from_rotvec_t(y), pose))(y)
-        return tuple(-chart @ torch.linalg.solve(by_y, J) for J in by_inputs)
+        return tuple(-chart @ torch.linalg.solve_ex(by_y, J).result for J in by_inputs)
 
     return dict(zip(names, vmap(single)(optimum, *(inputs[name] for name in known)), strict=True))

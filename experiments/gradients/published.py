@@ -13,7 +13,8 @@ __all__ = ["with_published_gradient"]
 def with_published_gradient(pose: Tensor, points2d: Tensor, points3d: Tensor, K: Tensor) -> Tensor:
     """Poses (B,4,4) with the gradient of `derivatives.published` in points2d (B,N,2), points3d ((B,)N,3), K ((B,)3,3).
 
-    The poses stay as they are; what gradient they brought along is dropped.
+    The poses stay as they are; what gradient they brought along is dropped. Computed in float64, as `pnp` is; where the
+    formula has no derivative, the gradient is zero.
     """
     B = len(pose)
     pose, inputs = pose.detach(), {
@@ -24,10 +25,14 @@ def with_published_gradient(pose: Tensor, points2d: Tensor, points3d: Tensor, K:
     wanted = tuple(name for name, value in inputs.items() if value.requires_grad)
     if not wanted or not torch.is_grad_enabled():
         return pose
-    still = {name: value.detach() for name, value in inputs.items()}
+    still = {name: value.detach().double() for name, value in inputs.items()}
     with torch.no_grad():
-        jacobians = published(still, pose, wanted)
+        jacobians = published(still, pose.double(), wanted)
+    told = torch.stack([jacobians[name].flatten(1).isfinite().all(1) for name in wanted]).all(0)
     # a step of nothing, with a gradient
-    step = sum((jacobians[name] @ (inputs[name] - still[name])[..., None]).squeeze(-1) for name in wanted)
+    step = sum(
+        (J.where(told[:, None, None], 0.0).to(pose) @ (inputs[name] - inputs[name].detach())[..., None]).squeeze(-1)
+        for name, J in jacobians.items()
+    )
     assert isinstance(step, Tensor)
-    return se3.retract(pose, step)
+    return se3.retract(pose, step.where(told[:, None], 0.0))

@@ -78,3 +78,20 @@ def test_keypoints_are_learned_by_it_and_in_more_steps(tmp_path: Path) -> None:
     assert exact["converged"]
     assert formula["loss"] != exact["loss"]
     assert formula["iterations"] >= exact["iterations"]
+
+
+def test_single_precision_has_the_same_gradient_and_a_sample_without_one_has_zero(
+    problem: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    points2d, points3d, optimum = problem
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = points2d.to(dtype).requires_grad_()
+        poses = optimum.to(dtype).clone()
+        poses[1, :3, 3] = torch.nan  # of a sample that failed
+        pose = with_published_gradient(poses, leaf, points3d.to(dtype), K.to(dtype))
+        assert pose.dtype == dtype
+        (gradient,) = torch.autograd.grad(pose[:, :3, :3].square().sum() + pose[:, :3].sum(), leaf)
+        assert not gradient[1].any()
+        gradients.append(gradient[0].double())
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
