@@ -30,11 +30,13 @@ __all__ = [
     "check_tensors_or_none",
     "indices",
     "intercepted",
+    "leading",
     "one_of",
     "plainly",
     "positive",
     "refuse_captured",
     "shaped",
+    "spread",
     "untransformed",
     "values",
     "whole",
@@ -347,21 +349,51 @@ def _errors(what: What, m: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return (m[12], m[13], m[14], m[15] - 1) if len(m) == 16 else (), (*lengths, *third)
 
 
+def leading(name: str, value: Tensor, B: int, *one: tuple[int, ...]) -> Tensor:
+    """The value with its leading dimension, of size B, or 1 where all share it: what lacks the dimension gets it.
+
+    one: the shapes of one problem, or view, that it may have. Raises ValueError for any other.
+    """
+    shape = value.shape
+    for size in one:
+        if shape == size:
+            return value[None]
+        if len(shape) == len(size) + 1 and shape[1:] == size and shape[0] in (1, B):
+            return value
+    # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
+    wanted = " or ".join(f"({B}|1,{','.join(map(str, size))}) or {tuple(size)}".replace(", ", ",") for size in one)
+    raise ValueError(f"{name} must have shape {wanted}, got {tuple(shape)}")
+
+
+def spread(first: Tensor, ndim: int, *others: tuple[Any, int]) -> Tensor:
+    """The first argument with its leading dimension, of the size that any of the arguments gives it.
+
+    ndim: how many dimensions it has of one problem; others: each of the others, or None, and the same of it.
+    """
+    if not isinstance(first, Tensor) or first.ndim not in (ndim, ndim + 1) or (first.ndim > ndim and len(first) != 1):
+        return first  # large enough, or wrong: who looks at its shape says so
+    first = first if first.ndim > ndim else first[None]
+    for value, of_one in others:
+        if isinstance(value, Tensor) and value.ndim == of_one + 1 and value.shape[0] != 1:
+            return first.expand(value.shape[0], *first.shape[1:])
+    return first
+
+
 def batched(least: int = 1, /, **arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The arguments as (B,…) each, in order.
 
-    Each is a value and the shape of one instance, such as "N,2" or "V,3,3": letters stand for sizes that must agree;
-    and, of matrices, `What` they are. What was given for one instance, or with B = 1, serves the whole batch; weights
-    may be None, and are ones then. Raises ValueError naming the argument for what is no tensor, for another shape, for
-    N less than `least`, for a dtype that is not floating-point or not that of the first, and for `values` that are not
-    finite, or not those of such a matrix.
+    Each is a value and the shape of one instance, such as "N,2", "V,3,3", or "" for a number: letters stand for sizes
+    that must agree; and, of matrices, `What` they are. What was given for one instance, or with B = 1, serves the whole
+    batch; weights may be None, and are ones then. Raises ValueError naming the argument for what is no tensor, for
+    another shape, for N less than `least`, for a dtype that is not floating-point or not that of the first, and for
+    `values` that are not finite, or not those of such a matrix.
     """
     sizes: dict[str, int] = {}
     found: list[Tensor] = []
     check_tensors(**{name: value for name, (value, *_) in arguments.items() if name != "weights" or value is not None})
     first = next(iter(arguments.values()))[0]
     for name, (value, shape, *_) in arguments.items():
-        wanted, known = shape.split(","), dict(sizes)  # by the arguments before
+        wanted, known = shape.split(",") if shape else [], dict(sizes)  # by the arguments before
         if value is None:
             value = first.new_ones([sizes.get(size) or int(size) for size in wanted])
         single = value.ndim == len(wanted)

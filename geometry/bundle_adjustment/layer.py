@@ -42,8 +42,10 @@ from geometry.checks import (
     check_tensors_or_none,
     function,
     indices,
+    leading,
     one_of,
     plainly,
+    shaped,
     values,
     whole,
 )
@@ -271,6 +273,9 @@ def bundle(
     all views, (V,3,3) of each, or (C,3,3) with intrinsics_index (V,) saying which K took which image (shared
     intrinsics); distortion (k,) or (C,k) of `model`. weights (M,) or (M,2), 1/sigma; a weight of zero means absent.
 
+    What is of each view, frame, camera, point or observation may be given once where they share it: distortion (k,), a
+    velocity (6,), the fields of a prior.
+
     free: what is sought: "poses", "points", and intrinsics by name: "f" (fx and fy in their given ratio) or "fx", "fy";
     "cx", "cy"; "skew" (K[0,1]); distortion coefficients as "k1". All else is fixed, as are the views where fixed_poses
     (V,) and the points where fixed_points (N,) are True. prior: what is known beforehand. kernel: robust kernel of each
@@ -342,8 +347,8 @@ def bundle(
         raise ValueError(f'free must hold no intrinsics with model="ray", got {free!r}')
     weights = points2d.new_ones(M, 2) if weights is None else weights
     weights = weights[:, None].expand(M, 2) if weights.shape == (M,) else weights
-    shapes = {
-        "points2d": (points2d, (M, 2)), "camera_index": (camera_index, (M,)), "point_index": (point_index, (M,)),
+    shaped(points2d=(points2d, "M,2"), camera_index=(camera_index, "M"), point_index=(point_index, "M"))
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "weights": (weights, (M, 2)), "times": (times, (M,)),
         "fixed_poses": (fixed_poses, (F,)), "fixed_points": (fixed_points, (N,)),
     }  # fmt: skip
@@ -352,12 +357,14 @@ def bundle(
     prior = Prior() if prior is None else prior
     check_prior(prior)
     shapes |= {f"prior.{name}": (t, size) for name, t, size in zip(Prior._fields, prior, sizes, strict=True)}
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-    floating = {
-        name: tensor for name, (tensor, _) in shapes.items() if tensor is not None and tensor.is_floating_point()
+    every = {
+        name: None if tensor is None else leading(name, tensor, size, one).expand(size, *one)
+        for name, (tensor, (size, *rest)) in shapes.items()
+        for one in (tuple(rest),)
     }
+    weights, times, fixed_poses, fixed_points, *known = every.values()
+    prior = Prior(*known)
+    floating = {"points2d": points2d} | {n: t for n, t in every.items() if t is not None and t.is_floating_point()}
     kinds: dict[str, What] = {"prior.world_to_camera": "pose", "prior.sensor_from_rig": "pose"}
     values(**{name: (tensor, kinds.get(name, "finite")) for name, tensor in floating.items()})
     for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):

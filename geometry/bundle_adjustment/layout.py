@@ -11,7 +11,7 @@ from geometry.bundle_adjustment.problem import Bundle, Prior
 from geometry.bundle_adjustment.rigs import Rig
 from geometry.bundle_adjustment.shutter import Shutter
 from geometry.camera import Model
-from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, values
+from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, leading, values
 from geometry.lenses import LENSES, check_distortion
 
 __all__ = [
@@ -86,8 +86,7 @@ def check_shutter(
     check_tensors_or_none(times=times, velocity=velocity)
     frames = len(scene.world_to_camera)
     velocity = scene.points3d.new_zeros(frames, 6) if velocity is None else velocity
-    if velocity.shape != (frames, 6):
-        raise ValueError(f"velocity must have shape ({frames},6), got {tuple(velocity.shape)}")
+    velocity = leading("velocity", velocity, frames, (6,)).expand(frames, 6)
     values(velocity=(velocity, "finite"))
     if rig is not None and scene.sensor_from_rig is not None:
         at_origin = rig.fixed & (scene.sensor_from_rig[:, :3, 3] == 0).all(-1)
@@ -114,9 +113,7 @@ def check_scene(given: Bundle, index: Tensor | None, model: Model, rig: Rig | No
     C = len(K)
     if K.shape != (C, 3, 3):
         raise ValueError(f"K must have shape (3,3) or (C,3,3), got {tuple(K.shape)}")
-    distortion = distortion.expand(C, -1) if distortion.ndim == 1 else distortion
-    if distortion.ndim != 2 or len(distortion) != C:
-        raise ValueError(f"distortion must have shape (k,) or ({C},k), got {tuple(distortion.shape)}")
+    distortion = leading("distortion", distortion, C, distortion.shape[-1:]).expand(C, -1)
     check_distortion(distortion, model)
     if index is None:
         which = torch.arange(V, device=K.device) if rig is None else rig.sensor

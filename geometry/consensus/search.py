@@ -115,10 +115,10 @@ def ransac(
 ) -> RansacSolution:
     """The model with the best MSAC score for each of B problems (Torr and Zisserman 2000), locally refined.
 
-    candidates (B,N): the sampling weight of each observation, 0 for absent ones; uniform if they are all alike.
-    minimal_solver(index (B,H,size)) -> x with leading sizes (B,H'), all models that the H samples give (H' is any
-    multiple of H; NaN is no model), from the observations that index names; observation n is row n of
-    `problem.residual`. threshold: in the units of the residual row's norm.
+    data as for `minimize`. candidates (B|1,N) or (N,): the sampling weight of each observation, 0 for absent ones;
+    uniform if they are all alike. minimal_solver(index (B,H,size)) -> x with leading sizes (B,H'), all models that the
+    H samples give (H' is any multiple of H; NaN is no model), from the observations that index names; observation n is
+    row n of `problem.residual`. threshold: in the units of the residual row's norm.
 
     Samples are drawn in rounds, at most `hypotheses` of them, and fewer once an outlier-free one has been drawn with
     probability `confidence` (1: never fewer). The `refine` best models of every round descend on the score itself by a
@@ -139,12 +139,12 @@ def ransac(
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
     function("minimal_solver", minimal_solver, optional=False)
     check_tensors(candidates=candidates)
-    if candidates.ndim != 2:
-        raise ValueError(f"candidates must have shape (B,N), got {tuple(candidates.shape)}")
+    if candidates.ndim not in (1, 2):
+        raise ValueError(f"candidates must have shape (B|1,N) or (N,), got {tuple(candidates.shape)}")
     whole("size", size, 1)
     positive("threshold", threshold)
     whole("refine", refine, 0)
-    data = batch_data(candidates, data)
+    candidates, data = batch_data(candidates if candidates.ndim > 1 else candidates[None], data, "candidates")
     B, N = candidates.shape
     if size > N:
         raise ValueError(f"size must be at most the number of observations {N}, got {size}")

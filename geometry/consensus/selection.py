@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geometry.checks import check_tensors, positive, whole
+from geometry.checks import check_tensors, leading, positive, spread, whole
 from geometry.consensus.samples import draw
 
 __all__ = [
@@ -30,25 +30,25 @@ __all__ = [
 ]
 
 
-def _check_rows(**named: Tensor) -> None:
-    """Raise ValueError unless all are floating-point tensors of one shape of two dimensions."""
+def _rows(**named: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as (B,n) each, of what may be shared: (B|1,n) or (n,). ValueError for other tensors and shapes."""
     check_tensors(**named)
-    (first, like), *_ = named.items()
-    for name, value in named.items():
-        if value.ndim != 2:
-            raise ValueError(f"{name} must have two dimensions, the problems first, got {tuple(value.shape)}")
-        if value.shape != like.shape:
-            raise ValueError(f"{name} must have the shape of {first} {tuple(like.shape)}, got {tuple(value.shape)}")
+    (first, like), *others = named.items()
+    if like.ndim not in (1, 2):
+        raise ValueError(f"{first} must have two dimensions, the problems first, or one, got {tuple(like.shape)}")
+    like = spread(like, 1, *((value, 1) for _, value in others))
+    B, n = like.shape
+    return like, *(leading(name, value, B, (n,)).expand(B, n) for name, value in others)
 
 
 def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
     """`count` sets of `size` different observations for each problem, likelier ones first drawn. (B,count,size) int64.
 
-    log_weights (B,N): of drawing an observation first, up to a constant; -inf for one that is absent. The others are
-    drawn from what is left, with the same odds (`samples.draw`). Where fewer than `size` are present a set repeats
-    some: its probability is zero. Raises ValueError where N is smaller than `size`.
+    log_weights (B,N) or (N,): of drawing an observation first, up to a constant; -inf for one that is absent. The
+    others are drawn from what is left, with the same odds (`samples.draw`). Where fewer than `size` are present a set
+    repeats some: its probability is zero. Raises ValueError where N is smaller than `size`.
     """
-    _check_rows(log_weights=log_weights)
+    (log_weights,) = _rows(log_weights=log_weights)
     whole("size", size, 1)
     whole("count", count, 1)
     N = log_weights.shape[1]
@@ -85,10 +85,10 @@ def relaxed_sets(
     another one, and of a set in which one observation has nearly all of the softmax it says little about the others.
     The lower the temperature, the less bias and the more variance.
 
-    log_weights (B,N): up to a constant; -inf for an absent observation. Where fewer than `size` are present a set
-    repeats its first, with gates that have no gradient. Raises ValueError where N is smaller than `size`.
+    log_weights (B,N) or (N,): up to a constant; -inf for an absent observation. Where fewer than `size` are present a
+    set repeats its first, with gates that have no gradient. Raises ValueError where N is smaller than `size`.
     """
-    _check_rows(log_weights=log_weights)
+    (log_weights,) = _rows(log_weights=log_weights)
     whole("size", size, 1)
     whole("count", count, 1)
     positive("temperature", temperature)
@@ -111,15 +111,19 @@ def relaxed_sets(
 
 
 def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:
-    """Logarithm of the probability (B,S) with which `draw_sets` draws index (B,S,size), in that order.
+    """Logarithm of the probability (B,S) with which `draw_sets` draws index (B|1,S,size) or (S,size), in that order.
 
-    Differentiable in log_weights (B,N): the Plackett-Luce model. -inf, with gradient zero, for a set that repeats an
-    observation, or holds an absent one.
+    Differentiable in log_weights (B|1,N) or (N,): the Plackett-Luce model. -inf, with gradient zero, for a set that
+    repeats an observation, or holds an absent one.
     """
-    _check_rows(log_weights=log_weights)
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 3 or len(index) != len(log_weights):
+    (log_weights,) = _rows(log_weights=log_weights)
+    log_weights = spread(log_weights, 1, (index, 2))
+    B = len(log_weights)
+    if isinstance(index, Tensor) and (index.ndim == 2 or index.shape[:1] == (1,)):
+        index = index.expand(B, *index.shape[-2:])
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 3 or len(index) != B:
         found = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
-        raise ValueError(f"index must be a tensor ({len(log_weights)},S,size) of dtype torch.int64, got {found}")
+        raise ValueError(f"index must be a tensor ({B}|1,S,size) or (S,size) of dtype torch.int64, got {found}")
     absent = torch.isneginf(log_weights)
     left = log_weights[:, None].expand(-1, index.shape[1], -1)
     wrong = absent[:, None].expand_as(left).gather(-1, index).any(-1)
@@ -150,10 +154,10 @@ def soft_inliers(error: Tensor, threshold: float, beta: float, mask: Tensor | No
 def expected_loss(score: Tensor, loss: Tensor, alpha: float = 1.0) -> Tensor:
     """Expected loss (B,) when hypothesis j of H is taken with probability softmax(alpha score)_j.
 
-    score, loss (B,H): differentiable in both. A hypothesis that failed (score or loss not finite) is never taken, and
-    gets no gradient; where all failed the expectation is zero.
+    score, loss (B|1,H) or (H,): differentiable in both. A hypothesis that failed (score or loss not finite) is never
+    taken, and gets no gradient; where all failed the expectation is zero.
     """
-    _check_rows(score=score, loss=loss)
+    score, loss = _rows(score=score, loss=loss)
     ok = torch.isfinite(score) & torch.isfinite(loss)
     logits = torch.where(ok, alpha * torch.where(ok, score, 0.0), -torch.inf)
     logits = torch.where(ok.any(-1, keepdim=True), logits, 0.0)
@@ -163,12 +167,13 @@ def expected_loss(score: Tensor, loss: Tensor, alpha: float = 1.0) -> Tensor:
 def score_function_loss(loss: Tensor, log_probability: Tensor) -> Tensor:
     """The mean loss (B,) of S draws, whose gradient is an unbiased one of the expected loss.
 
-    loss (B,S): of each draw, differentiable or not; log_probability (B,S): of that draw, differentiable in what it was
-    drawn from. d E[loss] = E[(loss - b) d log p + d loss] (REINFORCE, Williams 1992); the baseline b of a draw is the
-    mean loss of the other draws, which does not depend on it and so leaves the mean as it is (Kool et al. 2019). Loss
-    must be finite: give a failed draw the largest loss there is. Raises ValueError for S < 2, which has no baseline.
+    loss (B|1,S) or (S,): of each draw, differentiable or not; log_probability, likewise: of that draw, differentiable
+    in what it was drawn from. d E[loss] = E[(loss - b) d log p + d loss] (REINFORCE, Williams 1992); the baseline b of
+    a draw is the mean loss of the other draws, which does not depend on it and so leaves the mean as it is (Kool et al.
+    2019). Loss must be finite: give a failed draw the largest loss there is. Raises ValueError for S < 2, which has no
+    baseline.
     """
-    _check_rows(loss=loss, log_probability=log_probability)
+    loss, log_probability = _rows(loss=loss, log_probability=log_probability)
     B, S = loss.shape
     if S < 2:
         raise ValueError(f"loss must have shape (B,S) with at least two draws, got {(B, S)}")

@@ -84,7 +84,7 @@ def attach_gradient(
     one_of("gradient", gradient, ("exact", "gauss_newton"))
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
-    data = batch_data(x, data)
+    x, data = batch_data(x, data)
     x = map_state(lambda a: a.detach(), x)
     if len(data[0]) == 0:
         return _of_nothing(x, data)
@@ -150,10 +150,10 @@ def _unrolled(
 ) -> Solution:
     """`argmin` by autograd through the steps."""
     solution = minimize(problem, x0, *data, max_steps=max_steps, polish=polish, throw=throw)
-    batched = batch_data(solution.x, data)
+    _, batched = batch_data(solution.x, data)
     if len(solution.cost) == 0:
         return replace(solution, x=_of_nothing(solution.x, batched))
-    x0 = x0(*(d.detach() for d in batched)) if callable(x0) else x0
+    x0 = x0(*(d.detach() for d in batched)) if callable(x0) else batch_data(x0, data)[0]
     # cut failed problems off the data: their steps may have derivatives that are not finite
     batched = stop_gradient_where(~solution.converged, batched)
     x, _, _ = levenberg_marquardt(problem, x0, batched, max_steps)

@@ -75,7 +75,8 @@ class Constrained:
         if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")
-        return x0.detach(), *batch_data(x0, data, "x0")
+        x0, data = batch_data(x0, data, "x0")
+        return x0.detach(), *data
 
     def solve(self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int) -> ConstrainedSolution:
         """The solution, of tensors that are not tracked."""

@@ -326,8 +326,8 @@ def search(
         if not data:
             raise ValueError("data must hold a tensor where x0 is a function of them, got none")
         batch = next((d for d in data if len(d) != 1), data[0])
-        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data, "data")
-    data = batch_data(x0, data, "x0")
+        return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data, "data")[1]
+    x0, data = batch_data(x0, data, "x0")
     parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
     one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish, enough)
     return one, (*(a.detach() for a in parts), *data)
@@ -344,10 +344,10 @@ def minimize(
 ) -> Solution:
     """Find a local minimum of B problems at once, without an autograd graph.
 
-    x0: a tensor (B,…) or a tuple of them, or a function of the data (B,…) that makes such a start; data: tensors with
-    leading size B, or 1 where shared. Levenberg-Marquardt (`descend`) until it predicts a relative decrease of no more
-    than `enough`, then `polish` exact Newton steps on the gradient. Each problem gets a `Status`; a failed one keeps
-    the best x found and leaves the others untouched.
+    x0: a tensor (B,…) or a tuple of them, or a function of the data (B,…) that makes such a start; data: tensors. Each
+    has leading size B, or 1 where shared. Levenberg-Marquardt (`descend`) until it predicts a relative decrease of no
+    more than `enough`, then `polish` exact Newton steps on the gradient. Each problem gets a `Status`; a failed one
+    keeps the best x found and leaves the others untouched.
     Under torch.func.vmap the problems of all instances are one batch. Raises ValueError for data that does not fit
     the batch and, with throw=True, SolverError if any problem failed. A `Program` (`geometry.optim.quadratic`,
     `geometry.optim.constrained`) is solved by its own method, to which max_steps and polish go.

@@ -1,7 +1,7 @@
 """One nonlinear least-squares problem, `Problem`, and its cost, Jacobian and Hessian over a batch.
 
 A `Problem` is written for ONE instance; everything here runs B of them at once. Dimension 0 of every tensor of
-`x` and of every tensor of `data` is the batch (size 1 in `data` is shared by all).
+`x` and of every tensor of `data` is the batch (size 1 is shared by all).
 """
 
 from collections.abc import Callable
@@ -118,8 +118,9 @@ def select(condition: Tensor, a: State, b: State) -> State:
     return map_state(lambda u, v: torch.where(condition.view(-1, *[1] * (u.ndim - 1)), u, v), a, b)
 
 
-def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[Tensor, ...]:
-    """Expand shared data (leading size 1) to the batch of x; ValueError where a leading size fits neither.
+def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[State, tuple[Tensor, ...]]:
+    """x and the data, what is shared (leading size 1) expanded to the batch; ValueError for a leading size that fits
+    neither.
 
     Also for an x (`name`) that is no tensor (B,…) of floating-point numbers nor a tuple of such, and data that are no
     tensors.
@@ -131,16 +132,18 @@ def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[Ten
     )
     check_tensors(**parts)
     check_tensors(False, **{f"data[{i}]": d for i, d in enumerate(data)})
-    size = next((len(part) for part in parts.values() if part.ndim > 0), None)
-    for part, value in parts.items():
-        if value.ndim == 0 or len(value) != size:
-            raise ValueError(f"{part} must have the leading size of the batch {size or 'B'}, got {tuple(value.shape)}")
-    if size is None:
+    if not parts:
         raise ValueError(f"{name} must hold at least one tensor, got none")
-    for i, d in enumerate(data):
-        if d.ndim == 0 or d.shape[0] not in (1, size):
-            raise ValueError(f"data[{i}] must have leading size 1 or {size} (the batch), got {tuple(d.shape)}")
-    return tuple(d.expand(size, *d.shape[1:]) for d in data)
+    every = parts | {f"data[{i}]": d for i, d in enumerate(data)}
+    size = next((len(value) for value in every.values() if value.ndim > 0 and len(value) != 1), 1)
+    for part, value in every.items():
+        if value.ndim == 0 or len(value) not in (1, size):
+            raise ValueError(f"{part} must have leading size 1 or {size} (the batch), got {tuple(value.shape)}")
+
+    def whole_batch(value: Tensor) -> Tensor:
+        return value.expand(size, *value.shape[1:])
+
+    return map_state(whole_batch, x), tuple(whole_batch(d) for d in data)
 
 
 def move(problem: Problem, x: State, step: Tensor) -> State:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from geometry.checks import check_tensors, check_tensors_or_none, whole
+from geometry.checks import check_tensors, check_tensors_or_none, leading, whole
 from geometry.optim.adjoint import argmin
 from geometry.optim.interior_point import (
     Coefficients,
@@ -63,9 +63,10 @@ def quadratic_program(
     """argmin over x (B,n) of 1/2 x^T Q x + p^T x with G x <= h and A x = b, differentiable in all six.
 
     Q (B|1,n,n), positive semidefinite, of which the symmetric part counts; p (B|1,n); G (B|1,m,n) and h (B|1,m);
-    A (B|1,q,n) and b (B|1,q). Leading size 1: shared by all problems. Either pair may be None. A row of zeros in G
-    with a positive h is as if absent, so is one whose h is infinite. The multipliers of the solution carry gradients
-    too. CONVERGED holds row by row, to about eps^0.8 of the terms that meet in that row, whatever the others are.
+    A (B|1,q,n) and b (B|1,q). Leading size 1, or none: shared by all problems. Either pair may be None. A row of zeros
+    in G with a positive h is as if absent, so is one whose h is infinite. The multipliers of the solution carry
+    gradients too. CONVERGED holds row by row, to about eps^0.8 of the terms that meet in that row, whatever the others
+    are.
 
     Status: INFEASIBLE where the constraints contradict each other, or where a number is not finite and so x is NaN,
     UNBOUNDED where the cost falls for ever (either one where both hold), SINGULAR where the minimum is not unique, to
@@ -120,9 +121,9 @@ def _checked(x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Co
     check_tensors_or_none(**dict(zip("GhAb", constraints, strict=False)))
     assert Q is not None
     assert p is not None
-    if p.ndim != 2:
-        raise ValueError(f"p must have shape (B|1,n), got {tuple(p.shape)}")
-    n = p.shape[1]
+    if p.ndim not in (1, 2):
+        raise ValueError(f"p must have shape (B|1,n) or (n,), got {tuple(p.shape)}")
+    n = p.shape[-1]
     padded: list[Tensor | None] = [*constraints, *[None] * (4 - len(constraints))]
     G, h, A, b = padded
     for names, C, d in (("G and h", G, h), ("A and b", A, b)):
@@ -132,14 +133,12 @@ def _checked(x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Co
     A, b = (p.new_zeros(1, 0, n), p.new_zeros(1, 0)) if A is None or b is None else (A, b)
     m, q = (d.shape[-1] if d.ndim else 0 for d in (h, b))
     every = {"Q": (Q, (n, n)), "p": (p, (n,)), "G": (G, (m, n)), "h": (h, (m,)), "A": (A, (q, n)), "b": (b, (q,))}
-    sizes = {a.shape[0] for a, _ in every.values() if a.ndim > 0} - {1}
+    sizes = {a.shape[0] for a, shape in every.values() if a.ndim > len(shape)} - {1}
     B = max(sizes, default=1)
-    for name, (a, shape) in every.items():
-        if a.ndim == 0 or a.shape[1:] != shape or a.shape[0] not in (1, B):
-            wanted = ", ".join(map(str, shape))
-            raise ValueError(f"{name} must have shape ({B} or 1, {wanted}), got {tuple(a.shape)}")
+    for name, (a, _) in every.items():
         if a.dtype != p.dtype or not a.is_floating_point():
             raise ValueError(f"{name} must have the floating dtype of p, {p.dtype}, got {a.dtype}")
+    Q, p, G, h, A, b = (leading(name, a, B, shape) for name, (a, shape) in every.items())
 
     def stacked(one: Tensor, other: Tensor) -> Tensor:
         if one.shape[1] == 0 or other.shape[1] == 0:

@@ -37,7 +37,7 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
-    data = batch_data(x, data)
+    x, data = batch_data(x, data)
     with torch.no_grad():
         r = vmap(problem.residual)(x, *data)
         r = r[..., None] if r.ndim == 2 else r

@@ -1,7 +1,7 @@
 """What PnP is given: its arguments checked, masked and centred, each with its batch dimension."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from geometry.checks import (
     check_tensors_or_none,
     function,
     intercepted,
+    leading,
     one_of,
+    spread,
     values,
     whole,
 )
@@ -29,7 +31,7 @@ __all__ = [
     "check_like",
     "check_options",
     "check_pose",
-    "check_shape",
+    "observed",
     "precision",
     "prepare",
     "taken",
@@ -159,10 +161,28 @@ def check_options(
     whole("max_steps", max_steps, 1)
 
 
-def check_shape(name: str, value: Tensor, B: int, N: int, wanted: str, *shapes: tuple[int, ...]) -> None:
-    # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
-    if value.shape not in shapes:
-        raise ValueError(f"{name} must have shape {wanted.format(B=B, N=N)}, got {tuple(value.shape)}")
+def observed(
+    points2d: Tensor,
+    points3d: Any,
+    weights: Any,
+    mask: Any,
+    *others: tuple[Any, int],
+    width: int = 2,
+) -> Tensor:
+    """points2d (B,N,width), B being what any argument says; others: the rest, and how many dimensions each has of one.
+
+    Weights (N,2) of one problem are not those (B,N) of many: none has but two points. Raises ValueError for points2d of
+    another shape, or that are no tensor.
+    """
+    check_tensors(points2d=points2d)
+    if points2d.ndim not in (2, 3) or points2d.shape[-1] != width:
+        bearings = ' with model="ray": bearings' if width == 3 else ""
+        found = tuple(points2d.shape)
+        raise ValueError(f"points2d must have shape (B,N,{width}) or (N,{width}){bearings}, got {found}")
+    one = 1
+    if isinstance(weights, Tensor) and weights.ndim > 1 and weights.shape[-1] == 2:
+        one = 3 if weights.ndim > 2 and weights.shape[-2] == 2 else 2
+    return spread(points2d, 2, (points3d, 2), (weights, one), (mask, 1), *others)
 
 
 def precision(value: Tensor) -> torch.dtype:
@@ -183,45 +203,41 @@ def prepare(
 ) -> PnPData:
     """Check shapes, dtypes and devices, and give every argument its batch dimension, of size 1 where shared.
 
+    points2d (B,N,2) comes from `observed`.
     Nothing here looks at values or moves data. Weights become (B|1,N,2), or (1,1,1) where there are none, mask (1,1).
     """
-    check_tensors(points2d=points2d, points3d=points3d, K=K)
+    check_tensors(points3d=points3d, K=K)
     check_tensors_or_none(distortion=distortion, weights=weights, init=init)
-    if points2d.ndim != 3 or points2d.shape[-1] != 2:
-        raise ValueError(f"points2d must have shape (B,N,2), got {tuple(points2d.shape)}")
     B, N, _ = points2d.shape
-    check_shape("points3d", points3d, B, N, "({B}|1,{N},3) or ({N},3)", (B, N, 3), (1, N, 3), (N, 3))
-    check_shape("K", K, B, N, "({B}|1,3,3) or (3,3)", (B, 3, 3), (1, 3, 3), (3, 3))
+    points3d, K = leading("points3d", points3d, B, (N, 3)), leading("K", K, B, (3, 3))
     nothing = _nothing(points2d, K.dtype)
     if distortion is None:
         distortion = nothing.distortion
     elif distortion.ndim not in (1, 2) or (distortion.ndim == 2 and distortion.shape[0] not in (1, B)):
         raise ValueError(f"distortion must have shape ({B}|1,k) or (k,), got {tuple(distortion.shape)}")
     check_distortion(distortion, model)
+    distortion = distortion if distortion.ndim == 2 else distortion[None]
     if weights is None:
         weights = nothing.weights
     else:
-        check_shape("weights", weights, B, N, "({B}|1,{N}) or ({B}|1,{N},2)", (B, N), (1, N), (B, N, 2), (1, N, 2))
+        weights = leading("weights", weights, B, (N,), (N, 2))
         weights = weights[..., None].expand(-1, -1, 2) if weights.ndim == 2 else weights
     if mask is None:
         mask = nothing.mask
     else:
         boolean("mask", mask)
-        check_shape("mask", mask, B, N, "({B}|1,{N})", (B, N), (1, N))
+        mask = leading("mask", mask, B, (N,))
         if mask.device != points2d.device:
             raise ValueError(f"mask must be on the device of points2d ({points2d.device}), got {mask.device}")
     for name, value in (("points3d", points3d), ("K", K), ("distortion", distortion), ("weights", weights)):
         check_like(name, value, points2d)
     if init is not None:
         check_like("init", init, points2d)
-        check_shape("init", init, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+        leading("init", init, B, (4, 4))
     needed = 4 if init is None else 3
     if needed > N:
         start = "" if init is None else " with init"
         raise ValueError(f"points2d must hold at least {needed} points{start}, got N={N}")
-    points3d = points3d if points3d.ndim == 3 else points3d[None]
-    K = K if K.ndim == 3 else K[None]
-    distortion = distortion if distortion.ndim == 2 else distortion[None]
     return PnPData(points2d, points3d, K, distortion, weights, mask)
 
 
@@ -260,8 +276,8 @@ def check_like(name: str, value: Tensor, points2d: Tensor) -> None:
 def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:
     """The pose with batch B, in its own precision, after ValueErrors about its shape, dtype, device and values."""
     check_tensors(**{name: pose})
-    B, N, _ = points2d.shape
-    check_shape(name, pose, B, N, "({B}|1,4,4)", (B, 4, 4), (1, 4, 4))
+    B = len(points2d)
+    pose = leading(name, pose, B, (4, 4))
     check_like(name, pose, points2d)
     values(**{name: (pose, "pose")})
     return pose.expand(B, 4, 4)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.checks import check_tensors, positive, values
+from geometry.checks import check_tensors, leading, positive, values
 from geometry.optim import Problem, Status, linearize, solve_spd, stop_gradient_where
 from geometry.pose.data import (
     PnPData,
     check_like,
     check_options,
     check_pose,
-    check_shape,
+    observed,
     precision,
     prepare,
     without_masked,
@@ -83,6 +83,9 @@ def monte_carlo_pose_loss(
     camera. Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt and huber_scale.
     """
     check_options(model, kernel)
+    points2d = observed(
+        points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2), (init, 2), (huber_scale, 0)
+    )
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
     scale = _thresholds(huber_scale, kernel, points2d)
     data, frame = given.prepared().centred()
@@ -147,6 +150,9 @@ def derivative_regularisation_loss(
     """
     check_options(model, kernel)
     positive("beta", beta)
+    points2d = observed(
+        points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2), (init, 2), (huber_scale, 0)
+    )
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     scale = _thresholds(huber_scale, kernel, points2d)
     data, frame = given.prepared().centred()
@@ -191,10 +197,9 @@ def adaptive_huber_scale(
     Zero where fewer than two points are visible, or all are in one place. Raises ValueError as `pnp` does.
     """
     positive("relative", relative)
-    check_tensors(points2d=points2d)
-    if points2d.ndim != 3 or points2d.shape[-1] != 2:
-        raise ValueError(f"points2d must have shape (B,N,2), got {tuple(points2d.shape)}")
-    K, points3d = torch.eye(3, dtype=points2d.dtype, device=points2d.device), points2d.new_zeros(points2d.shape[1], 3)
+    points2d = observed(points2d, None, weights, mask)
+    points3d = points2d.new_zeros(points2d.shape[1], 3)
+    K = torch.eye(3, dtype=points2d.dtype, device=points2d.device)
     given = prepare(points2d, points3d, K, None, weights, mask).to(precision(points2d))
     points2d, _, weights, seen = without_masked(given.points2d, given.points3d, given.weights, given.mask)
     values(" where mask is True", points2d=(points2d, "finite"), weights=(weights, "finite"))
@@ -222,8 +227,8 @@ def _thresholds(scale: Tensor | None, kernel: Kernel | None, points2d: Tensor) -
     if kernel is not None:
         raise ValueError("kernel must be None with huber_scale, which says that it is Huber's")
     check_tensors(huber_scale=scale)
-    B, N, _ = points2d.shape
-    check_shape("huber_scale", scale, B, N, "({B}|1,)", (B,), (1,))
+    B = len(points2d)
+    scale = leading("huber_scale", scale, B, ())
     check_like("huber_scale", scale, points2d)
     values(huber_scale=(scale, "odds"))
     return scale.expand(B)

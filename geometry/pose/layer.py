@@ -18,7 +18,7 @@ from geometry.checks import check_tensors, check_tensors_or_none, one_of
 from geometry.compiled.launch import compiles_for
 from geometry.optim import Gradient, Solution, State
 from geometry.pose import compiled, tensors
-from geometry.pose.data import Options, check_options, precision, prepare
+from geometry.pose.data import Options, check_options, observed, precision, prepare
 from geometry.pose.problem import PoseModel
 from geometry.pose.rig_data import Data, bearing_data
 from geometry.robust import Kernel, RobustKernel
@@ -56,14 +56,14 @@ def pnp(
 ) -> PoseSolution:
     """Camera pose from 2D-3D correspondences, differentiable in every input by the implicit function theorem.
 
-    points2d (B,N,2) px; points3d (B|1,N,3) or (N,3); K (B|1,3,3) or (3,3); distortion (B|1,k) or (k,) of `model`
-    (`geometry.camera`); weights (B|1,N) or (B|1,N,2) multiply the residual (1/sigma; zero means absent);
-    mask (B|1,N) bool, False means absent, in value and in gradient; kernel: a robust kernel over the weighted pixel
-    error of a point. Returns PoseSolution with x = world_to_camera (B,4,4), at the dtype (float32 for 16-bit inputs,
-    which may be mixed with float32) and on the device of points2d.
+    points2d (B,N,2) px; points3d (B,N,3); K (B,3,3); distortion (B,k) of `model` (`geometry.camera`); weights (B,N) or
+    (B,N,2) multiply the residual (1/sigma; zero means absent); mask (B,N) bool, False means absent, in value and in
+    gradient. What problems share is given once, without B or with 1 in its place (docs/conventions.md). kernel: a
+    robust kernel over the weighted pixel error of a point. Returns PoseSolution with x = world_to_camera (B,4,4), at
+    the dtype (float32 for 16-bit inputs, which may be mixed with float32) and on the device of points2d.
     solve_dtype: the precision inside; float32 cannot tell depth from rotation once the object is a few pixels wide.
 
-    init (B|1,4,4): a pose to start from; the local minimum next to it is returned. With init=None the global
+    init (B,4,4): a pose to start from; the local minimum next to it is returned. With init=None the global
     minimum is sought: the object-space error, a quadratic form in R, is minimised on SO(3) from the 24
     rotations of a cube, its distinct minima with the points in front of the camera are refined on the
     reprojection error, and the best is kept (`geometry.pose.start`), with the second best beside it
@@ -112,9 +112,14 @@ def data_of(
     mask: Tensor | None,
     *,
     init: Tensor | None = None,
+    candidates: Tensor | None = None,
     model: PoseModel,
 ) -> Data:
-    """The arguments of `pnp`, after ValueErrors about types, shapes, dtypes and devices."""
+    """The arguments of `pnp`, after ValueErrors about types, shapes, dtypes and devices; candidates: as many."""
+    points2d = observed(
+        points2d, points3d, weights, mask, (K, 2), (distortion, 1), (init, 2), (candidates, 1),
+        width=3 if model == "ray" else 2,
+    )  # fmt: skip
     if model == "ray":
         if not (K is None and distortion is None):
             raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
@@ -131,7 +136,7 @@ def solved(module: ModuleType, data: Any, init: Tensor | None, options: Options,
     second = ratio = None
     fewest = 3
     if init is not None:
-        init = init.detach().to(solve_dtype)
+        init = (init if init.ndim > 2 else init[None]).detach().to(solve_dtype)
     else:
         init, second, ratio = module.search(data, options)
         fewest = 4
@@ -162,12 +167,24 @@ def _back_end(points2d: Tensor, options: Options) -> ModuleType:
     return compiled if known and options.gradient != "unrolled" and compiles_for(points2d) else tensors
 
 
+def _matrix(name: str, vector: Tensor) -> Tensor:
+    """The pose (…,4,4) of a six-vector (…,6), after a ValueError for what is none."""
+    check_tensors(**{name: vector})
+    if vector.shape[-1:] != (6,):
+        raise ValueError(
+            f"{name} must have shape (B|1,6) or (6,) with vector=True (`geometry.se3.rotvec_t` of a pose), "
+            f"got {tuple(vector.shape)}"
+        )
+    return se3.from_rotvec_t(vector)
+
+
 class BPnP(nn.Module):
     """`pnp` as a module: points2d (B,N,2) in, world_to_camera (B,4,4) out.
 
     points3d (N,3) or (B,N,3), K and the keywords of `pnp` are given once, or per call as keywords, which win.
-    vector=True returns the six-vector [rotvec, t] (B,6) of the published code instead. Tensors given here are
-    buffers (they move with .to()); pass nn.Parameter objects per call, or register them on the parent, to learn them.
+    vector=True: poses are six-vectors [rotvec, t] (B,6), those of the published code, in `init` as well; and
+    `geometry.se3.from_rotvec_t` makes matrices of them, for `project` and all else. Tensors given here are buffers
+    (they move with .to()); pass nn.Parameter objects per call, or register them on the parent, to learn them.
     """
 
     points3d: Tensor | None
@@ -203,11 +220,16 @@ class BPnP(nn.Module):
         mask: Tensor | None = None,
         init: Tensor | None = None,
     ) -> Tensor:
-        """The pose (B,4,4), or [rotvec, t] (B,6) with vector=True; arguments, and what is raised, as in `pnp`."""
+        """The pose (B,4,4), or [rotvec, t] (B,6) with vector=True; arguments, and what is raised, as in `pnp`.
+
+        init is of the same kind as the pose: with vector=True (B|1,6) or (6,), such as the last output.
+        """
         points3d = self.points3d if points3d is None else points3d
         K = self.K if K is None else K
         if points3d is None or K is None:
             raise ValueError(f"{'points3d' if points3d is None else 'K'} must be given to BPnP or to its call")
+        if self.vector and init is not None:
+            init = _matrix("init", init)
         pose = pnp(
             points2d,
             points3d,

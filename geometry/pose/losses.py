@@ -26,7 +26,7 @@ from geometry.optim import (
     solve_spd,
     stop_gradient_where,
 )
-from geometry.pose.data import PnPData, check_options, check_pose, precision, prepare
+from geometry.pose.data import PnPData, check_options, check_pose, observed, precision, prepare
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
 
@@ -78,6 +78,7 @@ def keypoint_likelihood_loss(
     TOO_FEW where no point is visible; INFEASIBLE where one is behind the camera at pose_gt.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
+    points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2))
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).to(data.K.dtype))
@@ -111,7 +112,7 @@ def linear_covariance(problem: Problem, x: State, *data: Tensor) -> Tensor:
     are smaller. A robust kernel enters as in one step of reweighting, r -> rho' r and J^T J -> J^T rho' J.
     Differentiable in data; x is a constant. NaN, and without gradient, where the data do not determine the step.
     """
-    data = batch_data(x, data)
+    x, data = batch_data(x, data)
     x = map_state(lambda a: a.detach(), x)
     with torch.no_grad():
         lin = linearize(problem, x, tuple(d.detach() for d in data))
@@ -156,6 +157,7 @@ def linear_covariance_loss(
     points (less than 4); INFEASIBLE (a point behind the camera at pose_gt); SINGULAR.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
     """
+    points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2))
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     data, frame = given.prepared().centred()
     truth = frame.to_frame(check_pose("pose_gt", pose_gt, points2d).detach().double())
@@ -207,6 +209,7 @@ def pose_covariance(
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
     """
     check_options(model, kernel)
+    points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose, 2))
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
     data, frame = given.prepared().centred()
     pose = check_pose("pose", pose, points2d).detach().double()

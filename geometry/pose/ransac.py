@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none, positive, values
+from geometry.checks import check_tensors_or_none, leading, positive, values
 from geometry.compiled.launch import compiles_for, grid, in_parallel
 from geometry.consensus import RansacSolution
 from geometry.consensus.samples import seeds
@@ -76,7 +76,7 @@ def pnp_ransac(
     ends as INFEASIBLE. Elsewhere the tensor operations of `geometry.consensus.search` search.
     """
     check_options(model, kernel, gradient, bearings=True)
-    data = data_of(points2d, points3d, K, distortion, weights, mask, model=model)
+    data = data_of(points2d, points3d, K, distortion, weights, mask, candidates=candidates, model=model)
     back_end = _back_end(points2d, model)
     if back_end is not _OnDevice:
         values(K=(K, "camera"))
@@ -119,8 +119,8 @@ def among(
     kind, dtype = type(data), data.points2d.dtype
     if candidates is None:
         candidates = torch.ones(1, 1, dtype=dtype, device=data.points2d.device)
-    elif candidates.shape not in ((B, N), (1, N)):
-        raise ValueError(f"candidates must have shape ({B}|1,{N}), got {tuple(candidates.shape)}")
+    else:
+        candidates = leading("candidates", candidates, B, (N,))
     if back_end is not _OnDevice:
         values(candidates=(candidates, "odds"))
     if B == 0 and back_end is TensorSearch:  # vmap cannot map over nothing

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from geometry import se3
 from geometry.camera import Model
-from geometry.checks import check_tensors, one_of, values
+from geometry.checks import check_tensors, leading, one_of, spread, values
 from geometry.optim import Gradient
 from geometry.pose import tensors
-from geometry.pose.data import Options, check_like, check_options, precision, prepare
+from geometry.pose.data import Options, check_like, check_options, observed, precision, prepare
 from geometry.pose.layer import PoseSolution, pnp, solved
 from geometry.pose.rig_data import check_rig, scaled_pose
 from geometry.robust import Kernel
@@ -66,6 +66,9 @@ def rig_pnp(
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
     check_tensors(points2d=points2d)
     start, factor = _split(init, scale)
+    points2d = observed(
+        points2d, points3d, weights, mask, (K, 3), (distortion, 2), (sensor_from_rig, 3), (sensor_index, 1), (start, 2)
+    )
     eye = torch.eye(3, dtype=points2d.dtype, device=points2d.device)
     data = prepare(points2d, points3d, eye, None, weights, mask, init=start)
     rig = check_rig(points2d, K, distortion, sensor_from_rig, sensor_index, model)
@@ -82,6 +85,7 @@ def rig_pnp(
     else:
         if start is not None:
             values(init=(start, "pose"))
+            start = start if start.ndim > 2 else start[None]
             start = scaled_pose(start[:, :3, :3], start[:, :3, 3], start[:, 3, 3] if factor is None else factor)
         options = Options(model, kernel, gradient, max_steps, scale)
         found = solved(tensors, rig.by_point(data).to(solve_dtype), start, options, precision(points2d))
@@ -99,11 +103,10 @@ def _split(init: Any, scale: bool) -> tuple[Tensor | None, Tensor | None]:
     if not (isinstance(init, tuple) and len(init) == 2 and all(isinstance(part, Tensor) for part in init)):
         raise ValueError("init must be (world_to_rig, scale) with scale=True, two tensors")
     pose, factor = init
-    if factor.shape not in ((len(pose),), (1,)):
-        raise ValueError(f"init must hold a scale of shape ({len(pose)},) or (1,), got {tuple(factor.shape)}")
     check_like("init", factor, pose)
     values(init=(factor, "finite"))
-    return pose, factor.expand(len(pose))
+    pose = spread(pose, 2, (factor, 0))
+    return pose, leading("init", factor, len(pose), ()).expand(len(pose))
 
 
 def _apart(pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from geometry import se3
 from geometry.alignment import Frame
 from geometry.camera import Model, Rays, rays_of
-from geometry.checks import check_tensors, check_tensors_or_none, indices, plainly, values
+from geometry.checks import check_tensors, check_tensors_or_none, indices, leading, plainly, values
 from geometry.lenses import check_distortion
 from geometry.pose.data import PnPData, check_like, prepare, taken, without_masked
 
@@ -186,8 +186,7 @@ def check_rig(
     for name, value in (("K", K), ("distortion", distortion), ("sensor_from_rig", sensor_from_rig)):
         check_like(name, value, points2d)
     indices("sensor_index", sensor_index)
-    if tuple(sensor_index.shape) not in ((N,), (1, N), (B, N)):
-        raise ValueError(f"sensor_index must have shape ({N},) or ({B}|1,{N}), got {tuple(sensor_index.shape)}")
+    sensor_index = leading("sensor_index", sensor_index, B, (N,))
 
     def look(index: Tensor) -> None:
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= S):
@@ -210,20 +209,16 @@ def bearing_data(
     mask: Tensor | None,
     init: Tensor | None,
 ) -> RigData:
-    """The arguments of `pnp` with model="ray": bearings (B,N,3), weights also as whitenings (B|1,N,2,2).
+    """The arguments of `pnp` with model="ray": bearings (B,N,3) of `observed`, weights also as whitenings (B|1,N,2,2).
 
     Every bearing is a sensor of its own that looks along it: what it measures is zero.
     """
-    check_tensors(points2d=bearings)
-    if bearings.ndim != 3 or bearings.shape[-1] != 3:
-        raise ValueError(f'points2d must have shape (B,N,3) with model="ray": bearings, got {tuple(bearings.shape)}')
     B, N, _ = bearings.shape
     check_tensors_or_none(weights=weights)
-    whitening = weights if weights is not None and weights.ndim == 4 else None
-    if whitening is not None:
-        check_like("weights", whitening, bearings)
-        if tuple(whitening.shape) not in ((B, N, 2, 2), (1, N, 2, 2)):
-            raise ValueError(f"weights must have shape ({B}|1,{N}[,2[,2]]), got {tuple(whitening.shape)}")
+    whitening = None
+    if weights is not None and weights.ndim > 2 and weights.shape[-2:] == (2, 2):
+        check_like("weights", weights, bearings)
+        whitening = leading("weights", weights, B, (N, 2, 2))
     eye = torch.eye(3, dtype=bearings.dtype, device=bearings.device)
     data = prepare(
         torch.zeros_like(bearings[..., :2]), points3d, eye, None, None if whitening is not None else weights, mask,

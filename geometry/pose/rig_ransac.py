@@ -7,7 +7,7 @@ from geometry.camera import Model
 from geometry.checks import check_tensors
 from geometry.consensus import RansacSolution
 from geometry.optim import Gradient
-from geometry.pose.data import check_options, prepare
+from geometry.pose.data import check_options, observed, prepare
 from geometry.pose.layer import PoseSolution
 from geometry.pose.ransac import Draws, among
 from geometry.pose.ransac_tensors import TensorSearch
@@ -47,6 +47,10 @@ def rig_pnp_ransac(
     """
     check_options(model, kernel, gradient)
     check_tensors(points2d=points2d)
+    points2d = observed(
+        points2d, points3d, weights, mask, (K, 3), (distortion, 2), (sensor_from_rig, 3), (sensor_index, 1),
+        (candidates, 1),
+    )  # fmt: skip
     eye = torch.eye(3, dtype=points2d.dtype, device=points2d.device)
     data = prepare(points2d, points3d, eye, None, weights, mask)
     rig = check_rig(points2d, K, distortion, sensor_from_rig, sensor_index, model)

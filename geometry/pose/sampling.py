@@ -215,7 +215,8 @@ def sample_poses(
     whole("samples", samples, 1)
     if samples % iterations != 0:
         raise ValueError(f"samples must be a positive multiple of iterations, got {samples} and {iterations}")
-    data = batch_data(mode, data, "mode")
+    mode = mode[None] if isinstance(mode, Tensor) and mode.ndim == 2 else mode
+    mode, data = batch_data(mode, data, "mode")
     shaped(mode=(mode, "B,4,4"))
     values(mode=(mode, "pose"))
     mode = mode.detach()
@@ -250,7 +251,7 @@ def log_normaliser(problem: Problem, samples: PoseSamples, *data: Tensor) -> Ten
     d log Z / d data = -E[d cost / d data] (arXiv 2203.13254), up to the sampling error. NaN where samples.ok is
     False; such a problem gets no gradient.
     """
-    data = stop_gradient_where(~samples.ok, batch_data(samples.mode, data))
+    data = stop_gradient_where(~samples.ok, batch_data(samples.mode, data)[1])
     # A draw of weight zero is swapped for the mode, whose derivatives are finite.
     alive = torch.isfinite(samples.log_weight)
     poses = torch.where(alive[..., None, None], samples.pose, samples.mode[:, None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geometry.alignment import Frame
 from geometry.camera import Model
-from geometry.checks import boolean, check_tensors, function, one_of, shaped, whole, width_and_height
+from geometry.checks import boolean, check_tensors, function, leading, one_of, shaped, whole, width_and_height
 from geometry.lenses import LENSES, check_distortion
 from geometry.optim import NestedState, Solution, chain_of_blocks, margin
 from geometry.pose.data import precision, prepare
@@ -54,6 +54,7 @@ def _determining(points3d: Tensor, mask: Tensor) -> Tensor:
     return (mask.sum(1) >= 4) & apart
 
 
+@torch.no_grad()
 def calibrate(
     points2d: Tensor,
     points3d: Tensor,
@@ -68,13 +69,14 @@ def calibrate(
     """Calibrate one camera from V views of a known target.
 
     points2d (V,N,2) px, points3d (N,3) or (V,N,3), image_size (width, height) px, distortion: how many coefficients
-    of `model` to estimate, mask (V,N) bool, False where a corner is not seen, kernel: a robust kernel, for wrong ones.
-    Returns a `CalibrationSolution` of batch 1 with x = (K (1,3,3), distortion (1,k), world_to_camera (1,V,4,4)), solved
-    in float64; standard deviations come from its `covariance`.
+    of `model` to estimate, mask (V,N) or (N,) bool, False where a corner is not seen, kernel: a robust kernel, for
+    wrong ones. Returns a `CalibrationSolution` of batch 1 with x = (K (1,3,3), distortion (1,k),
+    world_to_camera (1,V,4,4)), solved in float64; standard deviations come from its `covariance`.
 
     status: CONVERGED at a minimum where the gradient vanishes; STALLED after max_steps of a search; SINGULAR where the
     data do not determine the intrinsics (one plane, boards that are parallel to the image, copies of a view), which
-    `undetermined` tells; TOO_FEW where no view has four corners. Views that determine no pose are `left_out`.
+    `undetermined` tells; TOO_FEW where no view has four corners. Views that determine no pose are `left_out`. No
+    gradient: `geometry.bundle`, begun at what is found, has it.
     Raises ValueError as `geometry.pnp` does, and where there is no view.
 
     Starts from the focal lengths, each four times the one before, that suit the views best, with the principal point
@@ -90,11 +92,10 @@ def calibrate(
     whole("distortion", distortion, 0)
     check_distortion(points2d.new_zeros(distortion), model)
     width_and_height(image_size)
-    if points2d.ndim != 3:
-        raise ValueError(f"points2d must have shape (V,N,2), got {tuple(points2d.shape)}")
+    shaped(points2d=(points2d, "V,N,2"))
     if mask is not None:
         boolean("mask", mask)
-        shaped(points2d=(points2d, "V,N,2"), mask=(mask, "V,N"))
+        mask = leading("mask", mask, len(points2d), points2d.shape[1:2])
     like = points2d.new_zeros(distortion, dtype=precision(points2d))
     eye = torch.eye(3, dtype=like.dtype, device=like.device)
     data = prepare(points2d, points3d, eye, like, None, mask, model=model)

@@ -20,6 +20,7 @@ from geometry.checks import (
     check_tensors,
     check_tensors_or_none,
     function,
+    leading,
     one_of,
     positive,
     shaped,
@@ -90,6 +91,7 @@ class JointCalibration(Solution):
         return dict(zip(self.names, found.sqrt().unbind(1), strict=True))
 
 
+@torch.no_grad()
 def calibrate_rig(
     points2d: Tensor,
     points3d: Tensor,
@@ -115,8 +117,8 @@ def calibrate_rig(
     marks.
 
     Returns a `JointCalibration`. status: that of the bundle; CONVERGED is a strict minimum of the sum of all
-    reprojection errors. Solved in float64. Raises ValueError for shapes that do not fit, cameras that no frames
-    connect, and as `calibrate` and `bundle` do.
+    reprojection errors. Solved in float64, without a gradient (`geometry.bundle`, begun at what is found, has it).
+    Raises ValueError for shapes that do not fit, cameras that no frames connect, and as `calibrate` and `bundle` do.
     """
     check_tensors(points2d=points2d, points3d=points3d)
     check_tensors_or_none(K=K, coefficients=coefficients)
@@ -133,17 +135,16 @@ def calibrate_rig(
         )
     mask = torch.ones_like(points2d[..., 0], dtype=torch.bool) if mask is None else mask
     boolean("mask", mask)
-    shaped(points2d=(points2d, "S,F,N,2"), mask=(mask, "S,F,N"), points3d=(points3d, "N,3"))
-    S, F, _ = mask.shape
+    shaped(points2d=(points2d, "S,F,N,2"), points3d=(points3d, "N,3"))
+    S, F, N, _ = points2d.shape
+    mask = mask[None, None] if mask.ndim == 1 else mask
+    mask = leading("mask", mask, S, (F, N), (1, N)).expand(S, F, N)
     points, target = torch.where(mask[..., None], points2d.double(), 0.0), points3d.double()
     given = [free_intrinsics(start_intrinsics(size, distortion, model, points)) for size in sizes]
     K = torch.stack([one for one, _ in given]) if K is None else K.double()
     coefficients = torch.stack([one for _, one in given]) if coefficients is None else coefficients.double()
-    if K.shape != (S, 3, 3) or coefficients.shape != (S, distortion):
-        raise ValueError(
-            f"K and coefficients must have shapes ({S},3,3) and ({S},{distortion}), got {tuple(K.shape)} and "
-            f"{tuple(coefficients.shape)}"
-        )
+    K = leading("K", K, S, (3, 3)).expand(S, 3, 3)
+    coefficients = leading("coefficients", coefficients, S, (distortion,)).expand(S, distortion)
     values(K=(K, "camera"), coefficients=(coefficients, "finite"))
     starts = [_alone(points[s], target, sizes[s], mask[s], (K[s], coefficients[s]), options) for s in range(S)]
     lenses = torch.stack([one.K for one in starts]), torch.stack([one.distortion for one in starts])

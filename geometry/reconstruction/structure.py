@@ -20,27 +20,47 @@ from geometry.checks import (
     boolean,
     check_tensors,
     check_tensors_or_none,
+    leading,
     shaped,
     values,
 )
 from geometry.lenses import check_distortion
-from geometry.optim import Problem, Solution, minimize
+from geometry.optim import Problem, Solution, argmin
 from geometry.pose import pnp
 
-__all__ = ["StructureProblem", "check_views", "mirror", "triangulate"]
+__all__ = ["StructureProblem", "checked_views", "mirror", "triangulate"]
 
 
-def check_views(
-    points2d: Tensor, visible: Tensor, *, K: Tensor, distortion: Tensor, model: Model, pose: Tensor | None = None
-) -> None:
-    """Raise ValueError unless this is what V known cameras see of N points."""
-    check_tensors(points2d=points2d, K=K, distortion=distortion)
-    check_tensors_or_none(world_to_camera=pose)
+class Views(NamedTuple):
+    """What known cameras see of N points: visible (V,N), K (V,3,3), distortion (V,k), and poses (V,4,4) or None."""
+
+    visible: Tensor
+    K: Tensor
+    distortion: Tensor
+    pose: Tensor | None
+
+
+def checked_views(
+    points2d: Tensor,
+    visible: Tensor,
+    *,
+    K: Tensor,
+    distortion: Tensor | None,
+    model: Model,
+    pose: Tensor | None = None,
+) -> Views:
+    """The views of points2d (V,N,2), what they share repeated for each; ValueError unless these are V views."""
+    check_tensors(points2d=points2d, K=K)
+    check_tensors_or_none(distortion=distortion, world_to_camera=pose)
+    distortion = K.new_zeros(0) if distortion is None else distortion
     boolean("visible", visible)
-    shaped(
-        points2d=(points2d, "V,N,2"), visible=(visible, "V,N"), K=(K, "V,3,3"), distortion=(distortion, "V,k"),
-        world_to_camera=(pose, "V,4,4"),
-    )  # fmt: skip
+    shaped(points2d=(points2d, "V,N,2"))
+    V, N, _ = points2d.shape
+    visible = leading("visible", visible, V, (N,)).expand(V, N)
+    K = leading("K", K, V, (3, 3)).expand(V, 3, 3)
+    distortion = leading("distortion", distortion, V, distortion.shape[-1:]).expand(V, -1)
+    if pose is not None:
+        pose = leading("world_to_camera", pose, V, (4, 4)).expand(V, 4, 4)
     alike(points2d=points2d, K=K, distortion=distortion, world_to_camera=pose)
     check_distortion(distortion, model)
     seen = torch.where(visible[..., None], points2d.detach(), 0)
@@ -50,6 +70,7 @@ def check_views(
     if blind := (~visible.any(1)).nonzero().flatten().tolist():
         which = f"view {blind[0]} sees" if len(blind) == 1 else f"views {', '.join(map(str, blind))} see"
         raise ValueError(f"visible must hold True for a point of each view, but {which} no point")
+    return Views(visible, K, distortion, pose)
 
 
 class _Observations(NamedTuple):
@@ -64,9 +85,10 @@ class _Observations(NamedTuple):
 class StructureProblem:
     """`NestedProblem` over S candidate structures theta (S,N,3) seen by the same V views; inner (S,V,4,4).
 
-    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`. global_poses: seek every pose's
-    global minimum at each step (the start of PnP is None) instead of following the last one. normalise: keep each
-    structure at zero mean and unit rms radius, which a reconstruction up to similarity is free to do.
+    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`, once where views share
+    it. global_poses: seek every pose's global minimum at each step (the start of PnP is None) instead of following the
+    last one. normalise: keep each structure at zero mean and unit rms radius, which a reconstruction up to similarity
+    is free to do.
     """
 
     points2d: Tensor
@@ -78,7 +100,9 @@ class StructureProblem:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        check_views(self.points2d, self.visible, K=self.K, distortion=self.distortion, model=self.model)
+        views = checked_views(self.points2d, self.visible, K=self.K, distortion=self.distortion, model=self.model)
+        for name in ("visible", "K", "distortion"):
+            object.__setattr__(self, name, getattr(views, name))
 
     @cached_property
     def _packed(self) -> _Observations:
@@ -174,17 +198,19 @@ def triangulate(
     visible: Tensor,
     world_to_camera: Tensor,
     K: Tensor,
-    distortion: Tensor,
+    distortion: Tensor | None = None,
     *,
     model: Model = "radtan",
 ) -> Solution:
     """Points from views of known cameras: N problems of three unknowns each.
 
-    points2d (V,N,2) px, visible (V,N) bool, world_to_camera (V,4,4), K (V,3,3), distortion (V,k) -> Solution, x (N,3)
-    in the world. The start is the point nearest to all rays (least squares), the minimum that of the reprojection
-    error. Raises ValueError for what is not such.
+    points2d (V,N,2) px, visible (V,N) bool, world_to_camera (V,4,4), K (V,3,3), distortion (V,k) or None -> Solution,
+    x (N,3) in the world; what views share may be given once, as K (3,3). The start is the point nearest to all rays
+    (least squares), the minimum that of the reprojection error, differentiable as that of `argmin`. Raises ValueError
+    for what is not such.
     """
-    check_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
+    views = checked_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
+    visible, K, distortion, world_to_camera = views
 
     def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         p = se3.transform(pose, X.expand(len(pose), 1, 3))
@@ -193,16 +219,17 @@ def triangulate(
         r = torch.where(in_front(p, distortion, model=model), r, torch.inf)
         return torch.where(seen[:, None], r, 0)
 
-    points2d, middle = torch.where(visible[..., None], points2d, 0), se3.centre(world_to_camera).mean(0)
+    points2d, middle = torch.where(visible[..., None], points2d, 0), se3.centre(world_to_camera.detach()).mean(0)
     world_to_camera = se3.about(world_to_camera, middle)
-    rays, valid = rays_of(points2d, K, distortion, model)
-    R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
-    directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
-    eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
-    A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
-    start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
+    with torch.no_grad():
+        rays, valid = rays_of(points2d, K, distortion, model)
+        R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
+        directions, centres = rays @ R, -(R.mT @ t[..., None]).squeeze(-1)
+        eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
+        A = (visible & valid)[..., None, None] * (eye - directions[..., :, None] * directions[..., None, :])
+        start, _ = torch.linalg.solve_ex(A.sum(0) + 1e-9 * eye, (A @ centres[:, None, :, None]).sum(0))
     cameras = (world_to_camera[None], K[None], distortion[None])
-    found = minimize(
+    found = argmin(
         Problem(residual, dof=3, alike=(3,)), start.squeeze(-1), points2d.transpose(0, 1), visible.T, *cameras
     )
     return replace(found, x=found.x + middle)

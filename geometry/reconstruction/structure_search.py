@@ -11,7 +11,7 @@ from geometry.bundle_adjustment import Bundle
 from geometry.camera import Model
 from geometry.checks import function, plainly, positive, whole
 from geometry.optim import Status
-from geometry.reconstruction.structure import check_views, mirror
+from geometry.reconstruction.structure import checked_views, mirror
 from geometry.reconstruction.structure_minima import (
     OFF,
     Minimum,
@@ -100,11 +100,11 @@ def find_structure(
 ) -> StructureSolution:
     """A shape of which nothing is known, from views of its points, and whether the data tell that it is the right one.
 
-    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`. sigma: standard deviation of a
-    coordinate in px, which says which differences of fit mean something; an observation farther off than 3.7 of them is
-    wrong, such as a point that is said to be visible and is not. free=("f",): the focal length is sought, too, from a
-    third to three times the one in K; views of the same K and distortion share it. At least two views and dozens of
-    points; some hundred are enough, the others can be added by `triangulate`.
+    points2d (V,N,2) px, visible (V,N) bool, K (V,3,3), distortion (V,k) of `model`, once where views share it. sigma:
+    standard deviation of a coordinate in px, which says which differences of fit mean something; an observation farther
+    off than 3.7 of them is wrong, such as a point that is said to be visible and is not. free=("f",): the focal length
+    is sought, too, from a third to three times the one in K; views of the same K and distortion share it. At least two
+    views and dozens of points; some hundred are enough, the others can be added by `triangulate`.
 
     Each round goes from `candidates` random structures and the mirror images of what they lead to; where nothing fits
     all observations, from two views at a time, some observations being wrong. The lowest minimum is FOUND if it fits
@@ -117,8 +117,7 @@ def find_structure(
 
     Raises ValueError for what are not such views, among them a view that sees no point.
     """
-    distortion = K.new_zeros(len(K), 0) if distortion is None else distortion
-    check_views(points2d, visible, K=K, distortion=distortion, model=model)
+    visible, K, distortion, _ = checked_views(points2d, visible, K=K, distortion=distortion, model=model)
     positive("sigma", sigma)
     whole("candidates", candidates, 1)
     whole("rounds", rounds, 1)

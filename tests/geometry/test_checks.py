@@ -307,6 +307,15 @@ def test_both_back_ends_of_pnp_ask_the_same_of_a_pose() -> None:
     assert 10 < sum(refused) < 50
 
 
+def test_numbers_are_batched_as_tensors_are() -> None:
+    two, one = torch.tensor([2.0, 3.0]), torch.tensor(1.0)
+    for shared in (one, one[None]):
+        found = checks.batched(focal=(two, ""), depth=(shared, ""), points=(torch.ones(5, 3), "N,3"))
+        assert [tuple(value.shape) for value in found] == [(2,), (2,), (2, 5, 3)]
+    with pytest.raises(ValueError, match=r"depth must have shape \(\) or \(2,\), got \(3,\)"):
+        checks.batched(focal=(two, ""), depth=(torch.ones(3), ""))
+
+
 def test_indices_are_whole_numbers_of_either_length() -> None:
     for dtype in (torch.int64, torch.int32):
         checks.indices("index", torch.zeros(2, dtype=dtype))

@@ -274,7 +274,7 @@ def test_mistakes_in_the_threshold(make_scene: Callable[..., Any], loss: Any) ->
     scene = make_scene(2, 8, 1.0)
     arguments = scene.points2d, scene.points3d, scene.K, scene.world_to_camera_gt
     for scale, options, message in (
-        (torch.ones(3, **DOUBLE), {}, r"huber_scale must have shape \(2\|1,\), got \(3,\)"),
+        (torch.ones(3, **DOUBLE), {}, r"huber_scale must have shape \(2\|1,\) or \(\), got \(3,\)"),
         (torch.ones(2), {}, "huber_scale must have the dtype"),
         (-torch.ones(2, **DOUBLE), {}, "huber_scale must be finite and not negative"),
         (torch.ones(2, **DOUBLE), {"kernel": huber(1.0)}, "kernel must be None with huber_scale"),

@@ -344,9 +344,9 @@ def test_mistakes_name_the_argument(make_scene: Callable[..., Any], name: str) -
     bad = x.clone()
     bad[0, 0, 0] = torch.inf
     for arguments, options, message in (
-        ((x[0], X, K, truth), {}, r"points2d must have shape \(B,N,2\), got \(8, 2\)"),
+        ((x[0, 0], X, K, truth), {}, r"points2d must have shape \(B,N,2\) or \(N,2\), got \(2,\)"),
         ((x, X[:2], K, truth), {}, r"points3d must have shape .*got \(2, 8, 3\)"),
-        ((x, X, K, truth[:2]), {}, r"pose_gt must have shape \(3\|1,4,4\), got \(2, 4, 4\)"),
+        ((x, X, K, truth[:2]), {}, r"pose_gt must have shape \(3\|1,4,4\) or \(4,4\), got \(2, 4, 4\)"),
         ((x, X, K, truth.float()), {}, "pose_gt must have the dtype"),
         ((x, X, K, nan), {}, "pose_gt must be finite"),
         ((bad, X, K, truth), {}, "points2d must be finite where mask is True"),
@@ -364,6 +364,6 @@ def test_mistakes_of_one_function_alone(make_scene: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="samples must be a positive multiple of iterations"):
         monte_carlo_pose_loss(*arguments, samples=10, iterations=4)
     with pytest.raises(ValueError, match=r"init must have shape \(2\|1,4,4\)"):
-        monte_carlo_pose_loss(*arguments, init=torch.eye(4, **DOUBLE))
+        monte_carlo_pose_loss(*arguments, init=torch.eye(3, **DOUBLE))
     with pytest.raises(ValueError, match="pose must have shape"):
-        pose_covariance(*arguments[:3], torch.eye(4, **DOUBLE))
+        pose_covariance(*arguments[:3], torch.eye(3, **DOUBLE))

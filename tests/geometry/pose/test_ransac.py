@@ -431,12 +431,12 @@ def test_no_problems_are_no_work(make_scene: Callable[..., Any]) -> None:
 def test_mistakes_are_named(make_scene: Callable[..., Any]) -> None:
     scene = make_scene(2, 10)
     data = (scene.points2d, scene.points3d, scene.K)
-    with pytest.raises(ValueError, match=r"points2d must have shape \(B,N,2\)"):
-        pnp_ransac(data[0][0], *data[1:])
+    with pytest.raises(ValueError, match=r"points2d must have shape \(B,N,2\) or \(N,2\)"):
+        pnp_ransac(data[0][0, 0], *data[1:])
     with pytest.raises(ValueError, match="at least 4 points"):
         pnp_ransac(data[0][:, :3], data[1][:, :3], data[2])
-    with pytest.raises(ValueError, match=r"candidates must have shape \(2|1,10\), got \(10,\)"):
-        pnp_ransac(*data, candidates=torch.ones(10))
+    with pytest.raises(ValueError, match=r"candidates must have shape \(2\|1,10\) or \(10,\), got \(9,\)"):
+        pnp_ransac(*data, candidates=torch.ones(9))
     with pytest.raises(ValueError, match="candidates must be finite and not negative"):
         pnp_ransac(*data, candidates=-torch.ones(2, 10))
     with pytest.raises(ValueError, match="threshold must be a positive number, got 0"):

@@ -156,8 +156,8 @@ def test_what_does_not_fit_is_named() -> None:
     points2d, _ = made(2, 4)
     with pytest.raises(ValueError, match=r"points2d must have shape \(S,F,N,2\) with S image_sizes"):
         calibrate_rig(points2d, BOARD, [SIZE])
-    with pytest.raises(ValueError, match=r"K and coefficients must have shapes \(2,3,3\) and \(2,2\)"):
-        solved(points2d, K=torch.eye(3).double())
+    with pytest.raises(ValueError, match=r"K must have shape \(2\|1,3,3\) or \(3,3\), got \(3, 3, 3\)"):
+        solved(points2d, K=torch.eye(3).double().expand(3, 3, 3))
     with pytest.raises(ValueError, match="mask must"):
         solved(points2d, mask=torch.ones(2, 4, dtype=torch.bool))
 

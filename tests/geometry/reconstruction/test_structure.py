@@ -16,6 +16,7 @@ from geometry import Status, align_similarity, find_structure, project, se3, tri
 from geometry.camera import matrix_from_intrinsics
 from geometry.optim import NestedState, nested_start, nested_step
 from geometry.reconstruction import StructureProblem, mirror
+from tests.numbers import DOUBLE, central_difference, close, directions_of, generator
 
 torch.set_num_threads(1)
 RADTAN = (-0.2, 0.1, 0.001, -0.002)
@@ -224,6 +225,25 @@ def test_triangulate_is_exact_without_noise() -> None:
     lens = make_scene(30, 5, coefficients=RADTAN)
     found = triangulate(lens.points2d, lens.visible, lens.poses_gt, lens.K, lens.distortion)
     torch.testing.assert_close(found.x, lens.points_gt, rtol=0, atol=1e-10)
+
+
+def test_triangulate_has_the_gradient_of_its_minimum() -> None:
+    scene, g = make_scene(8, 4, noise=2.0, coefficients=RADTAN), generator(3)
+    data = scene.points2d, scene.K.expand(4, 3, 3), scene.distortion.expand(4, -1), torch.zeros(4, 6, **DOUBLE)
+    directions = directions_of(data, (1.0, 1.0, 1e-2, 1e-2), g)
+
+    def points(pixels: Tensor, K: Tensor, lens: Tensor, step: Tensor) -> Tensor:
+        return triangulate(pixels, scene.visible, se3.retract(scene.poses_gt, step), K, lens).x
+
+    directions[1][..., 2, :] = 0  # the third row of K is what it is
+    moving = [d.clone().requires_grad_() for d in data]
+    for gradient, d, direction in zip(
+        torch.autograd.grad(points(*moving)[2, 1], moving), data, directions, strict=True
+    ):
+        wanted = central_difference(
+            lambda h, d=d, by=direction: points(*(a + h * by if a is d else a for a in data))[2, 1], 1e-2
+        )
+        close((gradient * direction).sum(), wanted, atol=1e-8 * float(wanted.abs()))
 
 
 def test_triangulate_never_costs_more_than_opencv() -> None:
