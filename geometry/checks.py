@@ -6,10 +6,8 @@ What a thing is (`check_tensors`, `whole`, `positive`, `one_of`, `function`) is 
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, is_dataclass
-from functools import partial, wraps
+from functools import wraps
 from numbers import Integral, Real
-from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -34,7 +32,6 @@ __all__ = [
     "one_of",
     "plainly",
     "positive",
-    "refuse_captured",
     "shaped",
     "spread",
     "untransformed",
@@ -97,45 +94,6 @@ def intercepted(tensors: Sequence[Tensor]) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
     return not all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
-
-
-def refuse_captured(what: Any) -> None:
-    """Raise NotImplementedError if a function, or an object that holds some, has a tensor that a transform has wrapped.
-
-    Solvers run outside of all transforms. What a residual is to be differentiated in, or mapped over, has to come as
-    data: taken from around the residual it would be a constant to one transform, and nonsense to another.
-    """
-    seen: set[int] = set()
-
-    def visit(it: Any, depth: int) -> None:
-        if depth > 8 or id(it) in seen or it is None or isinstance(it, (str, bytes, int, float, type, ModuleType)):
-            return
-        seen.add(id(it))
-        if isinstance(it, Tensor):
-            if torch._C._functorch.is_functorch_wrapped_tensor(it) or forward_ad.unpack_dual(it).tangent is not None:
-                raise NotImplementedError(
-                    "a residual, a kernel or a start uses a tensor from around it that a transform of torch follows: "
-                    "give it as data, and to a kernel as a number"
-                )
-            return
-        parts: list[Any] = []
-        if isinstance(it, dict):
-            parts = [*it.values()]
-        elif isinstance(it, (tuple, list)):
-            parts = [*it]
-        elif isinstance(it, partial):
-            parts = [it.func, *it.args, *it.keywords.values()]
-        elif isinstance(it, MethodType):
-            parts = [it.__self__, it.__func__]
-        elif isinstance(it, FunctionType):
-            cells = [c for c in it.__closure__ or () if c != CellType()]
-            parts = [*(c.cell_contents for c in cells), *(it.__defaults__ or ())]
-        elif is_dataclass(it):
-            parts = [getattr(it, f.name) for f in fields(it)]
-        for part in parts:
-            visit(part, depth + 1)
-
-    visit(what, 0)
 
 
 @breaks_graphs

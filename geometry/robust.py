@@ -4,6 +4,11 @@ A kernel is a function rho(s) of s = |r|^2 >= 0 with rho(s) ~ s near zero, appli
 half the sum of rho. Scales are in the units of the residual (pixels divided by sigma, for PnP). Any such function
 of tensors is a kernel: its derivatives are taken by forward-mode differentiation. Those made here bring theirs, and are
 also known to the compiled solvers. Formulas: Barron 2019, arXiv 1701.03077, eqs. 8 to 13, times 2 scale^2.
+
+Scales are numbers, and a gradient reaches data alone. To learn one, divide the weights by it and take the kernel at
+scale 1, `pnp(..., weights=weights / scale, kernel=huber(1.0))`: rho is scale^2 times that of r / scale at 1, so that
+the minimum is the same, and its gradient reaches scale. In a bundle the weights of a prior are to be divided as well,
+and a threshold counts in units of the scale.
 """
 
 import math
@@ -32,6 +37,8 @@ class RobustKernel:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.scale, Tensor):
+            raise ValueError("scale must be a number, and to learn one divide the weights by it, got a tensor")
         positive("scale", self.scale)
 
     def __call__(self, s: Tensor) -> Tensor:

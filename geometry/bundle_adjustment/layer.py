@@ -49,7 +49,7 @@ from geometry.checks import (
     values,
     whole,
 )
-from geometry.optim import Batch, Solution, SolverError, Status, implicit, solved
+from geometry.optim import Batch, Solution, SolverError, Status, constant, implicit, solved
 from geometry.robust import Kernel
 
 __all__ = ["Bundle", "BundleSolution", "Prior", "bundle"]
@@ -319,6 +319,7 @@ def bundle(
     one_of("solver", solver, ("auto", "dense", "iterative"))
     one_of("gradient", gradient, ("exact", "gauss_newton"))
     function("kernel", kernel)
+    constant(kernel=kernel)
     function("callback", callback)
     whole("max_steps", max_steps, 0)
     check_tensors(points2d=points2d, world_to_camera=world_to_camera, points3d=points3d)

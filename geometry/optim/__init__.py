@@ -3,12 +3,14 @@
 problem      Problem: one instance, written once           solution     Solution, Status
 descent      minimize: batched Levenberg-Marquardt         adjoint      argmin: x differentiable in the data
 transforms   the implicit gradient of all solvers
+captured     what a residual may not take from around it
 uncertainty  covariance                                    linear       solve_spd, the rule of what is singular
 nested       outer unknowns, inner ones at their argmin    constrained  linear equations beside a cost
 quadratic, interior_point                                  quadratic_program: a QP layer
 """
 
 from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where
+from geometry.optim.captured import constant
 from geometry.optim.constrained import Constrained
 from geometry.optim.descent import (
     Descent,
@@ -88,6 +90,7 @@ __all__ = [
     "batch_data",
     "begin",
     "chain_of_blocks",
+    "constant",
     "covariance",
     "damped_step",
     "descend",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from geometry.checks import one_of
+from geometry.optim.captured import constant
 from geometry.optim.descent import levenberg_marquardt, minimize, search
 from geometry.optim.linear import ADJOINT, solve_spd
 from geometry.optim.problem import (
@@ -84,6 +85,7 @@ def attach_gradient(
     one_of("gradient", gradient, ("exact", "gauss_newton"))
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
+    _constant(problem)
     x, data = batch_data(x, data)
     x = map_state(lambda a: a.detach(), x)
     if len(data[0]) == 0:
@@ -99,6 +101,14 @@ def attach_gradient(
 
     equation = _Minimum(problem, given, first, gradient == "exact", 1.0 if ok is None else ADJOINT)
     return implicit(equation, trusted, *parts, *data)[0]
+
+
+def _constant(problem: Problem) -> None:
+    """Raise ValueError where the problem has a tensor that wants a gradient and is no datum."""
+    constant(
+        residual=problem.residual, kernel=problem.kernel, retract=problem.retract, linearize=problem.linearize,
+        jacobian=problem.jacobian,
+    )  # fmt: skip
 
 
 def _of_nothing(x: State, data: tuple[Tensor, ...]) -> State:
@@ -123,6 +133,8 @@ def argmin(
     no gradient from the implicit routes: a local minimum does not depend on where the search began.
     A `Program` (`geometry.optim.quadratic`, `geometry.optim.constrained`) brings its own adjoint and knows its own
     `gradient`s.
+    Raises ValueError, but for "unrolled", where the residual or kernel uses a tensor from around it that requires a
+    gradient: it is a constant to the minimum, as only data are not.
     """
     one_of("gradient", gradient, ("exact", "gauss_newton", "unrolled"))
     if not isinstance(problem, Problem):
@@ -133,6 +145,7 @@ def argmin(
         return found
     if gradient == "unrolled":
         return _unrolled(problem, x0, data, max_steps, polish, throw)
+    _constant(problem)
     minimum, tensors = search(problem, x0, data, max_steps, polish)
     if len(tensors[-1]) == 0:
         solution = minimize(problem, x0, *data)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from geometry.checks import function, whole
+from geometry.optim.captured import constant
 from geometry.optim.descent import minimize
 from geometry.optim.linear import ADJOINT, margin, solve_spd
 from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
@@ -61,6 +62,7 @@ class Constrained:
         """What `geometry.argmin` returns for this problem."""
         if gradient not in ("exact", "gauss_newton"):
             raise ValueError(f'gradient under constraints must be "exact" or "gauss_newton", got {gradient!r}')
+        constant(residual=self.problem.residual, kernel=self.problem.kernel, equality=self.equality)
         tensors = self._checked(x0, data, max_steps, polish)
         if len(tensors[0]) == 0:
             return self.minimize(x0, *data)

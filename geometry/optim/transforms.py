@@ -24,7 +24,8 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.func import vjp
 
-from geometry.checks import ONE_PROBLEM, breaks_graphs, refuse_captured, untransformed
+from geometry.checks import ONE_PROBLEM, breaks_graphs, untransformed
+from geometry.optim.captured import refuse_captured
 from geometry.optim.problem import map_state, select
 from geometry.optim.solution import State
 
