@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from open3d.camera import PinholeCameraParameters
     from open3d.geometry import PointCloud
 
-__all__ = ["from_camera", "from_points", "to_camera", "to_points", "to_rays"]
+__all__ = ["from_camera", "from_points", "from_rays", "to_camera", "to_points", "to_rays"]
 
 _HALF_PIXEL = 0.5
 
@@ -69,6 +69,20 @@ def to_rays(world_to_camera: Tensor, K: Tensor, image_size: ImageSize) -> dict[s
         "width_px": width,
         "height_px": height,
     }
+
+
+def from_rays(
+    intrinsic_matrix: Any, extrinsic_matrix: Any, width_px: int, height_px: int
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """world_to_camera (4,4), K (3,3), (width, height) of the arguments of `create_rays_pinhole`; float64 on the CPU.
+
+    No flip; the principal point loses the half pixel that `to_rays` adds. Raises ValueError for batches, and for what
+    is no rigid motion.
+    """
+    pose, K = tensor("extrinsic_matrix", extrinsic_matrix), tensor("intrinsic_matrix", intrinsic_matrix)
+    _check_one(pose, K)
+    K[:2, 2] -= _HALF_PIXEL
+    return pose, K, integers((width_px, height_px))
 
 
 def to_points(points3d: Tensor, colors: Tensor | None = None) -> "PointCloud":

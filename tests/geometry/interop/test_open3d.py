@@ -119,3 +119,12 @@ def test_wrong_arguments() -> None:
     for colors in (torch.full((1, 3), 200.0), torch.full((1, 3), -0.1), torch.zeros(1, 3, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"colors must be uint8, or floating-point numbers in 0 … 1"):
             open3d.to_points(torch.zeros(1, 3), colors)
+
+
+def test_rays_lead_back_to_their_camera() -> None:
+    pose, matrix, size = open3d.from_rays(**open3d.to_rays(poses(), K, SIZE))
+    assert torch.equal(pose, poses())
+    assert torch.equal(matrix, K)
+    assert size == SIZE
+    with pytest.raises(ValueError, match=r"world_to_camera must be \(4,4\) and K \(3,3\) of one camera"):
+        open3d.from_rays(np.eye(3)[None], np.eye(4)[None], *SIZE)
