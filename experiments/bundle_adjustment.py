@@ -1,14 +1,19 @@
 """Bundle adjustment of a reconstruction file of yours: BAL, COLMAP, Bundler or libmv in, COLMAP and PLY out.
 
-`python -m experiments.bundle_adjustment default --scene my_problem.txt --robust-px 1`. Presets: `default` (Ladybug,
-every camera with an f, k1, k2 of its own), `smoke` (a small file). The run says at its end: rms before and after,
-observations left out or behind their camera, what of `--free` the data do not determine. Points whose depth they leave
-open are not in what it writes.
+    python -m experiments.bundle_adjustment default --scene my_problem.txt --robust-px 1
+
+The run says at its end: rms before and after, observations left out or behind their camera, what of `--free` the data
+do not determine. Points whose depth they leave open are not in what it writes.
+
+Presets:
+
+- default: Adjusts Ladybug, or the --scene that is given, with what its cameras have of f, k1 and k2.
+- smoke: Adjusts a small file with its intrinsics held.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,28 +23,32 @@ from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.records.quantities import Quantity
-from experiments.running.config import RunConfig
+from experiments.records.text import nearest
+from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.determined import LOOSE, is_loose, undetermined_names
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import GaugeChoice, bundle, cauchy
 from geometry.bundle_adjustment import BundleSolution
+from geometry.lenses import LENSES
 from geometry.optim import Status
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("scene",)
+
     scene: str = "bal/problem-49-7776-pre.txt"
-    """A BAL, Bundler .out or libmv .bin file, or the folder of a COLMAP model; here or in the shared data."""
-    free: tuple[str, ...] = ("poses", "points", "f", "k1", "k2")
-    """What is sought: poses, points, sensors (of a COLMAP model with rigs), intrinsics by name (f, or fx and fy; cx,
-    cy, k1, k2, p1, p2, ...)."""
+    """Names a BAL, Bundler .out or libmv .bin file, or the folder of a COLMAP model; here or in the shared data."""
+    free: tuple[str, ...] = ()
+    """Lists what to seek: poses, points, sensors (of a COLMAP model with rigs), intrinsics by name (f, or fx and fy;
+    cx, cy, k1, k2, p1, ...). Left empty, it is poses, points, and of f, k1, k2 what the cameras of the file have."""
     robust_px: float = 0.0
-    """Scale of a Cauchy kernel; 0 means least squares."""
+    """Sets the scale of a Cauchy kernel; 0 means least squares."""
     gauge: GaugeChoice = "fixed"
-    """Keep the first camera where it is, or all of them on the whole."""
+    """Keeps the first camera where it is (fixed), or all of them on the whole (free)."""
     max_steps: int = 200
-    """At the most."""
+    """Limits the number of steps."""
 
 
 SCENE = ("poses", "points", "sensors")
@@ -59,8 +68,35 @@ def rms(residual: Tensor) -> float:
     return residual.square().sum(-1).mean().sqrt().item()
 
 
-@experiment("bundle_adjustment", lambda config: read_reconstruction(locate.locate(config.scene)))
-def main(run: Run, config: Config, scene: Reconstruction) -> dict:
+def sought(free: tuple[str, ...], scene: Reconstruction) -> tuple[str, ...]:
+    """The names of `--free`, or else what the lenses of the file have.
+
+    Raises ValueError naming the one that is none, and where sensors are sought of what has no rigs.
+    """
+    lens = LENSES[scene.model].names
+    known = (*SCENE, "f", "fx", "fy", "cx", "cy", "skew", *lens)
+    for name in free:
+        if name not in known:
+            raise ValueError(f"free: names among {', '.join(known)} wanted, got {name}{nearest(name, known)}")
+    if "sensors" in free and scene.rigs is None:
+        raise ValueError("free: sensors are of a COLMAP model with rigs, and this scene has none")
+    of_file = lens[: scene.distortion.shape[1] if scene.coefficients is None else scene.coefficients]
+    return free or ("poses", "points", "f", *(name for name in ("k1", "k2") if name in of_file))
+
+
+def read(config: Config) -> tuple[Reconstruction, tuple[str, ...]]:
+    """The scene with room for what is sought of its lenses, and the names of all that is."""
+    scene = read_reconstruction(locate.locate(config.scene))
+    free, lens = sought(config.free, scene), LENSES[scene.model]
+    k = scene.distortion.shape[1]
+    needed = max([k, *(lens.names.index(name) + 1 for name in free if name in lens.names)])
+    room = min(count for count in lens.counts if count >= needed)
+    return replace(scene, distortion=torch.nn.functional.pad(scene.distortion, (0, room - k))), free
+
+
+@experiment("bundle_adjustment", read)
+def main(run: Run, config: Config, given: tuple[Reconstruction, tuple[str, ...]]) -> dict:
+    scene, free = given
     views = scene.point_index.bincount(minlength=len(scene.points3d))
     run.stage(colors=scene.colors, views=views, K=scene.K[scene.intrinsics_index])
     run.frame(0, points3d=scene.points3d, world_to_camera=scene.world_to_camera)
@@ -70,9 +106,6 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         costs.append(cost)
         run.log(len(costs) - 1, loss=cost)
 
-    distortion = scene.distortion
-    if scene.distortion.shape[1] == 0 and {"k1", "k2"} & set(config.free):
-        distortion = distortion.new_zeros(len(distortion), 2)
     rigs = scene.rigs
     mounted: dict[str, Any] = {}
     if rigs is not None:
@@ -83,13 +116,14 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
     def solve(free: tuple[str, ...], callback: Callable[[int, float], None] | None = None) -> BundleSolution:
         return bundle(
             *(t.to(run.device) for t in (scene.points2d, scene.camera_index, scene.point_index)),
-            *(t.to(run.device) for t in (start, scene.points3d, scene.K, distortion)),
+            *(t.to(run.device) for t in (start, scene.points3d, scene.K, scene.distortion)),
             intrinsics_index=scene.intrinsics_index.to(run.device), free=free, model=scene.model,
             kernel=cauchy(config.robust_px) if config.robust_px else None, gauge=config.gauge,
             max_steps=config.max_steps, callback=callback, **mounted,
         )  # fmt: skip
 
-    found = solve(config.free, tell)
+    with told_in_a_sentence():  # names that do not go together
+        found = solve(free, tell)
     problem, data = found.task.problem, found.task.data
     with torch.no_grad():
         r = problem.residual(problem.compose(found.state, data.given), data)
@@ -119,7 +153,7 @@ def main(run: Run, config: Config, scene: Reconstruction) -> dict:
         loss=found.cost.item(),
         errors={"rms_before": rms(before), "rms_after": rms(r)},
         note=found.message,
-        undetermined=undetermined(found, config.free, solve) + loose(intrinsics),
+        undetermined=undetermined(found, free, solve) + loose(intrinsics),
         left_out={name: why for name, count, why in left_out if count},
     )
 

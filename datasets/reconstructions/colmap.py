@@ -61,7 +61,7 @@ def read_colmap(folder: str | Path) -> Reconstruction:
     for v in ((length2 == 0) | length2.isinf()).nonzero()[:1, 0].tolist():
         raise images.error(v, f"a quaternion wanted for the pose, found {images.heads['quat_wxyz'][v].tolist()}")
     camera_index, point_index, points2d = _observations(images, points)
-    intrinsics, distortion, model = _intrinsics(cameras)
+    intrinsics, distortion, model, coefficients = _intrinsics(cameras)
     sizes = torch.from_numpy(cameras.heads["size"].astype(np.int64))
     poses = from_pose(images.heads["quat_wxyz"], images.heads["t"])
     rigs = read_rigs(folder, suffix, cameras.heads["id"], images.heads["id"], intrinsics_index)
@@ -81,6 +81,7 @@ def read_colmap(folder: str | Path) -> Reconstruction:
         names=tuple(images.names or ()),
         image_sizes=sizes if sizes.any() else None,
         rigs=rigs,
+        coefficients=coefficients,
     )
 
 
@@ -144,8 +145,8 @@ def _observations(images: Table, points: Table) -> tuple[np.ndarray, np.ndarray,
     return owner[seen], shown[seen], images.items["xy"][seen]
 
 
-def _intrinsics(cameras: Table) -> tuple[Tensor, Tensor, Model]:
-    """(fx, fy, cx, cy) (C,4), distortion (C,k) and the model of all."""
+def _intrinsics(cameras: Table) -> tuple[Tensor, Tensor, Model, int | None]:
+    """(fx, fy, cx, cy) (C,4), distortion (C,k), the model of all, and `coefficients`."""
     names = [NAMES[lens] for lens in cameras.heads["lens"]]
     lenses = [LENSES[name] for name in names]
     model = lenses[0].model if lenses else "radtan"
@@ -156,7 +157,9 @@ def _intrinsics(cameras: Table) -> tuple[Tensor, Tensor, Model]:
         if lens.model != model:
             raise cameras.error(c, f"one lens model for all cameras wanted, found {lens.model!r} beside {model!r}")
         intrinsics[c], distortion[c, : lens.length] = from_parameters(names[c], values.tolist())
-    return torch.from_numpy(intrinsics), torch.from_numpy(distortion), model
+    fewest = min((lens.coefficients for lens in lenses), default=0)
+    coefficients = fewest if fewest < distortion.shape[1] else None
+    return torch.from_numpy(intrinsics), torch.from_numpy(distortion), model, coefficients
 
 
 def _cameras(reconstruction: Reconstruction) -> Table:

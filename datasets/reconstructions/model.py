@@ -73,6 +73,7 @@ class Reconstruction:
     points2d (M,2): px on OpenCV's grid, (0, 0) is the centre of the top-left pixel, unless the format has no such grid.
     colors (N,3) uint8, image_sizes (C,2) int64 = width, height: None where unknown. names: of the V images, or ().
     rigs: how cameras are mounted together, None where they are not; world_to_camera are the poses that follow.
+    coefficients: how many of the k the file has of every camera, None for all; the others were filled in with zeros.
 
     Raises ValueError naming the field, the shape wanted and the shape given; likewise for a wrong dtype, a number
     that is not finite, and an index out of range.
@@ -91,6 +92,7 @@ class Reconstruction:
     names: tuple[str, ...] = ()
     image_sizes: Tensor | None = None
     rigs: Rigs | None = None
+    coefficients: int | None = None
 
     def __post_init__(self) -> None:
         sizes: dict[str | int, int] = {}
@@ -122,6 +124,8 @@ class Reconstruction:
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
                 found = f"{int(index.min())} … {int(index.max())}"
                 raise ValueError(f"{name} must lie in 0 … {size - 1} ({letter} = {size}), got {found}")
+        if self.coefficients is not None and not 0 <= self.coefficients <= sizes["k"]:
+            raise ValueError(f"coefficients must lie in 0 … {sizes['k']}, got {self.coefficients}")
         if len(self.names) not in (0, sizes["V"]):
             raise ValueError(f"names must hold {sizes['V']} names or none, got {len(self.names)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -16,6 +17,16 @@ def number(value: float) -> str:
 def said(status: str) -> str:
     """A run's status as people read it: a training does not converge, and a minimum may be the wrong one."""
     return {"converged": "goal reached", "not converged": "goal not reached"}.get(status, status)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Which of the names was meant, to be put behind a sentence: "; did you mean --points?"; nothing if none is near.
+
+    Hyphens that all of them begin with are not what makes them alike.
+    """
+    stripped = {each.lstrip("-"): each for each in names}
+    close = get_close_matches(name.lstrip("-"), stripped, 1)
+    return f"; did you mean {stripped[close[0]]}?" if close else ""
 
 
 def spread(values: Iterable[Any]) -> str:

@@ -38,10 +38,11 @@ import csv
 import io
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,6 +63,7 @@ from experiments.running.randomness import random_state, set_random_state
 from experiments.running.tensorboard import Board
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from matplotlib.figure import Figure
@@ -120,7 +122,10 @@ def _counted(method: F) -> F:
 
 
 class Run:
-    """One run of an experiment and the folder it writes: a context manager, used as in the example above."""
+    """One run of an experiment and the folder it writes: a context manager, used as in the example above.
+
+    Left by an exception before anything was logged, it takes the folder away again.
+    """
 
     def __init__(self, experiment: str, config: RunConfig) -> None:
         self.experiment, self.config = experiment, config
@@ -143,6 +148,7 @@ class Run:
         self._spent = {"logging_seconds": 0.0, "drawing_seconds": 0.0}
         self._total = 0
         self._bar: tqdm | None = None
+        self._made: list[Path] = []
         self._open = ExitStack()
 
     def __enter__(self) -> Run:
@@ -153,6 +159,7 @@ class Run:
         return self
 
     def _begin(self) -> None:
+        self._made = [parent for parent in self.folder.parents if not parent.exists()]
         self.finished, self._saved = earlier = prepare(self.folder, self.experiment, self.config, self._open)
         self.start = earlier.start
         if self.finished:
@@ -188,6 +195,11 @@ class Run:
         self._open.close()
         if kind is not None and (self.folder / "checkpoint.pt").exists():
             print(f"{self.folder} is unfinished: --resume continues it", file=sys.stderr)
+        elif kind is not None and not self._columns and not self.finished:  # there is nothing in it to keep
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                for parent in self._made:
+                    parent.rmdir()
 
     # ---- the loop ----
 

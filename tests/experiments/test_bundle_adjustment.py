@@ -10,7 +10,7 @@ from datasets.ply import read_ply
 from datasets.reconstructions.bal import write_bal
 from datasets.reconstructions.colmap import read_colmap, write_colmap
 from experiments.benchmarks.bundle_solvers import bundle_cost, reproject, synthetic_scene
-from experiments.bundle_adjustment import Config, loose, main
+from experiments.bundle_adjustment import Config, loose, main, read
 from experiments.records.quantities import Quantity
 from geometry import se3
 from geometry.camera import project_camera_frame
@@ -71,6 +71,49 @@ def test_a_single_lens_is_told_with_its_deviation(tmp_path: Path) -> None:
         assert found[name]["deviation"] > 0
         assert abs(found[name]["value"] - value) < 4 * found[name]["deviation"]
     assert found["f"]["deviation"] < 0.05 * found["f"]["value"]  # and tells something
+
+
+@pytest.mark.parametrize(
+    ("lens", "camera"), [([], "SIMPLE_PINHOLE"), ([-0.02, 0.0], "SIMPLE_RADIAL"), ([-0.02, 0.01], "RADIAL")]
+)
+def test_a_model_comes_back_with_the_cameras_that_it_had(lens: list[float], camera: str, tmp_path: Path) -> None:
+    """No coefficient is freed that they do not have; their focal lengths are."""
+    start, _ = synthetic_scene(5, 60, 4, torch.Generator().manual_seed(0))
+    write_colmap(tmp_path / "model", replace(start, distortion=start.K.new_tensor(lens).expand(5, -1)))
+    main(Config(preset="test", scene=str(tmp_path / "model"), max_steps=3, out=tmp_path))
+    folder = tmp_path / "bundle_adjustment" / "test-seed0" / "colmap"
+    found = read_colmap(folder)
+    assert found.distortion.shape[1] == len(lens)
+    write_colmap(tmp_path / "text", found, binary=False)
+    rows = [row.split() for row in (tmp_path / "text" / "cameras.txt").read_text().splitlines() if row[0] != "#"]
+    assert {row[1] for row in rows} == {camera}
+    assert (found.K[:, 0, 0] != start.K[:, 0, 0]).all()
+
+
+def test_coefficients_that_are_asked_for_are_added(tmp_path: Path) -> None:
+    start, _ = synthetic_scene(5, 60, 4, torch.Generator().manual_seed(0))
+    write_colmap(tmp_path / "model", replace(start, distortion=start.distortion[:, :0]))
+    scene, free = read(Config(scene=str(tmp_path / "model"), free=("poses", "points", "f", "p1")))
+    assert free == ("poses", "points", "f", "p1")
+    assert scene.distortion.shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("free", "says"),
+    [
+        (
+            ("poses", "pionts"),
+            r"free: names among poses, .* wanted, got pionts; did you mean points\?",
+        ),
+        (("poses", "points", "sensors"), "free: sensors are of a COLMAP model with rigs, and this scene has none"),
+        (("f", "fx"), 'free may hold "f" or "fx" and "fy", not both'),
+    ],
+)
+def test_names_that_cannot_be_sought_are_told(free: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    write_bal(tmp_path / "street.txt", synthetic_scene(5, 60, 4, torch.Generator().manual_seed(0))[0])
+    with pytest.raises(SystemExit, match=says):
+        main(Config(preset="test", scene=str(tmp_path / "street.txt"), free=free, out=tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_a_focal_length_of_a_large_deviation_is_named() -> None:
