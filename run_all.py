@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modules = {module.rsplit(".", 1)[-1]: module for module in EXPERIMENTS}
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--preset", nargs="+", default=["default", "real"], choices=PRESETS, help="default: default real")
-    add("--only", nargs="+", default=list(modules), choices=list(modules), help="default: all of them")
-    add("--seeds", nargs="+", type=int, default=[0], help="one run of everything with each; default: 0")
-    add("--out", type=Path, default=Path("results"), help="where the results go; default: results")
-    add("--jobs", type=int, default=1, help="runs side by side, so that seconds are of a busy machine; default: 1")
-    add("--resume", action="store_true", help="continue what was interrupted and keep what is done")
-    add("--overwrite", action="store_true", help="replace runs that had other options")
+    add("--preset", nargs="+", default=["default", "real"], choices=PRESETS, help="names them; default: default real")
+    add("--only", nargs="+", default=list(modules), choices=list(modules), help="names experiments; default: all")
+    add("--seeds", nargs="+", type=int, default=[0], help="runs everything with each of these seeds; default: 0")
+    add("--out", type=Path, default=Path("results"), help="names the folder of all results; default: results")
+    add("--jobs", type=int, default=1, help="sets how many runs share the machine, and slow each other; default: 1")
+    add("--resume", action="store_true", help="continues what was interrupted and keeps what is done")
+    add("--overwrite", action="store_true", help="replaces runs that had other options")
     options = parser.parse_args(arguments)
 
     asked = [

@@ -1,13 +1,19 @@
 """Camera calibration by backpropagating PnP (paper, section 4.3), and calibration of real cameras.
 
 The intrinsics are the only unknowns; PnP gives the pose that suits them, and the reprojection error of the cube trains
-them through PnP. Presets: `paper` (K = 1000 sigmoid(theta), SGD, as published), `default` (Gauss-Newton of the reduced
-error from the image size alone), `real` (folders of chessboard images and corner files: intrinsics, distortion and
-their standard deviations, beside OpenCV's joint calibration), `smoke`. A camera of yours, or several mounted together:
+them through PnP. A camera of yours, or several mounted together:
 
     python -m experiments.camera_calibration default --board.source my_images --board.corners 9 6 --board.square 0.025
     ... --board.source left right --board.kind charuco --board.corners 8 5 --board.square 0.03 --board.marker 0.75
     ... --board.source my_images --board.kind tags --board.corners 6 6 --board.marker 0.3 --board.free f k1 k2
+
+Presets:
+
+- default: Learns K of the published cube from a random start, by Gauss-Newton with the pose eliminated.
+- paper: Learns K = 1000 sigmoid(theta) by SGD, as published.
+- real: Calibrates from chessboard images and corner files: intrinsics, distortion and their standard deviations,
+  beside OpenCV's joint calibration.
+- smoke: Does what `default` does, which takes a second.
 """
 
 from __future__ import annotations
@@ -34,13 +40,14 @@ from geometry.reconstruction import CalibrationProblem
 @dataclass(frozen=True)
 class Config(CalibrationConfig):
     method: Literal["sgd", "gauss_newton"] = "gauss_newton"
-    """The paper's optimiser over K = 1000 sigmoid(theta), or Gauss-Newton over K with the pose eliminated."""
+    """Chooses the paper's optimiser over K = 1000 sigmoid(theta), or Gauss-Newton over K with the pose eliminated."""
     learning_rate: float = 1e-5
-    """Of SGD."""
+    """Sets the rate of SGD."""
     threshold: float = 1e-3
-    """Stop below this loss, the sum of squared pixel errors of the cube."""
+    """Stops below this loss, the sum of squared pixel errors of the cube."""
     gradient: Literal["exact", "published"] = "exact"
-    """Of the pose in K, for SGD: the exact one, or by the published code's formula, which is off by 0.4 %."""
+    """Chooses the gradient of the pose in K, for SGD: the exact one, or the published code's formula, which is off by
+    0.4 %."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,12 +1,17 @@
 """What README and pages state of the experiments, checked on fresh seeds: an hour on two cores.
 
-Every preset of `experiments.evidence.listed` is run over its seeds. Presets: `default` runs those of which something is
-stated and compares them with the intervals that `experiments.evidence.intervals` makes of the reference; exit code 1
-says that one is left, or that a run has failed. `state` makes the reference, results/reference/claims.json and
-claims.md, and the blocks of README and pages from it; `tables` makes the blocks alone. Take seeds that nobody has used:
+Every preset of `experiments.evidence.listed` is run over its seeds. Exit code 1 says that an interval was left,
+or that a run has failed. Take seeds that nobody has used:
 
     python -m experiments.claims default --first-seed 1000
     python -m experiments.claims state --only sudoku
+
+Presets:
+
+- default: Runs what something is stated of, and compares it with the intervals that `experiments.evidence.intervals`
+  makes of the reference.
+- state: Makes the reference, results/reference/claims.json and claims.md, and the blocks of README and pages from it.
+- tables: Makes the blocks of README and pages from the reference that there is.
 """
 
 from __future__ import annotations
@@ -30,19 +35,20 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass(frozen=True)
 class Config:
     task: Literal["check", "state", "tables"] = "check"
-    """Compare fresh seeds with the reference, make the reference, or make the blocks of the pages from it."""
+    """Chooses to compare fresh seeds with the reference, to make the reference, or to make the blocks of the pages from
+    it."""
     first_seed: int = 300
-    """Of as many as each claim is over; `state` takes others than `check`."""
+    """Sets the first of as many seeds as each claim is over; `state` takes others than `check`."""
     only: tuple[str, ...] = ()
-    """Claims whose command begins so, or experiments; left empty, all. `state` keeps what it has of the others."""
+    """Lists claims by how their command begins; left empty, all are run. `state` keeps what it has of the others."""
     jobs: int = 2
-    """Runs side by side, a process and a thread each."""
+    """Sets how many runs go side by side, a process and a thread each."""
     resume: bool = False
-    """Keep the runs that are finished."""
+    """Keeps the runs that are finished."""
     out: Path = Path("results/claims")
-    """The runs; of a check, its claims.json and claims.md as well."""
+    """Names the folder of the runs; that of a check gets its claims.json and claims.md as well."""
     reference: Path = ROOT / "results" / "reference"
-    """Where claims.json and claims.md of the reference are."""
+    """Names the folder with claims.json and claims.md of the reference."""
 
 
 PRESETS = {

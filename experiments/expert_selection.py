@@ -13,6 +13,13 @@ gives is `begun`; two copies of it go on, at a small rate:
 
 Unseen images are fitted four times with the networks of each: hypotheses drawn from the gating network's mixture, drawn
 evenly (`even`), all from the likelier expert (`hard`), and all from the right one (`told`), which no choice can beat.
+
+Presets:
+
+- default: Trains for 400 steps, of which 300 are apart.
+- paper: Trains for 1,000 steps, of which 700 are apart.
+- ambiguous: Lets the gating network see mean colours alone: a picture does not say which expert to ask.
+- smoke: Takes 100 steps of small networks, to see that everything works.
 """
 
 from dataclasses import dataclass
@@ -43,13 +50,14 @@ TEST_SEED = 2**31
 @dataclass(frozen=True)
 class Config(ConsensusConfig):
     methods: tuple[Method, ...] = ("esac", "separate")
-    """What goes on from where learning apart ended, side by side, on the same images."""
+    """Lists what goes on from where learning apart ended, side by side, on the same images."""
     alone: int = 300
-    """Of all steps, those in which the networks learn apart: their rate goes through its whole cycle."""
+    """Sets in how many of all steps the networks learn apart: their rate goes through its whole cycle."""
     together_rate: float = 1e-3
-    """Highest of the cycle of the steps that follow."""
+    """Sets the highest rate of the cycle of the steps that follow."""
     blocks: int = 1
-    """Pixels along the sides of blocks whose mean colours are all that the gating network sees; 1: the image itself."""
+    """Sets the pixels along the sides of blocks whose mean colours are all that the gating network sees; 1 shows it the
+    image itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

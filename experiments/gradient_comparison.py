@@ -11,7 +11,12 @@ keypoints and weights of unseen views.
 A run has reached its goal once the median errors of rotation and translation are both below `goal` times those of the
 oracle: the maximum-likelihood pose of keypoints without bias and wrong matches, their noise being known. Runs of
 several seeds go side by side as one batch; seconds are steps times the processor time of a step of one run alone.
-Presets: `default`, `full` (the reference), `smoke`.
+
+Presets:
+
+- default: Compares all methods but the dearest in the small regimes, over three seeds.
+- full: Compares all methods in all regimes over ten seeds: the reference.
+- smoke: Compares four methods in two regimes in 20 steps.
 """
 
 import json
@@ -54,33 +59,33 @@ ONLY: dict[Method, tuple[Regime, ...]] = {
 @dataclass(frozen=True)
 class Config(RunConfig):
     methods: tuple[Method, ...] = tuple(method for method in METHODS if method != "unrolled")
-    """What to compare. Those that are dear take part in some regimes alone."""
+    """Lists what to compare. Those that are dear take part in some regimes alone."""
     regimes: tuple[Regime, ...] = SMALL
-    """Where; what they are stands in `REGIMES`, and in gradient_comparison.md."""
+    """Lists where to compare it; what they are stands in `REGIMES`, and in gradient_comparison.md."""
     seeds: int = 3
-    """Runs of each method in each regime: objects, biases, views and networks of their own."""
+    """Sets the runs of each method in each regime: objects, biases, views and networks of their own."""
     held_out: int = 1
-    """Runs of each learning rate that is tried."""
+    """Sets the runs of each learning rate that is tried."""
     steps: int = 120
-    """Of Adam."""
+    """Sets the number of steps of Adam."""
     batch: int = 8
-    """Views a step; none is seen twice."""
+    """Sets the number of views a step; none is seen twice."""
     rates: tuple[float, ...] = (10**-2.5, 10**-2, 10**-1.5)
-    """Learning rates to begin with; a tenth of them for the large network."""
+    """Lists the learning rates to begin with; the large network has a tenth of them."""
     widenings: int = 6
-    """Rates that may be tried beyond them, half a decade after the other."""
+    """Limits how many rates are tried beyond them, half a decade after the other."""
     test_views: int = 128
-    """Of each seed."""
+    """Sets the number of test views of each seed."""
     test_every: int = 10
-    """Steps between tests."""
+    """Sets how many steps lie between tests."""
     goal: float = 2.0
-    """Times the oracle's errors."""
+    """Sets how many times the oracle's errors the goal is."""
     noise: tuple[float, ...] = (1.0, 5.0, 20.0)
-    """Pixels, of the measures of a gradient."""
+    """Lists the pixels of noise at which a gradient is measured."""
     problems: int = 64
-    """Of each of five seeds, or fewer, for them."""
+    """Sets the problems of each of five seeds, or fewer, for these measures."""
     draws: int = 64
-    """Of a stochastic gradient, for its mean."""
+    """Sets how often a stochastic gradient is drawn, for its mean."""
 
 
 PRESETS = {

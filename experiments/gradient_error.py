@@ -36,15 +36,15 @@ PUBLISHED = "published formula"
 @dataclass(frozen=True)
 class Config:
     noise: tuple[float, ...] = (0.0, 1.0, 10.0)
-    """Standard deviations of the pixels' noise; a column each."""
+    """Lists the standard deviations of the pixels' noise; each has a column."""
     problems: int = 50
-    """How many poses: the published ones, as far as they go, then random ones."""
+    """Sets the number of poses: the published ones, as far as they go, then random ones."""
     points: Literal[8, 12] = 8
-    """8: the corners of the cube; 12: four random points inside it as well."""
+    """Sets the number of points: 8 are the corners of the cube; with 12, four are random ones inside it."""
     seed: int = 0
-    """Seed of the noise, the inner points and the random poses."""
+    """Seeds the noise, the inner points and the random poses."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/gradient_error."""
+    """Names the folder of all results; the table goes to OUT/gradient_error."""
 
     def __post_init__(self) -> None:
         if self.problems < 1 or not self.noise or min(self.noise) < 0:

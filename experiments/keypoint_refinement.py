@@ -7,12 +7,17 @@ network learns from residuals under the true cameras (`residuals`), for which po
 
 Tested on scenes that were not learned from, beside SIFT, OpenCV's cornerSubPix and the alignment without a network, and
 on photographs with measured cameras. The run's network.pt is for `experiments.features.network.refine_tracks`.
+
+Presets:
+
+- default: Learns from 24 rendered scenes and tests on 20 others and on photographs.
+- smoke: Takes four steps on small scenes, to see that everything works.
 """
 
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,32 +48,34 @@ _TEST = 1_000_000
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("photographs",)
+
     methods: tuple[Objective, ...] = ("poses", "residuals")
-    """What the network learns from; trained side by side, on the same tracks."""
+    """Lists what the network learns from; all are trained side by side, on the same tracks."""
     iterations: int = 800
-    """Steps of each method."""
+    """Sets the number of steps of each method."""
     batch: int = 2
-    """Scenes a step."""
+    """Sets the number of scenes a step."""
     tracks: int = 100
-    """Of a scene, in a step; drawn anew each time."""
+    """Sets the number of tracks of a scene in a step; they are drawn anew each time."""
     learning_rate: float = 2e-3
-    """Highest of a one-cycle schedule, of AdamW."""
+    """Sets the highest rate of AdamW's one-cycle schedule."""
     width: int = 16
-    """Channels of the network's first layer."""
+    """Sets the channels of the network's first layer."""
     scenes: int = 24
-    """To learn from."""
+    """Sets the number of scenes to learn from."""
     test_scenes: int = 20
-    """To test on."""
+    """Sets the number of scenes to test on."""
     most: int = 400
-    """Tracks of a scene at the most."""
+    """Limits the tracks of a scene."""
     views: int = 6
-    """Pictures of a scene."""
+    """Sets the number of pictures of a scene."""
     image_size: tuple[int, int] = (320, 240)
-    """Width and height of the pictures."""
+    """Sets the width and height of the pictures."""
     photographs: str = "temple_sparse_ring"
-    """A Middlebury set, by path or name in the shared data, to test on as well; empty: none."""
+    """Names a Middlebury set, by path or name in the shared data, to test on as well; left empty, there is none."""
     halves: int = 5
-    """How often the photographs' tracks are halved, to tell how much of their error is random."""
+    """Sets how often the photographs' tracks are halved, to tell how much of their error is random."""
 
 
 PRESETS = {

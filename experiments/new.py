@@ -24,8 +24,8 @@ def new(name: Annotated[str, tyro.conf.Positional], root: Path = Path(__file__).
     """Write the three files of a task, none of which may exist; returns their paths.
 
     Args:
-        name: In lower case, with underscores: what the files, the call and the experiment are named.
-        root: Folder of the project.
+        name: Names the files, the call and the experiment, in lower case with underscores.
+        root: Names the folder of the project.
 
     Raises ValueError for a name that is no identifier, FileExistsError naming the file that is there already, and
     FileNotFoundError where root is no checkout of the project.

@@ -1,14 +1,23 @@
 """Object poses from pictures, end to end (paper, section 5): the pose loss trains the network through PnP.
 
-A network predicts a heatmap for each keypoint of an object; their expected coordinates go through PnP. The presets are
-the losses: `heatmap` (l_h), `default` (l_m = l_h + beta l_proj), `pose` (l_p = l_reg + beta l_proj), `monte_carlo`
-(EPro-PnP's) and `linear_covariance`; `linemod` is l_m on LINEMOD or any data set in BOP's layout (--data); `smoke`.
-Without --data a small set is rendered, once, beside the results. LINEMOD from the download to the table of its objects:
+A network predicts a heatmap for each keypoint of an object; their expected coordinates go through PnP.
+The presets are losses. Without --data a small set is rendered, once, beside the results. LINEMOD from the download to
+the table of its objects:
 
     python -m experiments.object_pose linemod --download
 
 Two processes on one training: torchrun --nproc-per-node 2 -m experiments.object_pose default. The trained estimator is
 the run's estimator.pt, for python -m experiments.predict.
+
+Presets:
+
+- default: Learns by l_m = l_h + beta l_proj.
+- heatmap: Learns by l_h alone, the heatmaps' loss.
+- pose: Learns by l_p = l_reg + beta l_proj.
+- monte_carlo: Learns by l_h and EPro-PnP's Monte Carlo loss.
+- linear_covariance: Learns by l_h and the linear-covariance loss.
+- linemod: Learns by l_m on LINEMOD or any data set in BOP's layout (--data), with a larger network.
+- smoke: Takes six steps with a dozen pictures, to see that everything works.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,38 +54,44 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Config(RunConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("data",)
+
     objective: Annotated[Objective, tyro.conf.arg(name="")] = field(default_factory=Objective)
+    """Describes what is minimised."""
     network: Annotated[Network, tyro.conf.arg(name="")] = field(default_factory=Network)
+    """Describes how the network is built, and how it is read."""
     data: Path | None = None
-    """A data set in BOP's layout; left out, one is rendered to OUT/data."""
+    """Names a data set in BOP's layout; left out, one is rendered to OUT/data."""
     download: bool = False
-    """Fetch what is missing of the set from BOP, tens of gigabytes; where --data names none, LINEMOD to OUT/data/lm."""
+    """Fetches what is missing of the set from BOP, tens of gigabytes; where --data names none, LINEMOD
+    to OUT/data/lm."""
     train: str = "train"
-    """The split to learn from: train_pbr, train_real, ..."""
+    """Names the split to learn from: train_pbr, train_real, ..."""
     test: str = "test"
-    """The split to evaluate on."""
+    """Names the split to evaluate on."""
     objects: tuple[int, ...] = ()
-    """Numbers of the objects; left out, all there are."""
+    """Lists the numbers of the objects; left out, they are all there are."""
     pictures: int = 2500
-    """Of each object, to learn from, where the data set is rendered."""
+    """Sets the number of pictures of each object to learn from, where the data set is rendered."""
     weights: Path | None = None
-    """Of the backbone: a file of torchvision's or timm's (resnet18-….pth), or timm's name; wants --width 64."""
+    """Names the backbone's weights: a file of torchvision's or timm's (resnet18-….pth), or timm's name; wants --width
+    64."""
     iterations: int = 10_500
-    """Steps of the training; over them the learning rate rises and falls."""
+    """Sets the steps of the training; over them the learning rate rises and falls."""
     batch: int = 24
-    """Crops a step, of all processes together."""
+    """Sets the number of crops a step, of all processes together."""
     learning_rate: float = 3e-3
-    """The highest of its cycle."""
+    """Sets the highest rate of its cycle."""
     validations: int = 8
-    """How often in a training one crop in twenty, kept from the training, is evaluated."""
+    """Sets how often in a training one crop in twenty, kept from the training, is evaluated."""
     patience: int = 4
-    """Stop after so many validations without a better one; what is kept is the best."""
+    """Stops after so many validations without a better one; what is kept is the best."""
     wanted: float = 0.8
-    """Share of the test crops whose pose is correct by ADD(-S) at 0.1 diameters: the goal."""
+    """Sets the goal: the share of the test crops whose pose is correct by ADD(-S) at 0.1 diameters."""
     workers: int = 1
-    """Processes that load and augment crops."""
+    """Sets the number of processes that load and augment crops."""
     log_every: int = 100
-    """Iterations between checkpoints."""
+    """Sets how many iterations lie between checkpoints."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

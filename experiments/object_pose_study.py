@@ -1,14 +1,18 @@
 """Which loss, which balance: trains object_pose with each loss over several seeds, and with betas of many sizes.
 
-`default`: the five losses over three seeds, the whole training of each: tables as the paper prints them, their spread
-over seeds and what each loss is above l_h with the same seeds. `balance`: l_m with betas over four decades, by the
-paper's sum of squares and by the robust balance, in short trainings.
-
 Each training is a process of its own, `parallel` of them at a time. What it reached is added to --record when it and
 those before it have ended; what is in that file is not trained again but tabulated with the rest, whatever day or
 machine it is from, and what was interrupted is resumed. With no --seeds only what is there is tabulated.
 
     python -m experiments.object_pose_study default --record results/reference/object_pose.json
+
+Presets:
+
+- default: Compares the five losses over three seeds, the whole training of each: tables as the paper prints them,
+  their spread over seeds and what each loss is above l_h with the same seeds.
+- balance: Compares l_m with betas over four decades, by the paper's sum of squares and by the robust balance, in
+  short trainings.
+- smoke: Trains the preset smoke of object_pose once, and tabulates it.
 """
 
 from __future__ import annotations
@@ -40,25 +44,26 @@ LOSSES = {
 @dataclass(frozen=True)
 class Config:
     study: Literal["losses", "balance"] = "losses"
-    """What is compared."""
+    """Chooses what is compared."""
     presets: tuple[str, ...] = tuple(LOSSES)
-    """Of `losses`: presets of object_pose."""
+    """Lists the presets of object_pose that `losses` compares."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of every training; none: nothing is trained."""
+    """Lists the seeds of every training; without any, nothing is trained."""
     betas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
-    """Of `balance`, robust."""
+    """Lists the betas of `balance`, robust."""
     paper_betas: tuple[float, ...] = (1e-6, 1e-5, 2e-4, 5e-3)
-    """Of `balance`, paper."""
+    """Lists the betas of `balance`, paper."""
     record: Path | None = None
-    """File of what trainings have reached, with the tables beside it; left out, OUT/object_pose_study/STUDY.json."""
+    """Names the file of what trainings have reached, with the tables beside it; left out, it is
+    OUT/object_pose_study/STUDY.json."""
     joined: tuple[Path, ...] = ()
-    """Files of other days or machines whose trainings are added to it."""
+    """Lists files of other days or machines whose trainings are added to it."""
     options: str = ""
-    """What else object_pose is told, such as --options="--iterations=1000 --data=my_set"."""
+    """Passes on what else object_pose is told, such as --options="--iterations=1000 --data=my_set"."""
     parallel: int = 2
-    """Trainings at a time, each with one thread and one process that loads."""
+    """Sets how many trainings run at a time, each with one thread and one process that loads."""
     out: Path = Path("results")
-    """The results of object_pose and of this."""
+    """Names the folder of the results of object_pose and of this."""
 
 
 PRESETS = {

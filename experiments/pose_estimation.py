@@ -1,9 +1,16 @@
 """Pose estimation by backpropagating PnP (paper, section 4.1), and poses from real matches.
 
 A network predicts the 2D keypoints of a cube; PnP turns them into a pose; the error of the cube it reprojects trains
-the network through PnP. Presets: `paper` (VGG-11 and Adam, as published), `unregularised` (the same without the second
-term of the loss: the pose converges, the keypoints need not), `default` (the keypoints themselves, by Gauss-Newton
-through the layer), `real` (poses of a box in video frames from matches with outliers, focal length unknown), `smoke`.
+the network through PnP.
+
+Presets:
+
+- default: Learns the keypoints themselves, by Gauss-Newton through the layer.
+- paper: Trains VGG-11 with Adam, as published.
+- unregularised: Trains as `paper` does, without the second term of the loss: the pose converges, the keypoints need
+  not.
+- real: Finds the poses of a box in video frames from matches with outliers, and the focal length.
+- smoke: Does what `default` does, which takes a second.
 """
 
 from __future__ import annotations
@@ -35,15 +42,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Config(VideoConfig):
     method: Literal["vgg11_adam", "gauss_newton"] = "gauss_newton"
-    """The paper's network and optimiser, or the keypoints as free parameters and Gauss-Newton steps."""
+    """Chooses the paper's network and optimiser, or the keypoints as free parameters and Gauss-Newton steps."""
     learning_rate: float = 4e-6
-    """Of Adam."""
+    """Sets the rate of Adam."""
     regularise: bool = True
-    """Add mean|proj - x|^2 to the loss, which draws the keypoints to where the pose puts them."""
+    """Says whether mean|proj - x|^2 is in the loss, which draws the keypoints to where the pose puts them."""
     threshold: float = 1e-3
-    """Stop below this loss (px^2)."""
+    """Stops below this loss (px^2)."""
     gradient: Literal["exact", "published"] = "exact"
-    """Of the pose in the keypoints: the exact one, or by the published code's formula, which is off by 8 %."""
+    """Chooses the gradient of the pose in the keypoints: the exact one, or the published code's formula, which is off
+    by 8 %."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

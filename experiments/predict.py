@@ -49,31 +49,33 @@ _Numbers = tuple[float, float, float, float]
 @dataclass(frozen=True)
 class Options:
     estimator: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ESTIMATOR")]
-    """A run of object_pose, results/object_pose/RUN, or its estimator.pt."""
+    """Names a run of object_pose, results/object_pose/RUN, or its estimator.pt."""
     what: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WHAT")]
-    """A picture; a folder of pictures; a data set in BOP's layout, with --split."""
+    """Names a picture, a folder of pictures, or with --split a data set in BOP's layout."""
     split: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """WHAT is a data set: its split, test or another."""
+    """Says that WHAT is a data set, and names its split: test or another."""
     object: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Look for this object only. Left out, all that the estimator knows."""
+    """Looks for this object only; left out, for all that the estimator knows."""
     box: Annotated[_Numbers | None, tyro.conf.arg(metavar="X Y W H")] = None
-    """Where the object is, in every picture. By default it is searched for, which is less sure and takes seconds."""
+    """Says where the object is, in every picture; left out, it is searched for, which is less sure and
+    takes seconds."""
     boxes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Where objects are, as BOP has its default detections. Of a data set, by default, the truth's boxes."""
+    """Says where objects are, as BOP has its default detections; left out, a data set's are the truth's boxes."""
     search: bool = False
-    """Search for the objects of a data set, too."""
+    """Searches for the objects of a data set, too."""
     intrinsics: Annotated[_Numbers | None, tyro.conf.arg(metavar="FX FY CX CY")] = None
-    """Of the camera that took the pictures."""
+    """Gives the intrinsics of the camera that took the pictures."""
     camera: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The same as BOP's camera.json. By default, the camera.json beside the pictures."""
+    """Names a file that gives them as BOP's camera.json does; left out, it is the camera.json beside the pictures."""
     models: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Meshes for the overlays, a data set or its models. By default WHAT's; pictures show the keypoints' hull."""
+    """Names meshes for the overlays: a data set or its models; left out, they are WHAT's, and pictures show the
+    keypoints' hull."""
     overlays: bool = True
-    """Leave the overlays out: they take longer than the poses."""
+    """Says whether to draw overlays, which take longer than the poses."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where to write. By default, predictions/WHAT beside the estimator."""
+    """Says where to write; left out, it is predictions/WHAT beside the estimator."""
     device: str = "cpu"
-    """Where to compute, as torch names it: cpu, cuda, cuda:1."""
+    """Says where to compute, as torch names it: cpu, cuda, cuda:1."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,14 +13,20 @@ matches alone. What is likely right is not yet what is best drawn: `_sharp` are 
 which RANSAC of the fewest hypotheses does best on problems set aside, the ratio's as well as the learned ones.
 Training is on synthetic problems. Tests: unseen ones with 10 to 90 % wrong, by limit of hypotheses, and with the preset
 `real`, the matches of a box in a video, against RANSAC with a limit of 100,000. No network saw those, but how synthetic
-ratios are distributed was chosen with an eye on the box. It matters: where no wrong match
-looks as sure as a right one (`deceptive` = 0 in make_matches), a sharp enough ratio is as good as learning.
+ratios are distributed was chosen with an eye on the box. It matters: where no wrong match looks as sure as a right one
+(`deceptive` = 0 in make_matches), a sharp enough ratio is as good as learning.
+
+Presets:
+
+- default: Trains on synthetic problems and tests on unseen ones.
+- real: Trains on synthetic problems and tests on the matches of a box in a video as well.
+- smoke: Takes 60 steps of a small network, to see that everything works.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,50 +55,54 @@ Method = Literal["sampling", "weights", "classify"]
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("matches",)
+
     methods: tuple[Method, ...] = ("sampling", "weights", "classify")
-    """Trained side by side, on the same problems."""
+    """Lists the methods to train side by side, on the same problems."""
     width: int = 32
-    """Channels of the network."""
+    """Sets the number of channels of the network."""
     points: int = 100
-    """Matches of a problem."""
+    """Sets the number of matches of a problem."""
     noise: float = 1.0
-    """Standard deviation of right pixels."""
+    """Sets the standard deviation of right pixels."""
     threshold: float = 4.0
-    """Largest error of an inlier in pixels."""
+    """Sets the largest error of an inlier in pixels."""
     pools: int = 16
-    """Of sampling: poses a problem that a step draws, whose losses are each other's baseline."""
+    """Sets how many poses a problem the method sampling draws in a step; their losses are each other's baseline."""
     sets: int = 4
-    """Minimal sets that compete for each of them."""
+    """Sets how many minimal sets compete for each of them."""
     start: int = 64
-    """Of weights: hypotheses of the RANSAC where PnP starts."""
+    """Sets the hypotheses of the RANSAC from which PnP starts in the method weights."""
     kernel: float = 200.0
-    """Of weights: pixels at which the robust kernel gives up. At 20 it leaves hardly anything to learn."""
+    """Sets the pixels at which the robust kernel of the method weights gives up. At 20 it leaves hardly anything to
+    learn."""
     scale: float = 0.1
-    """Radians, or parts of the distance, beyond which a larger error hardly counts in the loss."""
+    """Sets the radians, or parts of the distance, beyond which a larger error hardly counts in the loss."""
     budgets: tuple[int, ...] = (16, 64, 256)
-    """Limits of RANSAC's hypotheses in the test."""
+    """Lists the limits of RANSAC's hypotheses in the test."""
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Shares of wrong matches in the test."""
+    """Lists the shares of wrong matches in the test."""
     test_problems: int = 200
-    """Unseen problems of each share, others for every seed, so that what seeds differ by includes what problems do."""
+    """Sets the unseen problems of each share, others for every seed, so that what seeds differ by includes what
+    problems do."""
     success: tuple[float, float] = (2.0, 0.02)
-    """A pose is right within so many degrees and parts of the distance."""
+    """Sets within how many degrees and parts of the distance a pose is right."""
     rival: str = "ratio_sharp"
-    """The odds that those of the first method must beat with the fewest hypotheses, to have converged."""
+    """Names the odds that those of the first method must beat with the fewest hypotheses, to have converged."""
     matches: Path | None = None
-    """A file or folder of real matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
+    """Names a file or folder of real matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
     image_size: tuple[int, int] = (640, 480)
-    """Width and height of the images of `matches`."""
+    """Gives the width and height of the images of `matches`."""
     focal: float = 622.0
-    """Their focal length in pixels, as experiments.pose_estimation finds it."""
+    """Gives their focal length in pixels, as experiments.pose_estimation finds it."""
     long: int = 100_000
-    """Hypotheses of the search that others are compared with on real frames."""
+    """Sets the hypotheses of the search that others are compared with on real frames."""
     repeats: int = 20
-    """Searches of each real frame."""
+    """Sets the number of searches of each real frame."""
     real_budgets: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Limits of RANSAC's hypotheses on real frames."""
+    """Lists the limits of RANSAC's hypotheses on real frames."""
     real_success: tuple[float, float] = (1.0, 0.01)
-    """Of real frames, whose own fit is less certain."""
+    """Sets what success sets for real frames, whose own fit is less certain."""
 
 
 PRESETS = {

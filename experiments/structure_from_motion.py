@@ -1,11 +1,16 @@
 """Structure from motion by backpropagating PnP (paper, section 4.2): 3D points learned from 2D points, no pose known.
 
 Points are predicted, PnP finds the pose of every view, and the reprojection error trains the points through PnP.
-Presets: `paper` (the published duck and poses, VGG-11 and Adam, as published but for a global start of PnP),
-`paper_made` (the same of a duck made here), `default` (the points themselves, from random ones, by Gauss-Newton with
-the poses eliminated), `real` (images: tracks, a first reconstruction camera after
-camera, points learned through PnP from there, then a robust bundle; the lens is sought where it is not given),
-`self_calibrated` (the same of images whose lens is given, for comparison), `smoke`.
+
+Presets:
+
+- default: Learns the points of a made duck themselves, from random ones, by Gauss-Newton with the poses eliminated.
+- paper: Learns the published duck by VGG-11 and Adam, as published but for a global start of PnP.
+- paper_made: Learns a duck that is made here as `paper` learns the published one.
+- real: Reconstructs images: tracks, a first reconstruction camera after camera, points learned through PnP from
+  there, then a robust bundle; the lens is sought where it is not given.
+- self_calibrated: Reconstructs as `real` does, and seeks the lens though it is given, for comparison.
+- smoke: Learns 100 points of a made duck in seconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,25 +41,26 @@ from geometry.reconstruction import Guess, mirror
 @dataclass(frozen=True)
 class Config(SceneOptions, RunConfig):
     method: Literal["vgg11_adam", "gauss_newton"] = "gauss_newton"
-    """The paper's network and optimiser, or the points as free parameters and Gauss-Newton steps."""
+    """Chooses the paper's network and optimiser, or the points as free parameters and Gauss-Newton steps."""
     iterations: int = 200
-    """At the most."""
+    """Limits the number of steps."""
     threshold: float = 1e-10
-    """Loss at which the run counts as converged: sum of squared errors in the units of K (f = 0.0005)."""
+    """Sets the loss at which the run counts as converged: the sum of squared errors in the units of K (f = 0.0005)."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Sets the rate of Adam."""
     masked: bool = True
-    """Give PnP the visible points only. The published demo gives it all of them and masks the loss alone."""
+    """Says whether PnP gets the visible points only. The published demo gives it all of them and masks
+    the loss alone."""
     finish: bool = False
-    """After learning from nothing take at most 6 Gauss-Newton steps from the structure and from its mirror image, and
-    keep the one that fits better."""
+    """Takes at most 6 Gauss-Newton steps from what was learned from nothing and from its mirror image, and keeps the
+    better."""
     known: float = 0.1
-    """A shape that is learned from nothing counts as determined where errors that leave a loss as large as the
-    threshold move it by no more than this share of its size, or where it fits without any."""
+    """Sets how far errors that leave a loss as large as the threshold may move a shape that is learned from nothing, as
+    a share of its size, for it to count as determined; one that fits without any does, too."""
     candidates: int = 8
-    """Random structures searched at once, on a few points, before all points are learned."""
+    """Sets how many random structures are searched at once, on a few points, before all points are learned."""
     search_points: int = 80
-    """Points of the search."""
+    """Sets the number of points of that search."""
 
 
 EXACT = 1e-8

@@ -3,8 +3,13 @@
 `backprop` learns the points through PnP (Gauss-Newton with the poses eliminated: the paper's idea, to second order),
 `alternating` places all poses on the points and all points on the poses in turn, `bundle` moves everything at once,
 `adam` is the paper's own first-order way through the differentiable layer. All minimise half the sum of the same
-(robust) squared reprojection errors, so that only the way there differs. Presets: `default` (made scenes), `real` (the
-tracks of a BAL file, or of another reconstruction, with its own intrinsics), `smoke`.
+(robust) squared reprojection errors, so that only the way there differs.
+
+Presets:
+
+- default: Compares the routes on made scenes.
+- real: Compares the routes on the tracks of a BAL file, or of another reconstruction, with its own intrinsics.
+- smoke: Compares the routes on two made scenes in a few rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,22 +49,24 @@ NEAR = 1e-6
 
 @dataclass(frozen=True)
 class Config(RunConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("scene",)
+
     regimes: tuple[Regime, ...] = tuple(regime for regime in REGIMES if regime != "tracks")
-    """Which scenes to run; what they are stands in `REGIMES`, and in routes.md."""
+    """Lists the scenes to run; what they are stands in `REGIMES`, and in routes.md."""
     scene: str = "bal/problem-49-7776-pre.txt"
-    """Of the regime `tracks`: a file of BAL or of another format that `datasets.reconstructions.read` reads, here or in
-    the shared data."""
+    """Names the file of the regime `tracks`: BAL or another format that `datasets.reconstructions.read` reads, here or
+    in the shared data."""
     steps: int = 150
-    """Of `backprop` and `bundle`, at most."""
+    """Limits the steps of `backprop` and `bundle`."""
     rounds: int = 400
-    """Of `alternating`, at most: a round is every pose and then every point."""
+    """Limits the rounds of `alternating`: a round is every pose and then every point."""
     adam_steps: int = 400
-    """Of `adam`; 0 leaves it out."""
+    """Sets the steps of `adam`; 0 leaves it out."""
     learning_rate: float = 1e-2
-    """Of `adam`, in units of the points' rms distance from their mean at the start. Of 1e-3, 3e-3, 1e-2 and 3e-2 the
-    default does best over the made scenes."""
+    """Sets the rate of `adam`, in units of the points' rms distance from their mean at the start. Of 1e-3, 3e-3, 1e-2
+    and 3e-2 the default does best over the made scenes."""
     starts: int = 16
-    """Random starts of the regime `random_start`."""
+    """Sets how many random starts the regime `random_start` has."""
 
 
 PRESETS = {

@@ -1,11 +1,16 @@
 """Section 4.2 of the paper over seeds: which shape is learned, the right one or its mirror image, and what is added by
 `--finish`.
 
-`default` runs `structure_from_motion paper --finish` on the published scene and, over fewer seeds, on its variants: our
-duck, and the driller and the cat of the published demo. Each run is a process of its own, `jobs` of them at a time;
-what is finished is not repeated, what was interrupted is resumed.
+Each run is a process of its own, `jobs` of them at a time; what is finished is not repeated, what was interrupted is
+resumed.
 
     python -m experiments.structure_study default
+
+Presets:
+
+- default: Runs `structure_from_motion paper --finish` on the published scene and, over fewer seeds, on its variants:
+  our duck, and the driller and the cat of the published demo.
+- smoke: Runs five iterations of one seed.
 """
 
 from __future__ import annotations
@@ -33,15 +38,15 @@ SCENES: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True)
 class Config:
     seeds: tuple[int, ...] = tuple(range(200, 220))
-    """Of the published scene."""
+    """Lists the seeds of the published scene."""
     other_seeds: tuple[int, ...] = tuple(range(200, 205))
-    """Of its variants; none leaves them out."""
+    """Lists the seeds of its variants; none leaves them out."""
     iterations: int = 1000
-    """Of the published loop, at the most."""
+    """Limits the iterations of the published loop."""
     jobs: int = 1
-    """Runs at a time, each with one thread."""
+    """Sets how many runs go at a time, each with one thread."""
     out: Path = Path("results")
-    """The runs of structure_from_motion, and structure_study/published.md."""
+    """Names the folder of the runs of structure_from_motion, and of structure_study/published.md."""
 
 
 PRESETS = {"default": Config(), "smoke": Config(seeds=(0,), other_seeds=(), iterations=5)}

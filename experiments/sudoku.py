@@ -12,6 +12,11 @@ never seen; all others are, but not with the same clues.
 
 Both answer with each cell's largest entry; a board is right if all 16 cells are. `rules_residual` says how much of the
 rules is missing in A: the part of their equations that does not follow from A z = A z0, 0 to 1.
+
+Presets:
+
+- default: Trains the quadratic program beside the network on 9,000 puzzles.
+- smoke: Takes 60 steps on 500 puzzles, to see that everything works.
 """
 
 from __future__ import annotations
@@ -43,37 +48,38 @@ Method = Literal["optnet", "network"]
 @dataclass(frozen=True)
 class Config(TrainingConfig):
     methods: tuple[Method, ...] = ("optnet", "network")
-    """Trained side by side, on the same puzzles."""
+    """Lists the methods to train side by side, on the same puzzles."""
     batch: int = 50
-    """Puzzles a step."""
+    """Sets the number of puzzles a step."""
     puzzles: int = 9000
-    """To train on; there are 288 boards, but many puzzles of each."""
+    """Sets the number of puzzles to train on; there are 288 boards, but many puzzles of each."""
     clues: tuple[int, int] = (4, 8)
-    """Fewest and most cells that are given."""
+    """Sets the fewest and the most cells that are given."""
     held_out: int = 72
-    """Boards that no training puzzle has."""
+    """Sets the number of boards that no training puzzle has."""
     learning_rate: float = 3e-2
-    """Of optnet: highest of a one-cycle schedule, of AdamW."""
+    """Sets the highest rate of the one-cycle schedule of optnet's AdamW."""
     rows: int = 40
-    """Equations of optnet; the rules have 40 independent ones."""
+    """Sets the number of equations of optnet; the rules have 40 independent ones."""
     penalty: float = 0.1
-    """Curvature of optnet's cost: at the end of the training, and of the answers."""
+    """Sets the curvature of optnet's cost at the end of the training, and for the answers."""
     first_penalty: float = 1.0
-    """Curvature at the first step of the training."""
+    """Sets that curvature at the first step of the training."""
     network_rate: float = 1e-2
-    """As learning_rate, of the network."""
+    """Sets for the network what learning_rate sets for optnet."""
     width: int = 64
-    """Channels of the network."""
+    """Sets the number of channels of the network."""
     depth: int = 3
-    """Its hidden layers."""
+    """Sets the number of its hidden layers."""
     test_every: int = 20
-    """Steps between tests on a few unseen boards, for the curves."""
+    """Sets how many steps lie between tests on a few unseen boards, for the curves."""
     watched: int = 200
-    """Puzzles of these tests."""
+    """Sets the number of puzzles of these tests."""
     test_puzzles: int = 1000
-    """Of held-out boards, and as many of others, for the final test; the same for all seeds."""
+    """Sets how many puzzles of held-out boards, and as many of others, the final test has; they are the same for all
+    seeds."""
     wanted: float = 0.9
-    """Share of test puzzles of held-out boards that the first method must solve: the goal."""
+    """Sets the goal: the share of test puzzles of held-out boards that the first method must solve."""
 
 
 PRESETS = {

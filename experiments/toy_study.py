@@ -4,6 +4,11 @@ line_fitting, expert_selection, robust_pose. Test images and problems are others
 Student's, of 95 %. Runs that are finished are not repeated, those that were interrupted are resumed.
 
     python -m experiments.toy_study default --toys robust_pose
+
+Presets:
+
+- default: Runs all toys over five seeds.
+- smoke: Runs the toys' presets smoke over two seeds.
 """
 
 from __future__ import annotations
@@ -28,15 +33,15 @@ Toy = Literal["line_fitting", "expert_selection", "robust_pose"]
 @dataclass(frozen=True)
 class Config:
     toys: tuple[Toy, ...] = ("line_fitting", "expert_selection", "robust_pose")
-    """Which of them."""
+    """Lists which of them to run."""
     seeds: tuple[int, ...] = (200, 201, 202, 203, 204)
-    """Of every training; of those that take an hour, the first."""
+    """Lists the seeds of every training; those that take an hour have the first alone."""
     smoke: bool = False
-    """Run the toys' presets `smoke`."""
+    """Runs the toys' presets `smoke`."""
     jobs: int = 1
-    """Runs side by side, a process and a thread each."""
+    """Sets how many runs go side by side, a process and a thread each."""
     out: Path = Path("results")
-    """The results of the runs and of this."""
+    """Names the folder of the results of the runs and of this."""
 
 
 PRESETS = {"default": Config(), "smoke": Config(seeds=(0, 1), smoke=True)}

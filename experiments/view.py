@@ -28,19 +28,19 @@ PICTURES = (".png", ".pdf", ".svg")
 @dataclass(frozen=True)
 class Options:
     path: tyro.conf.Positional[Path]
-    """A run's folder, results/EXPERIMENT/RUN; a .ply; a COLMAP model's folder; a BAL, Bundler or libmv file."""
+    """Names a run's folder, results/EXPERIMENT/RUN; a .ply; a COLMAP model's folder; a BAL, Bundler or libmv file."""
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write a picture (.png, .pdf, .svg) or the page (.html), and end."""
+    """Writes a picture (.png, .pdf, .svg) or the page (.html), and ends."""
     step: Annotated[int | None, tyro.conf.arg(metavar="ITERATION")] = None
-    """Show it as it stood at this iteration. By default, as it is now."""
+    """Shows it as it stood at this iteration; left out, as it is now."""
     watch: bool = False
-    """Follow a run that goes on, or has still to begin."""
+    """Follows a run that goes on, or has still to begin."""
     serve: bool = False
-    """Serve the page, even where there is a screen."""
+    """Serves the page, even where there is a screen."""
     host: str = "127.0.0.1"
-    """Where to serve: nobody but this machine can see the default; 0.0.0.0 is open to the network."""
+    """Says where to serve: nobody but this machine can see the default; 0.0.0.0 is open to the network."""
     port: int = 8765
-    """First port to try."""
+    """Sets the first port to try."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -78,7 +78,7 @@ def test_what_converged_or_was_skipped_is_a_success(stubs: list[str]) -> None:
     summary, table = results(stubs)
     assert summary["ok"]
     assert "| good | default | 3, 4 |  | 2/2 | 7 |" in table
-    assert (Path(stubs[1]) / "good" / "default-seed4" / "arguments").read_text() == "--resume"
+    assert (Path(stubs[1]) / "good" / "default-seed4" / "arguments").read_text() == "--name default-seed4 --resume"
 
 
 def test_a_run_that_misses_its_goal_counts_as_failed(stubs: list[str]) -> None:

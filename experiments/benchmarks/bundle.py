@@ -14,6 +14,12 @@ All go from the same start with the same loss and the same unknowns on as many t
 Memory is that of a fresh process: `added` is what the solver's own representation and its run take at their peak
 besides the scene, `peak` all that the process held. COLMAP's reconstruction is a part of its representation.
 Writes results/benchmark_bundle/table.md, table.json, race.png and scaling.png.
+
+Presets:
+
+- default: Measures the race, the scaling and the large scene.
+- race: Measures the race alone.
+- smoke: Measures tiny problems, to see that everything works.
 """
 
 import gc
@@ -57,33 +63,33 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Config:
     file: Path | None = None
-    """A BAL file, or a problem of libmv (*.bin); by default Ladybug with 49 cameras, from the data."""
+    """Names a BAL file, or a problem of libmv (*.bin); left out, it is Ladybug with 49 cameras, from the data."""
     street: tuple[int, int] = (0, 0)
-    """Race on a made street of so many cameras and points instead of a file."""
+    """Races on a made street of so many cameras and points instead of a file."""
     repetitions: int = 7
-    """Runs of each solver in a race."""
+    """Sets the number of runs of each solver in a race."""
     max_steps: int = 50
-    """Trial steps of a race and of the large scene."""
+    """Limits the trial steps of a race and of the large scene."""
     long: int = 300
-    """Trial steps of the run that looks for the optimum."""
+    """Limits the trial steps of the run that looks for the optimum."""
     seconds: float = 60.0
-    """A run of the race or of the scaling ends after so many; a step that is under way is waited for."""
+    """Ends a run of the race or of the scaling after so many; a step that is under way is waited for."""
     observations: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
-    """Sizes of the scaling, about."""
+    """Lists the sizes of the scaling, about."""
     scaling_steps: int = 8
-    """Trial steps of the scaling."""
+    """Limits the trial steps of the scaling."""
     large: tuple[int, int] = (1000, 300_000)
-    """Cameras and points of the large scene; 0 0 leaves it out."""
+    """Sets the cameras and points of the large scene; 0 0 leaves it out."""
     large_seconds: float = 900.0
-    """A run on the large scene ends after so many."""
+    """Ends a run on the large scene after so many."""
     memory_limit: float = 8.0
-    """GiB that a process may take on the large scene."""
+    """Limits the GiB that a process may take on the large scene."""
     seed: int = 0
-    """Seed of the made scenes."""
+    """Seeds the made scenes."""
     threads: int = 2
-    """CPU threads of every solver."""
+    """Sets the CPU threads of every solver."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_bundle."""
+    """Names the folder of all results; the table goes to OUT/benchmark_bundle."""
 
     def __post_init__(self) -> None:
         if min(self.repetitions, self.threads, self.seconds, self.large_seconds, *self.observations, 1) <= 0:

@@ -11,6 +11,11 @@ noise. Each is calibrated from the size of the image alone and compared with
 
 A cost counts as above another one if it is so by more than a millionth. Writes results/benchmark_calibration/table.md
 and table.json.
+
+Presets:
+
+- default: Compares 500 calibrations.
+- smoke: Compares four small ones.
 """
 
 import time
@@ -45,17 +50,17 @@ _SAME = 1e-6
 @dataclass(frozen=True)
 class Config:
     calibrations: int = 500
-    """How many, the four lenses in turn."""
+    """Sets the number of calibrations, the four lenses in turn."""
     focal: tuple[float, float] = (300.0, 20_000.0)
-    """Shortest and longest focal length in px; evenly spread in their logarithm."""
+    """Sets the shortest and the longest focal length in px; they are evenly spread in their logarithm."""
     views: tuple[int, int] = (3, 30)
-    """Fewest and most views of the board."""
+    """Sets the fewest and the most views of the board."""
     noise: tuple[float, float] = (0.1, 0.5)
-    """Least and largest standard deviation of a corner in px."""
+    """Sets the least and the largest standard deviation of a corner in px."""
     seed: int = 0
-    """Seed of the first."""
+    """Seeds the first calibration."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_calibration."""
+    """Names the folder of all results; the table goes to OUT/benchmark_calibration."""
 
     def __post_init__(self) -> None:
         for name in ("focal", "views", "noise"):

@@ -11,6 +11,11 @@ covariance that is stated of it. Told are
 Where sigma is estimated, intervals are Student's and regions Fisher's, with as many degrees of freedom as numbers were
 left over; where it is given, they are the normal distribution's. Writes results/benchmark_coverage/table.md and
 table.json.
+
+Presets:
+
+- smoke: Measures tiny problems, to see that everything works.
+- default: Estimates often enough to tell percents.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,17 +51,17 @@ Row = tuple[tuple[str, ...], Setting, int, Callable[[int, Setting, torch.Generat
 @dataclass(frozen=True)
 class Config:
     poses: int = 2000
-    """Poses of a row."""
+    """Sets the number of poses of a row."""
     tasks: int = 500
-    """Solutions of a task."""
+    """Sets the number of solutions of a task."""
     bundles: int = 80
-    """Bundles of a row."""
+    """Sets the number of bundles of a row."""
     calibrations: int = 100
-    """Calibrations of a row."""
+    """Sets the number of calibrations of a row."""
     seed: int = 0
-    """Seed of all data."""
+    """Seeds all data."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_coverage."""
+    """Names the folder of all results; the table goes to OUT/benchmark_coverage."""
 
     def __post_init__(self) -> None:
         if min(self.poses, self.tasks, self.bundles, self.calibrations) < 1:

@@ -136,11 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m experiments.benchmarks.device", None, __doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--device", default="cuda", choices=PLACES, help="default: cuda")
-    parser.add_argument("--seconds", type=float, default=290.0, help="of all sections together; default: 290")
-    parser.add_argument("--peers", type=Path, help="a folder with working trees of peers, under their names")
-    parser.add_argument("--only", nargs="+", help="sections whose titles begin so; default: all")
-    parser.add_argument("--out", type=Path, help="the page; default: results/reference/device.md")
+    parser.add_argument("--device", default="cuda", choices=PLACES, help="says where to measure; default: cuda")
+    parser.add_argument(
+        "--seconds", type=float, default=290.0, help="limits the seconds of all sections together; default: 290"
+    )
+    parser.add_argument("--peers", type=Path, help="names a folder with working trees of peers, under their names")
+    parser.add_argument("--only", nargs="+", help="lists sections by how their titles begin; default: all")
+    parser.add_argument("--out", type=Path, help="names the page; default: results/reference/device.md")
     given = parser.parse_args(arguments)
     place = Place(given.device)
     if not place.stand_in and not torch.cuda.is_available():

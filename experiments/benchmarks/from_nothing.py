@@ -8,6 +8,11 @@ and ends within a tenth of the size. Minima that fit as well as the truth, which
 by the search.
 
 Writes results/benchmark_from_nothing/table.md and table.json.
+
+Presets:
+
+- default: Seeks the shapes of 20 scenes a row.
+- smoke: Seeks the shapes of two scenes in two groups of rows.
 """
 
 import time
@@ -73,13 +78,13 @@ CELLS = {
 @dataclass(frozen=True)
 class Config:
     cells: tuple[str, ...] = tuple(CELLS)
-    """Groups of rows, of `CELLS`."""
+    """Lists the groups of rows, of `CELLS`."""
     scenes: int = 20
-    """Scenes a row."""
+    """Sets the number of scenes a row."""
     seed: int = 200
-    """Of the first scene."""
+    """Seeds the first scene."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_from_nothing."""
+    """Names the folder of all results; the table goes to OUT/benchmark_from_nothing."""
 
     def __post_init__(self) -> None:
         if self.scenes < 1 or not set(self.cells) <= set(CELLS):

@@ -11,6 +11,12 @@ Random problems over the whole range that is legal, every public solver, and jud
 
 of what is not, missed: a judge finds a strict minimum next to the truth; and neighbour: problems whose bits change with
 the other problems of their batch. Writes results/benchmark_honesty/table.md and table.json.
+
+Presets:
+
+- smoke: Solves 20,000 poses and fewer of all else.
+- full: Solves a million poses, and as much of all else as there is.
+- default: Solves 100,000 poses, and a part of all else.
 """
 
 from dataclasses import dataclass, replace
@@ -31,19 +37,19 @@ COUNTS = ("moving", "no minimum", "beaten", "not finite", "missed", "neighbour")
 @dataclass(frozen=True)
 class Config:
     poses: int = 1_000_000
-    """Problems of `pnp`, shared out among the families."""
+    """Sets the number of problems of `pnp`, shared out among the families."""
     ransacs: int = 100_000
-    """Images of `pnp_ransac`."""
+    """Sets the number of images of `pnp_ransac`."""
     others: int = 10_000
-    """Bundles, calibrations and programs, of each a part that fits its time."""
+    """Sets the number of bundles, calibrations and programs, of each a part that fits its time."""
     batch: int = 500
-    """Problems of a call."""
+    """Sets the number of problems of a call."""
     sought: float = 0.05
-    """Part of the poses that other searches look for, too."""
+    """Sets the part of the poses that other searches look for, too."""
     seed: int = 0
-    """Seed of all problems."""
+    """Seeds all problems."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_honesty."""
+    """Names the folder of all results; the table goes to OUT/benchmark_honesty."""
 
     def __post_init__(self) -> None:
         if min(self.poses, self.ransacs, self.others, self.batch) < 1 or not 0 < self.sought <= 1:

@@ -7,7 +7,6 @@ import gc
 import math
 import multiprocessing
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -82,10 +81,6 @@ def save(folder: Path, text: str, results: Mapping[str, Any], figures: Mapping[s
 
 def choose(presets: Mapping[str, T], program: str, description: str | None) -> T:
     """The preset that the command line names, "default" where it names none, with its changes."""
-    import tyro  # here: a machine that measures need not have it
+    from experiments.running.config import cli  # here: it needs tyro, which a machine that measures need not have
 
-    arguments = sys.argv[1:]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["default", *arguments]
-    named = {name: (f"The {name} preset, with these changes.", preset) for name, preset in presets.items()}
-    return tyro.extras.overridable_config_cli(named, args=arguments, prog=program, description=description)
+    return cli(description, presets, program, default="default")

@@ -9,6 +9,11 @@ and wrong matches, or from rendered pictures, and the focal length is compared w
 - f, cx, cy: what was once the default, a lens that does not bend, and whether the residuals' pattern says so.
 
 Writes results/benchmark_photographs/table.md and table.json.
+
+Presets:
+
+- default: Reconstructs twelve collections of tracks and two of rendered pictures.
+- smoke: Reconstructs one collection of tracks.
 """
 
 import math
@@ -36,15 +41,15 @@ _EXIF, _EQUIVALENT = 0x8769, 0xA405
 @dataclass(frozen=True)
 class Config:
     collections: int = 12
-    """How many are tracks."""
+    """Sets how many collections are tracks."""
     pictures: int = 2
-    """How many are rendered, and go through files."""
+    """Sets how many are rendered, and go through files."""
     points: int = 1500
-    """Of the tracks, before they are looked for in the pictures."""
+    """Sets the number of points of the tracks, before they are looked for in the pictures."""
     seed: int = 0
-    """Seed of the first."""
+    """Seeds the first collection."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_photographs."""
+    """Names the folder of all results; the table goes to OUT/benchmark_photographs."""
 
 
 PRESETS = {"default": Config(), "smoke": Config(collections=1, pictures=0, points=1500)}

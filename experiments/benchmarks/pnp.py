@@ -15,6 +15,12 @@ is large, takes time linear in B: both are measured on the first problems of a l
 
 Peers that are not on PyPI are read from a working tree, `--checkout BPnP=PATH`; so are EPro-PnP and Theseus.
 Writes results/benchmark_pnp/table.md, table.json and cost.png.
+
+Presets:
+
+- default: Measures common sizes, and 1,600 problems without a start.
+- full: Measures all sizes, and 10,000 problems without a start: the reference.
+- smoke: Measures tiny problems, to see that everything works.
 """
 
 import re
@@ -76,29 +82,29 @@ print(time.perf_counter() - start)
 @dataclass(frozen=True)
 class Config:
     batches: tuple[int, ...] = (1, 256, 4096)
-    """B of the timings: problems a call."""
+    """Lists B of the timings: the problems a call."""
     points: tuple[int, ...] = (8, 64, 512)
-    """N of the timings: points a problem. Pairs with B x N above 5e6 are left out."""
+    """Lists N of the timings: the points a problem. Pairs with B x N above 5e6 are left out."""
     seconds: float = 4.0
-    """Time for the turns of one pair (B, N); there are at least three."""
+    """Sets the time for the turns of one pair (B, N); there are at least three."""
     accuracy_points: tuple[int, ...] = (8, 64)
-    """N of the accuracies."""
+    """Lists N of the accuracies."""
     accuracy_problems: int = 256
-    """Problems of the accuracies; the first 20 of them for the gradients."""
+    """Sets the problems of the accuracies; the gradients are of the first 20 of them."""
     noise: float = 1.0
-    """Standard deviation of the pixels' noise; without a start it is 0 to 10 px."""
+    """Sets the standard deviation of the pixels' noise; without a start it is 0 to 10 px."""
     memory: tuple[int, int] = (16384, 64)
-    """B and N of the peak memory."""
+    """Sets B and N of the peak memory."""
     problems: int = 1600
-    """Problems without a start, over N = 4, 6, 10, 50, planar and not."""
+    """Sets the number of problems without a start, over N = 4, 6, 10, 50, planar and not."""
     seed: int = 0
-    """Seed of the problems."""
+    """Seeds the problems."""
     threads: int = 1
-    """CPU threads of every solver."""
+    """Sets the CPU threads of every solver."""
     checkout: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=PATH of a peer's working tree, repeatable: BPnP, EPro-PnP, Theseus."""
+    """Gives NAME=PATH of a peer's working tree, repeatable: BPnP, EPro-PnP, Theseus."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_pnp."""
+    """Names the folder of all results; the table goes to OUT/benchmark_pnp."""
 
     def __post_init__(self) -> None:
         known = [name for name, (_, folders) in PEERS.items() if folders]

@@ -12,6 +12,11 @@ takes time linear in B, and is measured on its first problems.
 
 Peers: qpth, proxsuite (its PyTorch layer), cvxpylayers, and quadprog, which has no gradient; those that are not
 installed are named and left out. Writes results/benchmark_qp/table.md and table.json.
+
+Presets:
+
+- default: Measures 128 programs of each size.
+- smoke: Measures tiny problems, to see that everything works.
 """
 
 import importlib
@@ -42,19 +47,19 @@ Solve = Callable[..., Tensor]
 @dataclass(frozen=True)
 class Config:
     batch: int = 128
-    """Problems a call."""
+    """Sets the number of problems a call."""
     sizes: tuple[tuple[int, int, int], ...] = (
         (10, 10, 0), (50, 50, 0), (100, 100, 0), (100, 100, 20), (100, 50, 50), (100, 200, 0), (200, 50, 0),
     )  # fmt: skip
-    """Unknowns, inequalities, equations."""
+    """Lists the numbers of unknowns, inequalities and equations."""
     seconds: float = 10.0
-    """Time for the turns of one size; there are at least three."""
+    """Sets the time for the turns of one size; there are at least three."""
     seed: int = 0
-    """Seed of the problems."""
+    """Seeds the problems."""
     threads: int = 1
-    """CPU threads of every solver."""
+    """Sets the CPU threads of every solver."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_qp."""
+    """Names the folder of all results; the table goes to OUT/benchmark_qp."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.threads) < 1:

@@ -10,9 +10,17 @@ torch (they release its lock). Solvers take turns, batch by batch, so that a noi
 
 Writes results/benchmark_ransac/table.md, table.json and success.png.
 
-The preset `flat` asks for the lowest score instead, on flat and small objects (`experiments.benchmarks.flat_objects`),
+Flat (--flat) it asks for the lowest score instead, on flat and small objects (`experiments.benchmarks.flat_objects`),
 real ones where the data are at hand: a run has failed whose MSAC score is 2 % or more above the lowest that any solver
 found. It writes results/benchmark_ransac_flat/table.md and table.json; times are means.
+
+Presets:
+
+- default: Measures all shares of wrong correspondences.
+- bar: Measures the one share of a half.
+- flat: Asks for the lowest score on 2,000 flat and small objects, instead of for success.
+- flat_smoke: Asks for the lowest score on 16 flat and small objects.
+- smoke: Measures tiny problems, to see that everything works.
 """
 
 import statistics
@@ -45,35 +53,36 @@ OURS, BOUND = "ours", "PnP of the right points"
 @dataclass(frozen=True)
 class Config:
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Shares of wrong correspondences."""
+    """Lists the shares of wrong correspondences."""
     bar: float = 0.5
-    """The share that gets `problems` problems."""
+    """Sets the share that gets `problems` problems."""
     problems: int = 1000
-    """Problems of the share `bar`."""
+    """Sets the number of problems of the share `bar`."""
     others: int = 100
-    """Problems of every other share."""
+    """Sets the number of problems of every other share."""
     points: int = 100
-    """Correspondences of a problem."""
+    """Sets the number of correspondences of a problem."""
     noise: float = 1.0
-    """Standard deviation of the right pixels' noise."""
+    """Sets the standard deviation of the right pixels' noise."""
     batch: int = 256
-    """Problems of a call."""
+    """Sets the number of problems of a call."""
     threads: tuple[int, ...] = (1, 2)
-    """Numbers of threads, one after the other."""
+    """Lists the numbers of threads, one after the other."""
     threshold: float = 4.0
-    """Largest error of an inlier in pixels."""
+    """Sets the largest error of an inlier in pixels."""
     confidence: float = 0.9999
-    """Of having seen a sample without outliers."""
+    """Sets how sure to be of having seen a sample without outliers."""
     hypotheses: int = 10_000
-    """Samples at most."""
+    """Limits the number of samples."""
     flat: bool = False
-    """Failures on flat, small objects instead of success: `problems` made ones, `others` of 10 % right matches."""
+    """Counts failures on flat, small objects instead of success: `problems` made ones, `others` of 10 %
+    right matches."""
     repeats: int = 100
-    """Runs on every real frame of a flat object."""
+    """Sets the number of runs on every real frame of a flat object."""
     seed: int = 0
-    """Seed of the problems and of our samples."""
+    """Seeds the problems and our samples."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_ransac."""
+    """Names the folder of all results; the table goes to OUT/benchmark_ransac."""
 
     def __post_init__(self) -> None:
         counts = (self.problems, self.others, self.batch, self.repeats, *self.threads, self.hypotheses)

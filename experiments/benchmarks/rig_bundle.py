@@ -5,6 +5,11 @@ the frames, mountings of all cameras but the first, and points are sought. COLMA
 analytic derivatives and its choice of linear solver, and runs until nothing changes any more.
 
 Writes results/benchmark_rig_bundle/table.md and table.json.
+
+Presets:
+
+- default: Adjusts rigs of two to six cameras.
+- smoke: Adjusts a small rig of two.
 """
 
 import time
@@ -24,15 +29,15 @@ from geometry import BundleSolution, bundle
 @dataclass(frozen=True)
 class Config:
     cameras: tuple[int, ...] = (2, 3, 4, 5, 6)
-    """Sizes of the rigs."""
+    """Lists the sizes of the rigs."""
     frames: int = 50
-    """Frames of each."""
+    """Sets the number of frames of each."""
     points: int = 1000
-    """Points around."""
+    """Sets the number of points around."""
     seed: int = 0
-    """Of all that is made."""
+    """Seeds all that is made."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_rig_bundle."""
+    """Names the folder of all results; the table goes to OUT/benchmark_rig_bundle."""
 
     def __post_init__(self) -> None:
         if min(self.frames, self.points, *self.cameras) < 2:

@@ -12,6 +12,11 @@ middle of the rig) of both, and of the right points alone; MSAC scores 2 % above
 
 Times are a thread's microseconds of processor a problem of 64 points in a batch of 512, with the gradient, the least of
 some turns: `pnp`, a rig of one camera, and of three. Writes results/benchmark_rig_pose/table.md and table.json.
+
+Presets:
+
+- smoke: Measures tiny problems, to see that everything works.
+- default: Seeks the poses of 3,000 rigs, and of 400 among wrong matches.
 """
 
 import math
@@ -40,17 +45,17 @@ POINTS, NOISE, BASELINES = (4, 5, 6, 8, 12, 30, 64), (0.1, 1.0, 5.0), (0.02, 0.5
 @dataclass(frozen=True)
 class Config:
     poses: int = 3000
-    """Rigs whose pose is sought."""
+    """Sets the number of rigs whose pose is sought."""
     ransacs: int = 400
-    """Rigs among wrong matches."""
+    """Sets the number of rigs among wrong matches."""
     batch: int = 50
-    """Problems of a call."""
+    """Sets the number of problems of a call."""
     turns: int = 9
-    """Times that each is measured."""
+    """Sets how often each is measured."""
     seed: int = 0
-    """Seed of all problems."""
+    """Seeds all problems."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_rig_pose."""
+    """Names the folder of all results; the table goes to OUT/benchmark_rig_pose."""
 
 
 class Sights(NamedTuple):

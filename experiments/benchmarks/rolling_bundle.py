@@ -5,6 +5,11 @@ points; ten points are held. The same noise on pixels of a global shutter, and o
 solved with known velocities, with known velocities and half the readout time, with unknown velocities, and ignored.
 
 Writes results/benchmark_rolling_bundle/table.md and table.json.
+
+Presets:
+
+- default: Adjusts 40 scenes of each size.
+- smoke: Adjusts two small scenes.
 """
 
 from dataclasses import dataclass
@@ -27,17 +32,17 @@ HELD = 10
 @dataclass(frozen=True)
 class Config:
     points: tuple[int, ...] = (30, 60, 150)
-    """Points of a scene."""
+    """Lists the numbers of points of a scene."""
     scenes: int = 40
-    """Scenes of each size."""
+    """Sets the number of scenes of each size."""
     readout: float = 0.03
-    """Seconds a picture."""
+    """Sets the seconds a picture takes."""
     noise: float = 0.5
-    """Of pixels."""
+    """Sets the standard deviation of the pixels' noise."""
     seed: int = 0
-    """Of the first scene."""
+    """Seeds the first scene."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_rolling_bundle."""
+    """Names the folder of all results; the table goes to OUT/benchmark_rolling_bundle."""
 
     def __post_init__(self) -> None:
         if self.scenes < 1 or min(self.points) <= HELD:

@@ -11,6 +11,11 @@ Random problems of two kinds, each solved as its task solves it, and their statu
   of that of J at the truth. By double precision, an end comes at about 1e13.
 
 Writes results/benchmark_singular/table.md and table.json.
+
+Presets:
+
+- default: Solves a million problems that determine nothing, and 120,000 others.
+- smoke: Solves a few thousand.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,15 +48,15 @@ Family = Callable[[int, int], Tensor]
 @dataclass(frozen=True)
 class Config:
     undetermined: int = 1_000_000
-    """Problems that determine nothing, shared out among the families."""
+    """Sets the number of problems that determine nothing, shared out among the families."""
     determined: int = 100_000
-    """Problems that determine a pose."""
+    """Sets the number of problems that determine a pose."""
     condition: int = 20_000
-    """Problems of the table of condition numbers; a tenth of them are solved in tensors too."""
+    """Sets the number of problems of the table of condition numbers; a tenth of them are solved in tensors too."""
     batch: int = 2000
-    """Problems a call."""
+    """Sets the number of problems a call."""
     out: Path = Path("results")
-    """Folder of all results; the table goes to OUT/benchmark_singular."""
+    """Names the folder of all results; the table goes to OUT/benchmark_singular."""
 
     def __post_init__(self) -> None:
         if min(self.undetermined, self.determined, self.condition, self.batch) < 1:

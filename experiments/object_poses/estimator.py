@@ -29,21 +29,22 @@ class Network:
     """How the network is built, and how it is read."""
 
     size: int = 128
-    """Side of the crops in pixels, a multiple of 32."""
+    """Sets the side of the crops in pixels, a multiple of 32."""
     keypoints: int = 24
-    """Of each object: points of its mesh farthest from each other."""
+    """Sets the number of keypoints of each object: points of its mesh farthest from each other."""
     backbone: Literal["resnet10", "resnet18", "resnet34"] = "resnet18"
-    """Depth of the residual network."""
+    """Chooses the depth of the residual network."""
     width: int = 32
-    """Channels of its first stage; 64 as published."""
+    """Sets the channels of its first stage; they are 64 as published."""
     stages: Literal[3, 4] = 3
-    """Of the residual network; the fourth sees the whole of larger crops."""
+    """Sets the stages of the residual network; the fourth sees the whole of larger crops."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group is slower, and the same for any number of processes."""
+    """Chooses the normalisation; group is slower, and the same for any number of processes."""
     weighted: bool = True
-    """PnP weighs each keypoint by the inverse spread of its heatmap."""
+    """Says whether PnP weighs each keypoint by the inverse spread of its heatmap."""
     views: int = 5
-    """Crops an estimate is made of, their boxes moved and scaled as in training; their keypoints' median counts."""
+    """Sets the crops an estimate is made of, their boxes moved and scaled as in training; their keypoints' median
+    counts."""
 
 
 class Estimated(NamedTuple):

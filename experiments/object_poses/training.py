@@ -22,17 +22,19 @@ class Objective:
     """What is minimised."""
 
     loss: Loss = "mixture"
-    """l_h, l_h + beta l_proj, l_reg + beta l_proj, or l_h + beta times EPro-PnP's or the linear-covariance loss."""
+    """Chooses l_h, l_h + beta l_proj, l_reg + beta l_proj, or l_h + beta times EPro-PnP's or the linear-covariance
+    loss."""
     beta: float = 1.0
-    """Weight of the pose loss; 0.0002 in the paper, with balance=paper."""
+    """Weighs the pose loss; it is 0.0002 in the paper, with balance=paper."""
     balance: Balance = "robust"
-    """Robust: in pixels, Huber's, its gradient bounded, beta warmed up; paper: a sum of squares from the first step."""
+    """Chooses Huber's loss in pixels, its gradient bounded, beta warmed up (robust), or a sum of squares from the first
+    step (paper)."""
     warm_up: tuple[float, float] = (0.1, 0.3)
-    """Fractions of the iterations between which beta rises from zero."""
+    """Sets the fractions of the iterations between which beta rises from zero."""
     sigma: float = 1.0
-    """Of the Gaussians that the heatmaps learn, in cells."""
+    """Sets the width of the Gaussians that the heatmaps learn, in cells."""
     precision: Precision = "bfloat16"
-    """Of the network; losses and solvers have their own, `dtype`."""
+    """Sets the precision of the network; losses and solvers have their own, `dtype`."""
 
 
 class Step(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,30 +53,31 @@ class Board:
     """A target, where views of it come from, and which lens to fit."""
 
     source: tuple[str, ...] = ()
-    """A folder of images, a corner file (.yml, .npz) or with `points` a file of measured pixels, here or in the shared
-    data. Several folders are cameras that are mounted together: images of the same number were taken at once."""
+    """Names a folder of images, a corner file (.yml, .npz) or with `points` a file of measured pixels, here or in the
+    shared data. Several folders are cameras that are mounted together: images of the same number were taken at once."""
     kind: Literal["chessboard", "charuco", "tags", "circles", "asymmetric_circles"] = "chessboard"
+    """Says what the printed target is."""
     corners: tuple[int, int] = (9, 6)
-    """Inner corners along the board's rows and columns; tags; circles."""
+    """Gives the numbers of inner corners, tags or circles along the target's rows and columns."""
     square: float = 1.0
-    """Side of a square or a tag, distance of circles in a row, in the unit wanted for the poses."""
+    """Gives the side of a square or a tag, or the distance of circles in a row, in the unit wanted for the poses."""
     marker: float = 0.75
-    """Side of the markers of a ChArUco board, gap between tags, in parts of `square`."""
+    """Gives the side of the markers of a ChArUco board, or the gap between tags, in parts of `square`."""
     dictionary: str = ""
-    """OpenCV's name of the markers; left empty, 4X4_50 of ChArUco boards, APRILTAG_36h11 of tags."""
+    """Names the markers as OpenCV does; left empty, they are 4X4_50 of ChArUco boards, APRILTAG_36h11 of tags."""
     points: str = ""
-    """A file of a target's points, name X Y Z; the source then has lines of image, name and u v."""
+    """Names a file of a target's points, name X Y Z; the source then has lines of image, name and u v."""
     distortion: int = 5
-    """How many distortion coefficients there are."""
+    """Sets how many distortion coefficients there are."""
     model: Model = "radtan"
-    """Lens model: OpenCV's radial-tangential, or fisheye."""
+    """Chooses the lens model: OpenCV's radial-tangential or fisheye, or another that `geometry` has."""
     free: tuple[str, ...] = ()
-    """Intrinsics that are sought, by name: f, or fx and fy; cx, cy; skew; k1, ... Left empty, all but skew.
-    What is not stays: square pixels, the principal point in the middle of the image, coefficients of zero."""
+    """Lists the intrinsics to seek, by name: f, or fx and fy; cx, cy; skew; k1, ... Left empty, they are all but skew.
+    What is not sought stays: square pixels, the principal point in the middle of the image, coefficients of zero."""
     robust_px: float = 0.0
-    """Scale of a Cauchy kernel, for wrong marks; 0 means least squares."""
+    """Sets the scale of a Cauchy kernel, for wrong marks; 0 means least squares."""
     image_size: tuple[int, int] | None = None
-    """Width and height, for files that do not say."""
+    """Gives the width and height of the images, for files that do not say."""
 
     def target(self) -> Target:
         """The target that images are searched for."""
@@ -108,14 +109,16 @@ SHARED_BOARDS = (
 
 @dataclass(frozen=True)
 class CalibrationConfig(RunConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("board.source",)
+
     iterations: int = 100
-    """At the most; for each camera, where there are several."""
+    """Limits the number of steps; for each camera, where there are several."""
     board: Board = Board()
-    """A target of yours; its source left empty, the preset's."""
+    """Describes a target of yours; with its source left empty, the preset's are used."""
     boards: tyro.conf.Suppress[tuple[Board, ...]] = ()
-    """What the preset calibrates from; nothing: the published cube."""
+    """Lists what the preset calibrates from; nothing means the published cube."""
     opencv: bool = True
-    """Calibrate the same marks with OpenCV, for comparison."""
+    """Says whether to calibrate the same marks with OpenCV, for comparison."""
 
 
 class Job(NamedTuple):

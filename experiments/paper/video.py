@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,14 +44,16 @@ LEAST = 6
 
 @dataclass(frozen=True)
 class VideoConfig(RunConfig):
+    names_data: ClassVar[tuple[str, ...]] = ("matches",)
+
     iterations: int = 50
-    """At the most."""
+    """Limits the number of steps."""
     matches: Path | None = None
-    """A file or folder of 2D-3D matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
+    """Names a file or folder of 2D-3D matches (datasets/images/matches.py); `box_pnp` is found in the shared data."""
     image_size: tuple[int, int] = (640, 480)
-    """Width and height of the images of `matches`."""
+    """Gives the width and height of the images of `matches`."""
     inlier: float = 4.0
-    """Pixels within which a match counts as right."""
+    """Sets the pixels within which a match counts as right."""
 
 
 @experiment("pose_estimation", lambda config: read_box_matches(locate.locate(str(config.matches))))

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 
 from datasets.locate import AbsentDataError
 from experiments.records.files import EXIT_SKIPPED
+from experiments.running.catalogue import presets_told, without_presets
+from experiments.running.mistyped import mistyped
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What every experiment can be told; its own Config inherits from this."""
 
+    names_data: ClassVar[tuple[str, ...]] = ()
+    """Options that name the data, such as a folder of images: what they are told is part of the run folder's name."""
+
     preset: tyro.conf.Suppress[str] = ""
-    """Which preset this started from; part of the run folder's name."""
+    """Says which preset this started from; part of the run folder's name."""
     seed: int = 0
-    """Seed of python, numpy and torch."""
+    """Seeds the random generators of python, numpy and torch."""
     dtype: Literal["float32", "float64"] = "float64"
-    """Floating-point type of the computation."""
+    """Sets the floating-point type of the computation."""
     device: str = "cpu"
-    """Where to compute, as torch names it: cpu, cuda, cuda:1."""
+    """Says where to compute, as torch names it: cpu, cuda, cuda:1."""
     threads: int = 1
-    """CPU threads of torch: most steps here are too small to gain from a second one."""
+    """Sets how many CPU threads torch has: most steps here are too small to gain from a second one."""
     out: Path = Path("results")
-    """Folder of all results; the run goes to OUT/<experiment>/NAME."""
+    """Names the folder of all results; the run goes to OUT/<experiment>/NAME."""
     name: str = ""
-    """Run folder; left empty, <preset>-seed<seed>."""
+    """Names the run's folder; left empty, it is <preset>-seed<seed>, with data of yours <preset>-<data>-seed<seed>."""
     overwrite: bool = False
-    """Replace an earlier run in that folder that had other options; one of the same options is repeated anyway."""
+    """Replaces an earlier run in that folder that had other options; one of the same options is repeated anyway."""
     resume: bool = False
-    """Continue the run in that folder from its last checkpoint."""
+    """Continues the run in that folder from its last checkpoint."""
     log_every: int = 10
-    """Iterations between checkpoints and figures."""
+    """Sets how many iterations lie between checkpoints, and between figures."""
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -53,18 +60,54 @@ class RunConfig:
         return self.out / experiment / (self.name or f"{self.preset}-seed{self.seed}")
 
 
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C")
 
 
-def cli(description: str | None, presets: Mapping[str, C]) -> C:
-    """The config that `sys.argv` asks for: a preset's name, then `--field value` for what should differ."""
+def cli(description: str | None, presets: Mapping[str, C], program: str = "", default: str = "") -> C:
+    """The config that `sys.argv` asks for: a preset's name, then `--field value` for what should differ.
+
+    description: the driver's docstring, whose list of presets says what each is. program: what help calls the driver;
+    left empty, as it was called. default: the preset where none is named. A mistyped name ends the driver with a
+    sentence and exit code 1, another mistake with tyro's words and 2.
+    """
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    return tyro.extras.overridable_config_cli(
-        {name: (f"The {name} preset, with these changes.", preset) for name, preset in presets.items()},
-        prog=f"python -m {module.name}" if module else None,
-        description=description,
+    program = program or (f"python -m {module.name}" if module else Path(sys.argv[0]).stem)
+    arguments, told = sys.argv[1:], presets_told(description)
+    if default and (not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"))):
+        arguments = [default, *arguments]
+    if wrong := mistyped(program.rpartition("experiments.")[2], arguments, presets):
+        raise SystemExit(wrong)
+    config = tyro.extras.overridable_config_cli(
+        {name: (told.get(name, ""), preset) for name, preset in presets.items()},
+        args=arguments,
+        prog=program,
+        description=without_presets(description),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    return _named_by_data(config, presets[arguments[0]]) if isinstance(config, RunConfig) else config
+
+
+def _named_by_data(config: Any, preset: Any) -> Any:
+    """The same with a name that says the data, where they are others than the preset's."""
+    if config.name:
+        return config
+    parts = [
+        _in_a_name(value)
+        for read in map(attrgetter, config.names_data)
+        if (values := read(config)) != read(preset)
+        for value in (values if isinstance(values, tuple) else (values,))
+        if value is not None
+    ]
+    data = "-".join(parts)[:100].rstrip("-")  # a file system takes no longer ones
+    return replace(config, name=f"{config.preset}-{data}-seed{config.seed}") if data else config
+
+
+def _in_a_name(path: object) -> str:
+    """What is left of a path in a folder's name: its last two parts without the suffix, in plain characters."""
+    given = Path(str(path))
+    *_, folder, last = ["", "", *(part for part in given.parts if part not in ("..", given.anchor))]
+    parts = [part for part in (folder, Path(last or Path.cwd().name).stem) if part]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def skip(message: str) -> NoReturn:

@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     seed: int
     options: tuple[str, ...] = ()
     name: str = ""
-    """Of its folder; left empty, <preset>-seed<seed>."""
+    """Of its folder; left empty, <preset>-seed<seed>, whatever the data."""
 
     @property
     def experiment(self) -> str:
@@ -44,6 +44,11 @@ class Asked(NamedTuple):
 
     def folder(self, out: Path) -> Path:
         return out / self.experiment / (self.name or f"{self.preset}-seed{self.seed}")
+
+    def command(self, out: Path, resume: bool) -> list[str]:
+        """What starts it; the folder's name is told, since a driver would name it by the data as well."""
+        words = [sys.executable, "-m", self.module, self.preset, "--seed", str(self.seed), "--out", str(out)]
+        return [*words, "--name", self.folder(out).name, *self.options, *(("--resume",) if resume else ())]
 
 
 class Ended(NamedTuple):
@@ -82,11 +87,10 @@ def launched(runs: Sequence[Asked], out: Path, resume: bool = False, jobs: int =
 
 def _run(asked: Asked, out: Path, resume: bool, running: list[subprocess.Popen[str]]) -> Ended:
     """One driver to its end; it is among the `running` for as long as it does."""
-    command = [sys.executable, "-m", asked.module, asked.preset, "--seed", str(asked.seed), "--out", str(out)]
-    command += [*(("--name", asked.name) if asked.name else ()), *asked.options, *(("--resume",) if resume else ())]
     path = asked.folder(out) / "summary.json"
     before = _written(path)
     tail: deque[str] = deque(maxlen=12)
+    command = asked.command(out, resume)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace") as driver:
         running.append(driver)
         assert driver.stderr is not None

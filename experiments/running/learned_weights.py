@@ -33,11 +33,11 @@ __all__ = ["Task", "TaskConfig", "learn_weights", "moved"]
 @dataclass(frozen=True)
 class TaskConfig(RunConfig):
     iterations: int = 200
-    """Steps of Adam."""
+    """Sets the number of steps of Adam."""
     rate: float = 0.1
-    """Length of a step."""
+    """Sets the length of a step."""
     wrong: float = 0.2
-    """Share of the observations that are made wrong."""
+    """Sets the share of the observations that are made wrong."""
 
     def placed(self, *values: Tensor) -> list[Tensor]:
         """The values where the run computes, and in its dtype."""

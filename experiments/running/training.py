@@ -21,11 +21,11 @@ __all__ = ["Training", "TrainingConfig", "keep_memory", "side_by_side"]
 @dataclass(frozen=True)
 class TrainingConfig(RunConfig):
     iterations: int = 400
-    """Steps of each method."""
+    """Sets the number of steps of each method."""
     batch: int = 32
-    """Problems or images a step, the same for all methods."""
+    """Sets the number of problems or images a step, the same for all methods."""
     learning_rate: float = 3e-3
-    """Highest of a one-cycle schedule, of AdamW."""
+    """Sets the highest rate of AdamW's one-cycle schedule."""
 
 
 class Training:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,30 +39,33 @@ Lens = tuple[Tensor, Tensor]
 class SceneOptions(Growing):
     """Which scene, and how its tracks become a start."""
 
+    names_data: ClassVar[tuple[str, ...]] = ("scene",)
+
     scene: str = "duck"
-    """`duck`: a solid made here; `published`, `published_driller`, `published_cat`: a mesh and the poses of the
-    published demo, from the shared data; `orbit`: tracks made here with 0.5 px of noise, of cameras around a ball, up
-    and down and not looking at its middle; `turntable`: of one camera as the ball turns before it; else a path, here or
-    in the shared data: a folder of images (with a Middlebury *_par.txt, the images it names); tracks without poses (a
-    COLMAP database, or *.csv, *.tracks with lines of image, point, u, v); or a reconstruction that
-    `datasets.reconstructions.read` reads (BAL, COLMAP, Bundler, libmv), whose points and poses are then the start."""
+    """Names what to reconstruct. `duck` is a solid made here; `published`, `published_driller`, `published_cat` are a
+    mesh and the poses of the published demo, from the shared data; `orbit` is tracks made here with 0.5 px of noise, of
+    cameras around a ball, up and down and not looking at its middle; `turntable` of one camera as the ball turns before
+    it. All else is a path, here or in the shared data: a folder of images (with a Middlebury *_par.txt, the images it
+    names); tracks without poses (a COLMAP database, or *.csv, *.tracks with lines of image, point, u, v); or a
+    reconstruction that `datasets.reconstructions.read` reads (BAL, COLMAP, Bundler, libmv), whose points and poses are
+    then the start."""
     intrinsics: tuple[float, ...] | None = None
-    """fx fy cx cy in px, and maybe k1 k2 p1 p2 k3 …, of a folder of images without a *_par.txt, or of tracks."""
+    """Gives fx fy cx cy in px, and maybe k1 k2 p1 p2 k3 …, of a folder of images without a *_par.txt, or of tracks."""
     image_size: tuple[int, int] | None = None
-    """Width and height in px, of the images that *.csv or *.tracks are of."""
+    """Gives the width and height in px of the images that *.csv or *.tracks are of."""
     intrinsics_known: bool = True
-    """False: seek K and the distortion though they are given, as of `orbit`, `turntable`, or by a *_par.txt. Where they
-    are not, the focal length starts at what EXIF tells, or else is tried from 0.5 to 3 times the image's width; the
-    principal point starts in the middle."""
+    """Says whether K and the distortion stay as they are where they are given, as of `orbit`, `turntable`, or by a
+    *_par.txt. Where they are sought, the focal length starts at what EXIF tells, or else is tried from 0.5 to 3 times
+    the image's width; the principal point starts in the middle."""
     free: tuple[Literal["f", "fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"], ...] | None = None
-    """Intrinsics that are sought where they are not known, the same for all views; the rest keep their start. None: f,
-    and what the data ask for of k1, k2, and cx with cy."""
+    """Lists the intrinsics to seek where they are not known, the same for all views; the rest keep their start. None
+    seeks f, and what the data ask for of k1, k2, and cx with cy."""
     scene_seed: int = 0
-    """Seed of the made scenes: points, poses. The run's own seed draws what is unknown: the start."""
+    """Seeds the made scenes: points, poses. The run's own seed draws what is unknown: the start."""
     points: int = 1000
-    """Of the made scenes; of the published ones at the most."""
+    """Sets the number of points of a made scene, and the most of a published one."""
     views: int = 12
-    """Of the made scenes and of the published ones."""
+    """Sets the number of views of a made or a published scene."""
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ class Growing:
     """How a reconstruction grows."""
 
     candidates_f: int = 7
-    """Focal lengths to try where none is known, nor told by EXIF."""
+    """Sets how many focal lengths are tried where none is known, nor told by EXIF."""
     inlier_px: float = 1.0
-    """Of images, tracks without poses, `orbit` and `turntable`: an observation farther from its point's projection is
-    left out."""
+    """Leaves out an observation of images, of tracks without poses, of `orbit` or of `turntable` that is farther from
+    its point's projection."""
     robust_px: float = 0.25
-    """Scale of the Cauchy kernel of their bundles; the final one of `orbit` and `turntable`, which have no outliers, is
-    least squares."""
+    """Sets the scale of the Cauchy kernel of their bundles; the final one of `orbit` and `turntable`, which have no
+    outliers, is least squares."""
 
 
 def start_known(tracks: Flat, K: Tensor, distortion: Tensor, how: Growing, seed: int) -> Incremental:

@@ -1,7 +1,12 @@
 """Registration of point clouds from matches, of which some are wrong: which to trust is learned through the argmin.
 
-`default`: made points with 1 cm of noise and a rigid motion, `similarity`: of another scale, too; `real`: SIFT matches
-between two RGB-D frames, lifted with their depth, wrong where the frames' recorded poses put them 10 cm or more apart.
+Presets:
+
+- default: Learns the weights of made points with 1 cm of noise and a rigid motion.
+- smoke: Takes three steps on a small problem.
+- similarity: Learns as `default` does, and seeks a scale besides the rigid motion.
+- real: Learns the weights of SIFT matches between two RGB-D frames, lifted with their depth, wrong where the frames'
+  recorded poses put them 10 cm or more apart.
 """
 
 from __future__ import annotations
@@ -29,9 +34,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Config(TaskConfig):
     matches: int = 60
-    """Of made points."""
+    """Sets the number of made matches."""
     scale: bool = False
-    """Whether to estimate it."""
+    """Estimates a scale besides the rigid motion."""
 
 
 PRESETS = {

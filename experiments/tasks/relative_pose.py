@@ -1,6 +1,10 @@
 """The relative pose of two views from matches, of which some are wrong: which to trust is learned through the argmin.
 
-`default`: made matches with 1 px of noise; `real`: matches of two views of templeSparseRing, whose poses are known.
+Presets:
+
+- default: Learns the weights of made matches with 1 px of noise.
+- smoke: Takes three steps on a small problem.
+- real: Learns the weights of matches of two views of templeSparseRing, whose poses are known.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Config(TaskConfig):
     matches: int = 60
-    """Of `default`."""
+    """Sets the number of made matches."""
 
 
 PRESETS = {

@@ -1,8 +1,13 @@
 """Pose and velocity of a moving camera with a rolling shutter, some pixels wrong: which to trust is learned.
 
-`default`: made points over the whole image, 30 ms from the first row to the last, 0.5 px of noise. `study`: besides, a
-table of how far poses are off over many draws, beside those of a shutter that opens for all rows at once, and beside
-what `pnp` finds that knows of no motion; it is results/rolling_shutter/study-seed0/table.md.
+Presets:
+
+- default: Learns the weights of made points' pixels over the whole image, 30 ms from the first row to the last, 0.5
+  px of noise.
+- smoke: Takes three steps on a small problem.
+- study: Learns as `default` does, and writes a table of how far poses are off over many draws, beside those of a
+  shutter that opens for all rows at once, and beside what `pnp` finds that knows of no motion:
+  results/rolling_shutter/study-seed0/table.md.
 """
 
 from __future__ import annotations
@@ -34,12 +39,13 @@ COUNTS = 8, 10, 15, 20, 30, 50, 100, 200
 @dataclass(frozen=True)
 class Config(TaskConfig):
     points: int = 40
+    """Sets the number of made points."""
     readout: float = 0.03
-    """Seconds from the first row to the last."""
+    """Sets the seconds from the first row to the last."""
     noise: float = 0.5
-    """Standard deviation in px."""
+    """Sets the standard deviation of the noise in px."""
     draws: int = 0
-    """Problems of each number of points in the table; 0: no table."""
+    """Sets the number of problems of each number of points in the table; 0 leaves the table out."""
 
 
 PRESETS = {

@@ -1,6 +1,10 @@
 """Points from known cameras, of whose pixels some are wrong: which to trust is learned through the argmin.
 
-`default`: made points with 1 px of noise; `real`: what five views of templeSparseRing see alike, some of it moved.
+Presets:
+
+- default: Learns the weights of made points' pixels with 1 px of noise.
+- smoke: Takes three steps on a small problem.
+- real: Learns the weights of what five views of templeSparseRing see alike, some of it moved.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ VIEWS = 5
 @dataclass(frozen=True)
 class Config(TaskConfig):
     points: int = 12
-    """Of `default`."""
+    """Sets the number of made points."""
 
 
 PRESETS = {

@@ -405,7 +405,7 @@ def _sortable(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rebuild the index of a folder of results."""
     parser = argparse.ArgumentParser(prog="python -m experiments.viewers.index", description=main.__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("results"), help="default: results")
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results"), help="names it; default: results")
     try:
         print(write_index(parser.parse_args(arguments).results))
     except FileNotFoundError as error:

@@ -392,11 +392,8 @@ def test_cli_overrides_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("", PRESETS) == replace(PRESETS["smoke"], seed=3, resume=True, out=Path("elsewhere"))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["nosuch"], ["smoke", "--dtype", "int8"], ["smoke", "--seed", "-1"], ["smoke", "--nosuch"]],
-)
-def test_cli_exits_2_on_bad_arguments(
+@pytest.mark.parametrize("arguments", [["smoke", "--seed", "-1"], ["smoke", "--seed", "one"], ["smoke", "--seed"]])
+def test_cli_exits_2_on_values_that_are_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["toy", *arguments])

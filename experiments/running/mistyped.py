@@ -1,0 +1,74 @@
+"""What was mistyped on a command line, in a sentence that names the nearest name there is.
+
+tyro says the same of few mistakes, in a box. What is looked at here are names: of presets, of options, and of values
+where an option takes names alone. All else that may be wrong with a value is tyro's to say.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from experiments.records.text import nearest
+from experiments.running.catalogue import preset_mistyped
+
+__all__ = ["mistyped", "options"]
+
+
+def mistyped(driver: str, arguments: Sequence[str], presets: Mapping[str, Any]) -> str:
+    """The sentence on the first mistake; nothing where there is none, or where help is asked for."""
+    if {"-h", "--help"} & {*arguments}:
+        return ""
+    if not arguments or arguments[0].startswith("-"):
+        return f"{driver} wants a preset first: {', '.join(presets)}; --help says what each of them is"
+    if wrong := preset_mistyped(driver, arguments[0], list(presets)):
+        return wrong
+    known = options(presets[arguments[0]])
+    names: tuple[str, ...] = ()
+    option = ""
+    for argument in arguments[1:]:
+        if argument.startswith("--"):
+            option, _, argument = argument.partition("=")
+            option = option.replace("_", "-")
+            if option not in known:
+                return f"{driver} has no option {option}{nearest(option, known) or '; --help lists them'}"
+            names = known[option]
+        if argument and names and argument not in names:
+            return f"{option} takes {', '.join(names)}, not {argument}{nearest(argument, names)}"
+    return ""
+
+
+def options(config: Any, prefix: str = "--") -> dict[str, tuple[str, ...]]:
+    """Each option of a config, a dataclass, and the names it takes; none where it takes other things, too."""
+    found: dict[str, tuple[str, ...]] = {}
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        hint, value, name = hints[field.name], getattr(config, field.name), field.name.replace("_", "-")
+        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        if tyro.conf.Suppress in marks:
+            continue
+        if is_dataclass(value):
+            inlined = any(getattr(mark, "name", None) == "" for mark in marks)
+            found |= options(value, prefix if inlined else f"{prefix}{name}.")
+        else:
+            found[f"{prefix}no-{name}" if value is True else f"{prefix}{name}"] = _names(hint)
+    return found
+
+
+def _names(hint: Any) -> tuple[str, ...]:
+    """The names that values of that type are; none where some are no names."""
+    kind, parts = get_origin(hint), [part for part in get_args(hint) if part is not Ellipsis]
+    if kind is Literal:
+        return tuple(map(str, parts))
+    if hint is type(None):
+        return ("None",)
+    if kind is Annotated:
+        return _names(parts[0])
+    if kind in (Union, types.UnionType, tuple):
+        each = [_names(part) for part in parts]
+        return tuple(dict.fromkeys(name for names in each for name in names)) if all(each) else ()
+    return ()
