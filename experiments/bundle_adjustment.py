@@ -23,9 +23,9 @@ from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.records.quantities import Quantity
-from experiments.records.text import nearest
 from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.determined import LOOSE, is_loose, undetermined_names
+from experiments.running.mistyped import check_names
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import GaugeChoice, bundle, cauchy
@@ -74,10 +74,7 @@ def sought(free: tuple[str, ...], scene: Reconstruction) -> tuple[str, ...]:
     Raises ValueError naming the one that is none, and where sensors are sought of what has no rigs.
     """
     lens = LENSES[scene.model].names
-    known = (*SCENE, "f", "fx", "fy", "cx", "cy", "skew", *lens)
-    for name in free:
-        if name not in known:
-            raise ValueError(f"free: names among {', '.join(known)} wanted, got {name}{nearest(name, known)}")
+    check_names("free", free, (*SCENE, "f", "fx", "fy", "cx", "cy", "skew", *lens))
     if "sensors" in free and scene.rigs is None:
         raise ValueError("free: sensors are of a COLMAP model with rigs, and this scene has none")
     of_file = lens[: scene.distortion.shape[1] if scene.coefficients is None else scene.coefficients]

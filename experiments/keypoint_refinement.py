@@ -16,6 +16,7 @@ Presets:
 
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -31,7 +32,7 @@ from experiments.features.judging import Judged, corners, halves_differ, judge
 from experiments.features.network import Refined, RefinementNetwork, save_network
 from experiments.features.objectives import pose_loss, residual_loss
 from experiments.features.patches import Aligned, align
-from experiments.features.photographs import read_photographs
+from experiments.features.photographs import photographs_folder, read_photographs
 from experiments.features.tracked import Made, Tracked, adjusted, made_scene
 from experiments.records.files import write_json, write_text
 from experiments.records.text import number, table
@@ -134,8 +135,15 @@ class Learner:
         return self.network.refine(some.aligned, some.made.tracked.point)
 
 
-@experiment("keypoint_refinement")
-def main(run: Run, config: Config) -> dict[str, Any]:
+def look(config: Config) -> None:
+    """What is wrong with the photographs is told before hours of training; they are read after it."""
+    if config.photographs:
+        with suppress(AbsentDataError):
+            photographs_folder(config.photographs)
+
+
+@experiment("keypoint_refinement", look)
+def main(run: Run, config: Config, _: None) -> dict[str, Any]:
     """Train the networks side by side and test them."""
     first = 1000 * config.seed
     samples = [prepared(config, first + i) for i in tqdm(range(config.scenes), "scenes to learn from")]

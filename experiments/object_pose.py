@@ -45,7 +45,7 @@ from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
 from experiments.running.folder import check
-from experiments.running.run import Run, begun
+from experiments.running.run import Run, begun, device_of
 from experiments.running.telling import command
 from experiments.running.training import Training, keep_memory
 
@@ -290,16 +290,18 @@ def evaluated(trainer: Trainer, run: Run) -> tuple[dict[str, float], float]:
 
 
 def main(config: Config) -> dict[str, Any] | None:
-    device = torch.device(config.device)
+    with told_in_a_sentence():
+        device = device_of(config.device, there=False)
     keep_memory()
     with joined(device) as group:
         with told_in_a_sentence():  # before an earlier run is overwritten
             if group.rank == 0:
                 check(config.folder("object_pose"), "object_pose", config)
-            data = read_data(config, group)
-            Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
+                device_of(config.device)
             if config.weights:
                 config = replace(config, weights=fetched_weights(config.weights, config, group))
+            data = read_data(config, group)
+            Batches(len(data.train), config.batch, config.seed, 0, config.iterations, group.rank, group.world)
         if group.rank > 0:
             follow(config, data, group, device)
             return None

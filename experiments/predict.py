@@ -39,6 +39,8 @@ from experiments.object_poses.requests import (
 )
 from experiments.object_poses.search import search
 from experiments.records.files import write_json
+from experiments.records.text import nearest
+from experiments.running.mistyped import option_mistyped
 from geometry import pose_covariance, project, se3
 
 __all__ = ["main"]
@@ -80,6 +82,9 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code. Of what is wrong with what was asked stderr says one sentence, and nothing is written."""
+    if wrong := option_mistyped("predict", sys.argv[1:] if arguments is None else arguments, Options):
+        print(wrong, file=sys.stderr)
+        return 2
     options = tyro.cli(
         Options, args=arguments, prog="python -m experiments.predict", description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -134,7 +139,11 @@ def _read(options: Options) -> tuple[PoseEstimator, list[Picture], dict[int, Mod
 def _estimator_path(options: Options) -> Path:
     path = options.estimator / "estimator.pt" if options.estimator.is_dir() else options.estimator
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: the estimator of an object_pose run that has ended wanted, found nothing")
+        runs = [found.parent.as_posix() for found in options.estimator.parent.glob("*/estimator.pt")]
+        hint = nearest(options.estimator.as_posix(), runs)
+        raise FileNotFoundError(
+            f"{path}: the estimator of an object_pose run that has ended wanted, found nothing{hint}"
+        )
     return path
 
 

@@ -37,6 +37,7 @@ from experiments.drawing.shapes import by_method, curves
 from experiments.drawing.success import over
 from experiments.records.files import write_json, write_text
 from experiments.records.text import table
+from experiments.running.mistyped import check_names
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
@@ -103,6 +104,11 @@ class Config(TrainingConfig):
     """Lists the limits of RANSAC's hypotheses on real frames."""
     real_success: tuple[float, float] = (1.0, 0.01)
     """Sets what success sets for real frames, whose own fit is less certain."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odds = [f"{name}{sharp}" for name in (*self.methods, "ratio") for sharp in ("", "_sharp")]
+        check_names("rival", [self.rival], [*odds, "uniform", "labels"])
 
 
 PRESETS = {

@@ -62,6 +62,11 @@ class Config(SceneOptions, RunConfig):
     search_points: int = 80
     """Sets the number of points of that search."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.candidates, self.search_points) < 1:
+            raise ValueError("candidates and search_points must be at least 1")
+
 
 EXACT = 1e-8
 """Share of the threshold down to which a descent goes on, so that what remains is the structure's error and not the

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from datasets.files import replacing
+from experiments.running.mistyped import option_mistyped
 from experiments.viewers.page import write_page
 from experiments.viewers.picture import picture
 from experiments.viewers.scene import has_space
@@ -45,6 +46,9 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, or 2 where something is wrong with what was asked, which stderr says in one sentence."""
+    if wrong := option_mistyped("view", sys.argv[1:] if arguments is None else arguments, Options):
+        print(wrong, file=sys.stderr)
+        return 2
     options = tyro.cli(
         Options, args=arguments, prog="python -m experiments.view", description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),

@@ -11,7 +11,15 @@ from datasets.arrays import read_image
 from experiments.features.tracked import Tracked
 from experiments.structure.scenes import SceneOptions, read_scene
 
-__all__ = ["read_photographs"]
+__all__ = ["photographs_folder", "read_photographs"]
+
+
+def photographs_folder(name: str) -> Path:
+    """The folder of a Middlebury set. Raises AbsentDataError where that is not on this machine, else ValueError."""
+    folder = locate.locate(name)
+    if not list(folder.glob("*_par.txt")):
+        raise ValueError(f"photographs: a folder with cameras (*_par.txt) wanted, found {folder}")
+    return folder
 
 
 def read_photographs(name: str, seed: int) -> tuple[Tracked, Tensor]:
@@ -19,9 +27,10 @@ def read_photographs(name: str, seed: int) -> tuple[Tracked, Tensor]:
 
     Raises AbsentDataError where the set is not on this machine, ValueError where its cameras are not given.
     """
-    scene, folder = read_scene(SceneOptions(scene=name), seed), locate.locate(name)
-    if scene.poses_gt is None or scene.points_start is None or scene.poses_start is None:
-        raise ValueError(f"photographs: a folder with cameras (*_par.txt) wanted, found {folder}")
+    folder, scene = photographs_folder(name), read_scene(SceneOptions(scene=name), seed)
+    assert scene.poses_gt is not None
+    assert scene.points_start is not None
+    assert scene.poses_start is not None
     camera, point = scene.visible.nonzero().T.contiguous()
     pictures = torch.stack([_grey(folder / name) for name in scene.names])
     flat = scene.points2d[camera, point], camera, point

@@ -31,8 +31,9 @@ from experiments.paper.peers import opencv_calibration
 from experiments.records.files import write_json
 from experiments.records.quantities import Quantity
 from experiments.records.text import table
-from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.determined import is_loose, undetermined_names
+from experiments.running.mistyped import check_names
 from experiments.running.run import Run, experiment
 from geometry import cauchy, project
 from geometry.camera import Model, intrinsics_from_matrix
@@ -134,6 +135,7 @@ def read_views(config: CalibrationConfig) -> list[Job]:
     """The marks of each board: a job a camera, or a rig."""
     jobs = []
     for board in (config.board,) if config.board.source else config.boards:
+        check_names("free", board.free, ("f", "fx", "fy", "cx", "cy", "skew", *LENSES[board.model].names))
         paths = [locate.locate(source) for source in board.source]
         if len(paths) > 1:
             target = board.target()
@@ -174,7 +176,8 @@ def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> di
             mask=views.mask.to(run.device), distortion=board.distortion, model=board.model,
             kernel=cauchy(board.robust_px) if board.robust_px else None, max_steps=config.iterations,
         )  # fmt: skip
-        found = solve(free=board.free or None)
+        with told_in_a_sentence():  # options that do not go together
+            found = solve(free=board.free or None)
         results.append({**describe(job, found, config.opencv), "undetermined": undetermined(found, solve)})
         _show(run, step, job, found, results[-1])
         _save(run, step, job, found, results[-1])

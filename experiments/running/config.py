@@ -50,6 +50,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, not {self.log_every}")
+        if getattr(self, "iterations", 1) < 1:
+            raise ValueError("iterations must be at least 1")
         if not 0 <= self.seed < 2**32:  # numpy takes no other
             raise ValueError(f"seed must be in 0 ... 2^32 - 1, not {self.seed}")
         if self.name != Path(self.name).name or self.name == "..":
@@ -60,10 +62,11 @@ class RunConfig:
         return self.out / experiment / (self.name or f"{self.preset}-seed{self.seed}")
 
 
-C = TypeVar("C")
+C = TypeVar("C", bound=RunConfig)
+T = TypeVar("T")
 
 
-def cli(description: str | None, presets: Mapping[str, C], program: str = "", default: str = "") -> C:
+def cli(description: str | None, presets: Mapping[str, T], program: str = "", default: str = "") -> T:
     """The config that `sys.argv` asks for: a preset's name, then `--field value` for what should differ.
 
     description: the driver's docstring, whose list of presets says what each is. program: what help calls the driver;

@@ -16,7 +16,14 @@ import tyro
 from experiments.records.text import nearest
 from experiments.running.catalogue import preset_mistyped
 
-__all__ = ["mistyped", "options"]
+__all__ = ["check_names", "mistyped", "option_mistyped", "options"]
+
+
+def check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError that names the first of `names` that is not among those known, and the nearest that is."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option}: names among {', '.join(known)} wanted, got {name}{nearest(name, known)}")
 
 
 def mistyped(driver: str, arguments: Sequence[str], presets: Mapping[str, Any]) -> str:
@@ -27,10 +34,17 @@ def mistyped(driver: str, arguments: Sequence[str], presets: Mapping[str, Any]) 
         return f"{driver} wants a preset first: {', '.join(presets)}; --help says what each of them is"
     if wrong := preset_mistyped(driver, arguments[0], list(presets)):
         return wrong
-    known = options(presets[arguments[0]])
+    return option_mistyped(driver, arguments[1:], presets[arguments[0]])
+
+
+def option_mistyped(driver: str, arguments: Sequence[str], config: Any) -> str:
+    """The same of arguments that no preset is among: options of a config, and their values."""
+    if {"-h", "--help"} & {*arguments}:
+        return ""
+    known = options(config)
     names: tuple[str, ...] = ()
     option = ""
-    for argument in arguments[1:]:
+    for argument in arguments:
         if argument.startswith("--"):
             option, _, argument = argument.partition("=")
             option = option.replace("_", "-")
@@ -43,13 +57,13 @@ def mistyped(driver: str, arguments: Sequence[str], presets: Mapping[str, Any]) 
 
 
 def options(config: Any, prefix: str = "--") -> dict[str, tuple[str, ...]]:
-    """Each option of a config, a dataclass, and the names it takes; none where it takes other things, too."""
+    """Each option of a config, a dataclass or its type, and the names it takes; none if it takes other things, too."""
     found: dict[str, tuple[str, ...]] = {}
-    hints = get_type_hints(type(config), include_extras=True)
+    hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
     for field in fields(config):
-        hint, value, name = hints[field.name], getattr(config, field.name), field.name.replace("_", "-")
+        hint, value, name = hints[field.name], getattr(config, field.name, None), field.name.replace("_", "-")
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        if tyro.conf.Suppress in marks:
+        if {tyro.conf.Suppress, tyro.conf.Positional} & {*marks}:
             continue
         if is_dataclass(value):
             inlined = any(getattr(mark, "name", None) == "" for mark in marks)

@@ -88,6 +88,7 @@ def experiment(
         def main(config: Any) -> dict[str, Any]:
             with told_in_a_sentence():
                 check(config.folder(name), name, config)  # what is read may take minutes
+                device_of(config.device)
                 data = () if reads is None else (reads(config),)
             with begun(name, config) as run:
                 return run.finished or body(run, config, *data)
@@ -95,6 +96,14 @@ def experiment(
         return main
 
     return called_with_config
+
+
+def device_of(name: str, there: bool = True) -> torch.device:
+    """The device that torch calls so. Raises ValueError for another name and, unless `there` is False, if it is not."""
+    try:
+        return torch.empty(0, device=name).device if there else torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -131,10 +140,7 @@ class Run:
         self.experiment, self.config = experiment, config
         self.folder = config.folder(experiment)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        try:  # a missing device is reported before an old run is overwritten
-            self.device = torch.empty(0, device=config.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {config.device}: {str(error).splitlines()[0]}") from error
+        self.device = device_of(config.device)
         self.start = 0
         """First iteration that is still to be computed."""
         self.finished: dict[str, Any] | None = None

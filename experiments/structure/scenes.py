@@ -17,6 +17,7 @@ from datasets.images.track_files import is_database, read_database, read_track_t
 from datasets.images.tracks import Tracks, find_tracks
 from datasets.made.published import MESHES, Mesh, read_mesh, read_poses
 from datasets.made.scenes import duck, half_visible, random_poses
+from experiments.records.text import nearest
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.lens import Known, Sought
 from experiments.structure.start import Growing, start_known, start_sought
@@ -167,7 +168,11 @@ def _read(options: SceneOptions, seed: int) -> Scene:
         if options.views > len(poses):
             raise ValueError(f"views: at most the {len(poses)} that were published wanted, found {options.views}")
         return look_at(points[: options.points], se3.from_rotvec_t(poses[: options.views]))
-    path = locate.locate(options.scene)
+    try:
+        path = locate.locate(options.scene)
+    except FileNotFoundError as error:
+        hint = nearest(options.scene, ("duck", "orbit", "turntable", *PUBLISHED))
+        raise type(error)(f"{error}{hint}") from None
     images = path.is_dir() and not any((path / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
     if images:
         return read_images(path, options, seed)

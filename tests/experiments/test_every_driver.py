@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import experiments
+from experiments.paper.calibrations import Board
 from experiments.records.files import EXIT_SKIPPED
 from experiments.running.config import RunConfig
 
@@ -64,28 +65,80 @@ def test_absent_data_are_one_sentence_and_exit_code_3(
     assert not (tmp_path / "out").exists()
 
 
+PATHS = (
+    ("camera_calibration", "real", "board"),
+    ("structure_from_motion", "real", "scene"),
+    ("structure_routes", "real", "scene"),
+    ("bundle_adjustment", "default", "scene"),
+    ("pose_estimation", "real", "matches"),
+    ("robust_pose", "real", "matches"),
+    ("object_pose", "smoke", "data"),
+    ("keypoint_refinement", "smoke", "photographs"),
+)
+"""Drivers that are told a path, and by which option."""
+
+
+def told(driver: str, changes: dict[str, Any], preset: str, folder: Path) -> str:
+    """What the driver ends with: a sentence, which the interpreter prints before it exits with 1; no folder is left."""
+    (folder / "texts").mkdir()
+    (folder / "empty").mkdir()
+    for name in ("text.txt", "texts/text.txt"):
+        (folder / name).write_text("no scene")
+    (folder / "my.csv").write_text("0,0,1,2\n1,0,1,2\n")
+    with pytest.raises(SystemExit) as ended:
+        DRIVERS[driver].main(replace(DRIVERS[driver].PRESETS[preset], **changes, out=folder / "out"))
+    said = ended.value.code
+    assert isinstance(said, str)
+    assert len(said.splitlines()) == 1
+    assert not (folder / "out").exists()
+    return said
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "texts", "text.txt"])
+@pytest.mark.parametrize(("driver", "preset", "option"), PATHS)
+def test_a_path_with_nothing_for_a_driver_is_told_as_it_was_given(
+    driver: str, preset: str, option: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = {"board": Board((path,)), "scene": path, "photographs": path}.get(option, Path(path))
+    assert path in told(driver, {option: value}, preset, tmp_path)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_device_that_is_not_there_is_told_before_anything_is_read(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEARNABLE_GEOMETRY_DATA", str(tmp_path / "empty"))
+    assert told(driver, {"device": "cuda:99"}, "smoke", tmp_path).startswith("device cuda:99: ")
+
+
+def test_a_device_of_no_name_is_told(tmp_path: Path) -> None:
+    for driver in ("object_pose", "camera_calibration"):
+        (tmp_path / driver).mkdir()
+        assert told(driver, {"device": "gpu"}, "smoke", tmp_path / driver).startswith("device gpu: ")
+
+
 @pytest.mark.parametrize(
     ("driver", "preset", "changes", "says"),
     [
         ("object_pose", "smoke", {"data": Path("nowhere")}, "nowhere does not exist: --data wants"),
+        ("object_pose", "smoke", {"weights": Path("nowhere.pth")}, "nowhere.pth: a file wanted"),
+        ("camera_calibration", "real", {"board": Board(("empty",), free=("f", "kk1"))}, "did you mean k1?"),
+        ("camera_calibration", "real", {"board": Board(("empty",))}, "empty: images (.bmp, .jpeg"),
+        ("structure_from_motion", "real", {"scene": "orbitt"}, "did you mean orbit?"),
+        ("structure_from_motion", "real", {"scene": "my.csv"}, "image_size: width and height in px wanted"),
+        ("structure_from_motion", "real", {"scene": "empty", "intrinsics": (1.0, 2.0)}, "found 2 numbers"),
+        ("keypoint_refinement", "smoke", {"photographs": "texts"}, "with cameras (*_par.txt) wanted, found texts"),
         ("robust_pose", "real", {"matches": Path("nowhere")}, "nowhere"),
         ("bundle_adjustment", "default", {"scene": "nowhere/at_all.txt"}, "nowhere"),
         ("bundle_adjustment", "default", {"scene": "text.txt"}, "text.txt"),
         ("structure_from_motion", "real", {"scene": "nowhere"}, "nowhere"),
         ("structure_routes", "real", {"scene": "nowhere.txt"}, "nowhere.txt"),
-        ("camera_calibration", "smoke", {"device": "cuda:99"}, "device cuda:99: "),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_1(
     driver: str, preset: str, changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mistyped path is no absent data."""
-    (tmp_path / "text.txt").write_text("no scene")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        DRIVERS[driver].main(replace(DRIVERS[driver].PRESETS[preset], **changes, out=tmp_path / "out"))
-    said = ended.value.code  # what the interpreter prints before it exits with 1
-    assert isinstance(said, str)
-    assert says in said
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert says in told(driver, changes, preset, tmp_path)

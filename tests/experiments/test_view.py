@@ -44,6 +44,10 @@ def is_png(path: Path) -> bool:
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_mistyped_option_is_told_with_the_nearest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, run, "--sav", "a.png") == "view has no option --sav; did you mean --save?"
+
+
 @pytest.mark.slow
 def test_it_starts_at_once_and_a_ply_needs_no_torch(tmp_path: Path) -> None:
     write_ply(tmp_path / "a.ply", np.random.default_rng(0).normal(size=(9, 3)))

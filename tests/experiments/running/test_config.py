@@ -1,7 +1,7 @@
-"""Which folder a run goes to: it is named by preset, data and seed, and by whoever launches it."""
+"""The command line, and which folder a run goes to: it is named by preset, data and seed, or by whoever launches it."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ import pytest
 
 from experiments.running.config import RunConfig, cli
 from experiments.running.launch import Asked
+from tests.experiments.running import toy_driver
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,21 @@ def test_whoever_launches_a_run_knows_its_folder(monkeypatch: pytest.MonkeyPatch
     asked = Asked("experiments.toy", "real", 3, ("--board.source", "my_images"))
     monkeypatch.setattr(sys, "argv", asked.command(tmp_path, False)[2:])
     assert cli("", PRESETS).folder("toy") == asked.folder(tmp_path)
+
+
+def test_cli_overrides_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["toy", "smoke", "--seed", "3", "--resume", "--out", "elsewhere"])
+    assert cli("", toy_driver.PRESETS) == replace(
+        toy_driver.PRESETS["smoke"], seed=3, resume=True, out=Path("elsewhere")
+    )
+
+
+@pytest.mark.parametrize("arguments", [["smoke", "--seed", "-1"], ["smoke", "--seed", "one"], ["smoke", "--seed"]])
+def test_cli_exits_2_on_values_that_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["toy", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli("", toy_driver.PRESETS)
+    assert ended.value.code == 2
+    assert len("".join(capsys.readouterr())) > 20

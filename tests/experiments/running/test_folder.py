@@ -54,3 +54,43 @@ def test_what_has_no_results_and_fields_of_another_version_do_not_stand_in_the_w
     write_json(path, stored | {"gone": 3})
     with Run("toy_driver", replace(config, rate=0.2)) as run:
         assert not run.finished
+
+
+@pytest.mark.parametrize("error", [ValueError("no such option"), KeyboardInterrupt()])
+def test_a_run_that_logged_nothing_leaves_no_folder(error: BaseException, config: Config, tmp_path: Path) -> None:
+    @experiment("toy_driver")
+    def main(run: Run, config: Config) -> dict:
+        run.stage()
+        raise error
+
+    with pytest.raises(type(error)):
+        main(replace(config, out=tmp_path / "new" / "out"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_logged_leaves_what_it_has(config: Config) -> None:
+    @experiment("toy_driver")
+    def main(run: Run, config: Config) -> dict:
+        run.log(0, loss=1.0)
+        raise ValueError("later")
+
+    with pytest.raises(ValueError, match="later"):
+        main(config)
+    assert (config.folder("toy_driver") / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
+
+
+def test_folders_of_others_stay(config: Config) -> None:
+    with Run("toy_driver", replace(config, name="other")) as other:
+        other.log(0, loss=1.0)
+    with pytest.raises(ValueError, match="wrong"), Run("toy_driver", config) as run:
+        raise ValueError("wrong")
+    assert (other.folder.exists(), run.folder.exists()) == (True, False)
+
+
+def test_a_device_is_wanted_before_the_data(config: Config) -> None:
+    @experiment("toy_driver", lambda config: pytest.fail("the data were read"))
+    def main(run: Run, config: Config, data: None) -> dict:
+        raise AssertionError
+
+    with pytest.raises(SystemExit, match="device nowhere: "):
+        main(replace(config, device="nowhere"))

@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from experiments.drawing import figures
 from experiments.records.files import write_json
 from experiments.records.recording import read_run
-from experiments.running.config import RunConfig, cli
+from experiments.running.config import RunConfig
 from experiments.running.run import Run
 from experiments.running.tensorboard import Board
 from tests.experiments.running import toy_driver
@@ -382,25 +382,6 @@ def test_the_picture_comes_first_among_the_figures(config: Config) -> None:
 def test_colors_must_be_bytes_of_every_point(config: Config) -> None:
     with Run("toy_driver", config) as run, pytest.raises(ValueError, match="uint8"):
         run.save_points("points", np.zeros((3, 3)), colors=np.ones((3, 3)))
-
-
-# ---- the command line ----
-
-
-def test_cli_overrides_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["toy", "smoke", "--seed", "3", "--resume", "--out", "elsewhere"])
-    assert cli("", PRESETS) == replace(PRESETS["smoke"], seed=3, resume=True, out=Path("elsewhere"))
-
-
-@pytest.mark.parametrize("arguments", [["smoke", "--seed", "-1"], ["smoke", "--seed", "one"], ["smoke", "--seed"]])
-def test_cli_exits_2_on_values_that_are_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["toy", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli("", PRESETS)
-    assert ended.value.code == 2
-    assert len("".join(capsys.readouterr())) > 20
 
 
 # ---- figures ----
