@@ -234,7 +234,7 @@ def _checked(
     """
     if model == "ray":
         raise ValueError(
-            "model='ray' is of bearings, which have no pixels: the ray of a point is its direction R X + t"
+            "model must be that of a camera with pixels, got 'ray': of a bearing the ray is its direction R X + t"
         )
     check_tensors(**{name: value for name, (value, _) in points.items()}, K=K)
     check_tensors_or_none(world_to_camera=world_to_camera, distortion=distortion)

@@ -6,7 +6,7 @@ What a thing is (`check_tensors`, `whole`, `positive`, `one_of`, `function`) is 
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from functools import wraps
+from functools import partial, wraps
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -29,11 +29,13 @@ __all__ = [
     "indices",
     "intercepted",
     "leading",
+    "misshapen",
     "one_of",
     "plainly",
     "positive",
     "shaped",
     "spread",
+    "unlike",
     "untransformed",
     "values",
     "whole",
@@ -113,10 +115,17 @@ def plainly(run: Callable[..., T], *values: Tensor, batched: bool = True) -> T:
 def check_tensors(floating: bool = True, /, **named: Any) -> None:
     """Raise ValueError for what is no tensor, is complex or, if `floating`, has no floating-point dtype."""
     for name, value in named.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {_described(value)}")
+        _check_tensor(name, value)
         if not value.is_floating_point() and (floating or value.is_complex()):
-            raise ValueError(f"{name} must be of a floating-point dtype, got {value.dtype}")
+            remedy = "" if value.is_complex() else f": {name}.double()"
+            raise ValueError(f"{name} must be of a floating-point dtype, got {value.dtype}{remedy}")
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        how = "from_numpy" if isinstance(value, np.ndarray) else "tensor" if isinstance(value, (list, tuple)) else ""
+        remedy = f": torch.{how}({name})" if how else ""
+        raise ValueError(f"{name} must be a torch.Tensor, got {_described(value)}{remedy}")
 
 
 def check_tensors_or_none(**named: Any) -> None:
@@ -126,16 +135,16 @@ def check_tensors_or_none(**named: Any) -> None:
 
 def boolean(name: str, value: Any) -> None:
     """Raise ValueError unless value is a tensor of truth values."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        found = value.dtype if isinstance(value, Tensor) else _described(value)
-        raise ValueError(f"{name} must be of dtype torch.bool, got {found}")
+    _check_tensor(name, value)
+    if value.dtype != torch.bool:
+        raise ValueError(f"{name} must be of dtype torch.bool, got {value.dtype}: {name} != 0")
 
 
 def indices(name: str, value: Any) -> None:
     """Raise ValueError unless value is a tensor of whole numbers."""
-    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
-        found = value.dtype if isinstance(value, Tensor) else _described(value)
-        raise ValueError(f"{name} must be a tensor of dtype torch.int64 or torch.int32, got {found}")
+    _check_tensor(name, value)
+    if value.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be of dtype torch.int64 or torch.int32, got {value.dtype}: {name}.long()")
 
 
 def alike(**named: Tensor | None) -> None:
@@ -143,10 +152,28 @@ def alike(**named: Tensor | None) -> None:
     (first, like), *others = ((name, value) for name, value in named.items() if value is not None)
     for name, value in others:
         if value.dtype != like.dtype or value.device != like.device:
-            raise ValueError(
-                f"{name} must have the dtype and device of {first} ({like.dtype}, {like.device}), "
-                f"got {value.dtype}, {value.device}"
-            )
+            raise unlike(name, value, first, like)
+
+
+def unlike(name: str, value: Tensor, first: str, like: Tensor) -> ValueError:
+    """What is raised for a tensor whose dtype or device is not that of the first."""
+    return ValueError(
+        f"{name} must have the dtype and device of {first} ({like.dtype}, {like.device}), "
+        f"got {value.dtype}, {value.device}: {name}.to({first})"
+    )
+
+
+def misshapen(name: str, value: Tensor, wanted: str, fits: Callable[[tuple[int, ...]], bool]) -> ValueError:
+    """What is raised for a tensor of another shape than `wanted`; fits: whether a shape is one that is wanted.
+
+    Points in columns instead of rows, and one problem instead of a batch, are what happens: where that is all, the
+    message says how to write it.
+    """
+    *leading, rows, columns = shape = (1,) * (2 - value.ndim) + tuple(value.shape)
+    turned = (*leading, columns, rows)
+    others = ((".mT", turned), ("[None]", (1, *value.shape)), (".mT[None]", (1, *turned)))
+    remedy = next((f": {name}{how}" for how, other in others if value.ndim > 1 and other != shape and fits(other)), "")
+    return ValueError(f"{name} must have shape {wanted}, got {tuple(value.shape)}{remedy}")
 
 
 def shaped(**named: tuple[Tensor | None, str]) -> None:
@@ -158,12 +185,22 @@ def shaped(**named: tuple[Tensor | None, str]) -> None:
             continue
         *leading, wanted = shape.split("…,") if shape[0] == "…" else (shape,)
         letters = wanted.split(",")
-        fits = value.ndim >= len(letters) if leading else value.ndim == len(letters)
-        for letter, size in zip(reversed(letters), reversed(value.shape), strict=False):
-            fits &= size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size))
-        if not fits:
-            known = ",".join(str(sizes.get(letter, letter)) for letter in letters)
-            raise ValueError(f"{name} must have shape ({'…,' * bool(leading)}{known}), got {tuple(value.shape)}")
+        ndim = range(len(letters), 99 if leading else len(letters) + 1)
+        if not _fits(letters, ndim, sizes, value.shape):
+            one = ",".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise misshapen(name, value, f"({'…,' * bool(leading)}{one})", partial(_fits, letters, ndim, sizes))
+
+
+def _fits(letters: Sequence[str], ndim: range, sizes: dict[str, int], shape: tuple[int, ...]) -> bool:
+    """Whether a shape has that many dimensions, the last of them of the sizes of the letters; those that were not known
+    are known then. One for all of a batch B serves for each."""
+    good, known = len(shape) in ndim, dict(sizes)
+    for letter, size in zip(reversed(letters), reversed(shape), strict=False):
+        if letter != "B" or size != 1:
+            good &= size == (int(letter) if letter.isdigit() else known.setdefault(letter, size))
+    if good:
+        sizes.update(known)
+    return good
 
 
 def whole(name: str, value: Any, least: int) -> None:
@@ -195,17 +232,18 @@ def one_of(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_described(value)}")
 
 
-def function(name: str, value: Any, optional: bool = True) -> None:
-    """Raise ValueError unless value can be called, as a kernel can; None may stand for none."""
+def function(name: str, value: Any, optional: bool = True, such_as: str = "") -> None:
+    """Raise ValueError unless value can be called; None may stand for none. such_as: one that can."""
     if not callable(value) and not (optional and value is None):
-        raise ValueError(f"{name} must be a function{' or None' if optional else ''}, got {_described(value)}")
+        example = such_as and f": {such_as}, for example"
+        raise ValueError(f"{name} must be a function{' or None' if optional else ''}, got {_described(value)}{example}")
 
 
 def _described(value: Any) -> str:
     """A number or a word as it is, anything else by its type."""
     if value is None or isinstance(value, (str, int, float, torch.dtype)):
         return repr(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 What = Literal["finite", "odds", "camera", "pose", "pose or NaN", "rotation"]
@@ -312,15 +350,18 @@ def leading(name: str, value: Tensor, B: int, *one: tuple[int, ...]) -> Tensor:
 
     one: the shapes of one problem, or view, that it may have. Raises ValueError for any other.
     """
-    shape = value.shape
     for size in one:
-        if shape == size:
+        if value.shape == size:
             return value[None]
-        if len(shape) == len(size) + 1 and shape[1:] == size and shape[0] in (1, B):
-            return value
+    if _leads(B, one, value.shape):
+        return value
     # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
     wanted = " or ".join(f"({B}|1,{','.join(map(str, size))}) or {tuple(size)}".replace(", ", ",") for size in one)
-    raise ValueError(f"{name} must have shape {wanted}, got {tuple(shape)}")
+    raise misshapen(name, value, wanted, lambda shape: shape in one or _leads(B, one, shape))
+
+
+def _leads(B: int, one: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> bool:
+    return any(len(shape) == len(size) + 1 and shape[1:] == size and shape[0] in (1, B) for size in one)
 
 
 def spread(first: Tensor, ndim: int, *others: tuple[Any, int]) -> Tensor:
@@ -351,26 +392,18 @@ def batched(least: int = 1, /, **arguments: tuple[Any, ...]) -> tuple[Tensor, ..
     check_tensors(**{name: value for name, (value, *_) in arguments.items() if name != "weights" or value is not None})
     first = next(iter(arguments.values()))[0]
     for name, (value, shape, *_) in arguments.items():
-        wanted, known = shape.split(",") if shape else [], dict(sizes)  # by the arguments before
+        wanted = shape.split(",") if shape else []
         if value is None:
             value = first.new_ones([sizes.get(size) or int(size) for size in wanted])
-        single = value.ndim == len(wanted)
-        fits = single or value.ndim == len(wanted) + 1
-        for size, actual in zip(["B", *wanted][single:], value.shape, strict=False):
-            if size == "B" and actual == 1:
-                continue
-            fits &= actual == (int(size) if size.isdigit() else sizes.setdefault(size, actual))
-        if not fits:
-            one = ",".join(str(known.get(size, size)) for size in wanted)
-            raise ValueError(
-                f"{name} must have shape ({one}) or ({known.get('B', 'B')},{one}), got {tuple(value.shape)}"
-            )
+        single, ndim = value.ndim == len(wanted), range(len(wanted), len(wanted) + 2)
+        if not _fits(["B", *wanted], ndim, sizes, value.shape):
+            one = ",".join(str(sizes.get(size, size)) for size in wanted)
+            either = f"({one}) or ({sizes.get('B', 'B')},{one})"
+            raise misshapen(name, value, either, partial(_fits, ["B", *wanted], ndim, sizes))
         if sizes.get("N", least) < least:
             raise ValueError(f"{name} must have at least {least} rows, got {tuple(value.shape)}")
-        if value.dtype != first.dtype:
-            raise ValueError(
-                f"{name} must have a floating-point dtype, all the same ({first.dtype}), got {value.dtype}"
-            )
+        if value.dtype != first.dtype or value.device != first.device:
+            raise unlike(name, value, next(iter(arguments)), first)
         found.append(value[None] if single else value)
     values(**{name: (value, what[0] if what else "finite") for name, (value, _, *what) in arguments.items()})
     return tuple(value.expand(sizes.get("B", 1), *value.shape[1:]) for value in found)

@@ -15,15 +15,25 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from geometry._forward import directional
-from geometry.checks import positive
+from geometry.checks import function, positive
 
-__all__ = ["Kernel", "RobustKernel", "barron", "cauchy", "geman_mcclure", "huber", "kernel_derivatives", "widened"]
+__all__ = [
+    "Kernel",
+    "RobustKernel",
+    "barron",
+    "cauchy",
+    "check_kernel",
+    "geman_mcclure",
+    "huber",
+    "kernel_derivatives",
+    "widened",
+]
 
 Kernel = Callable[[Tensor], Tensor]
 
@@ -92,6 +102,13 @@ def barron(alpha: float, scale: float) -> RobustKernel:
     if not isinstance(alpha, Real) or not -math.inf < alpha < 2:
         raise ValueError(f"alpha must be a number below 2, got {alpha}")
     return RobustKernel("barron", scale, alpha) if alpha != 0 else cauchy(math.sqrt(2) * scale)
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise ValueError for what is no kernel: a name, a scale, or `huber` itself in place of huber(scale)."""
+    if any(kernel is make for make in (huber, cauchy, geman_mcclure, barron)):
+        raise ValueError(f"kernel must be a function or None, got {kernel.__name__} without its scale")
+    function("kernel", kernel, such_as="geometry.huber(scale)")
 
 
 def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,7 +50,7 @@ from geometry.checks import (
     whole,
 )
 from geometry.optim import Batch, Solution, SolverError, Status, constant, implicit, solved
-from geometry.robust import Kernel
+from geometry.robust import Kernel, check_kernel
 
 __all__ = ["Bundle", "BundleSolution", "Prior", "bundle"]
 
@@ -318,7 +318,7 @@ def bundle(
     one_of("gauge", gauge, ("fixed", "free"))
     one_of("solver", solver, ("auto", "dense", "iterative"))
     one_of("gradient", gradient, ("exact", "gauss_newton"))
-    function("kernel", kernel)
+    check_kernel(kernel)
     constant(kernel=kernel)
     function("callback", callback)
     whole("max_steps", max_steps, 0)
@@ -328,6 +328,7 @@ def bundle(
         points2d, bearings, K = check_bearings(points2d, K, distortion)
         model = "fisheye"
     check_tensors(K=K)
+    shaped(points2d=(points2d, "M,2"))
     assert K is not None
     check_tensors_or_none(distortion=distortion, weights=weights, sensor_from_rig=sensor_from_rig)
     indices("camera_index", camera_index)
@@ -364,6 +365,7 @@ def bundle(
         for one in (tuple(rest),)
     }
     weights, times, fixed_poses, fixed_points, *known = every.values()
+    assert weights is not None
     prior = Prior(*known)
     floating = {"points2d": points2d} | {n: t for n, t in every.items() if t is not None and t.is_floating_point()}
     kinds: dict[str, What] = {"prior.world_to_camera": "pose", "prior.sensor_from_rig": "pose"}

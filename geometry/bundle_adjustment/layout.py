@@ -11,7 +11,7 @@ from geometry.bundle_adjustment.problem import Bundle, Prior
 from geometry.bundle_adjustment.rigs import Rig
 from geometry.bundle_adjustment.shutter import Shutter
 from geometry.camera import Model
-from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, leading, values
+from geometry.checks import boolean, check_tensors, check_tensors_or_none, indices, leading, misshapen, shaped, values
 from geometry.lenses import LENSES, check_distortion
 
 __all__ = [
@@ -49,9 +49,7 @@ def check_rig(
     if sensor_from_rig.shape != (S, 4, 4) or S == 0:
         raise ValueError(f"sensor_from_rig must have shape (S,4,4), S > 0, got {tuple(sensor_from_rig.shape)}")
     for name, index, size in (("rig_index", rig_index, frames), ("sensor_index", sensor_index, S)):
-        indices(name, index)
-        if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= size)):
-            raise ValueError(f"{name} must have shape ({V},) and values 0 … {size - 1}, got {tuple(index.shape)}")
+        _check_owners(name, index, V, size)
     values(sensor_from_rig=(sensor_from_rig, "pose"))
     if fixed_sensors is None:
         fixed_sensors = torch.arange(S, device=rig_index.device) == 0
@@ -65,14 +63,24 @@ def check_rig(
 def check_bearings(bearings: Tensor, K: Tensor | None, distortion: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Zero pixels (M,2), the bearings (M,3), and the identity for K: every bearing is the axis of a fisheye."""
     if not (K is None and distortion is None):
-        raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
+        raise ValueError('K and distortion must be None with model="ray", as bearings have no camera, got a tensor')
     if bearings.ndim != 2 or bearings.shape[1] != 3:
-        raise ValueError(f'points2d must have shape (M,3) with model="ray": bearings, got {tuple(bearings.shape)}')
+        wanted = '(M,3), bearings, with model="ray"'
+        raise misshapen("points2d", bearings, wanted, lambda shape: len(shape) == 2 and shape[1] == 3)
     values(points2d=(bearings, "finite"))
     if not bool((bearings != 0).any(-1).all()):
         raise ValueError("points2d must hold bearings of a length above zero, got one of zero")
     eye = torch.eye(3, dtype=bearings.dtype, device=bearings.device)
     return bearings.new_zeros(len(bearings), 2), bearings, eye
+
+
+def _check_owners(name: str, index: Tensor, views: int, size: int) -> None:
+    """Raise ValueError unless there is one of `size` owners for each view."""
+    indices(name, index)
+    if index.shape != (views,):
+        raise ValueError(f"{name} must have shape ({views},), one for each view, got {tuple(index.shape)}")
+    if views and (int(index.min()) < 0 or int(index.max()) >= size):
+        raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(index.min())} … {int(index.max())}")
 
 
 def check_shutter(
@@ -103,12 +111,11 @@ def check_scene(given: Bundle, index: Tensor | None, model: Model, rig: Rig | No
     The K given may be (3,3), the distortion (k,).
     """
     world_to_camera, points3d, K, distortion = given[:4]
-    F, N = len(world_to_camera), len(points3d)
+    F = len(world_to_camera)
     V = F if rig is None else len(rig.frame)
     if world_to_camera.shape != (F, 4, 4):
         raise ValueError(f"world_to_camera must have shape (V,4,4), got {tuple(world_to_camera.shape)}")
-    if points3d.shape != (N, 3):
-        raise ValueError(f"points3d must have shape (N,3), got {tuple(points3d.shape)}")
+    shaped(points3d=(points3d, "N,3"))
     K = K[None] if K.ndim == 2 else K
     C = len(K)
     if K.shape != (C, 3, 3):
@@ -121,9 +128,7 @@ def check_scene(given: Bundle, index: Tensor | None, model: Model, rig: Rig | No
         if C not in (1, owners):
             raise ValueError(f"K must have size 1 or {owners} (the {all_of_them}) without intrinsics_index, got {C}")
         index = which if owners == C else torch.zeros_like(which)
-    indices("intrinsics_index", index)
-    if index.shape != (V,) or (V and (int(index.min()) < 0 or int(index.max()) >= C)):
-        raise ValueError(f"intrinsics_index must have shape ({V},) and values 0 … {C - 1}, got {tuple(index.shape)}")
+    _check_owners("intrinsics_index", index, V, C)
     values(
         world_to_camera=(world_to_camera, "pose"), points3d=(points3d, "finite"), K=(K, "camera"),
         distortion=(distortion, "finite"),

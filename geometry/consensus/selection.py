@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geometry.checks import check_tensors, leading, positive, spread, whole
+from geometry.checks import check_tensors, indices, leading, positive, spread, whole
 from geometry.consensus.samples import draw
 
 __all__ = [
@@ -119,11 +119,12 @@ def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:
     (log_weights,) = _rows(log_weights=log_weights)
     log_weights = spread(log_weights, 1, (index, 2))
     B = len(log_weights)
-    if isinstance(index, Tensor) and (index.ndim == 2 or index.shape[:1] == (1,)):
+    indices("index", index)
+    if index.ndim == 2 or index.shape[:1] == (1,):
         index = index.expand(B, *index.shape[-2:])
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 3 or len(index) != B:
-        found = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
-        raise ValueError(f"index must be a tensor ({B}|1,S,size) or (S,size) of dtype torch.int64, got {found}")
+    if index.ndim != 3 or len(index) != B:
+        raise ValueError(f"index must have shape ({B}|1,S,size) or (S,size), got {tuple(index.shape)}")
+    index = index.long()
     absent = torch.isneginf(log_weights)
     left = log_weights[:, None].expand(-1, index.shape[1], -1)
     wrong = absent[:, None].expand_as(left).gather(-1, index).any(-1)

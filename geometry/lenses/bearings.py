@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.checks import alike, check_tensors, width_and_height
+from geometry.checks import alike, check_tensors, shaped, width_and_height
 
 __all__ = ["bearing_whitening", "equirectangular_pixels", "equirectangular_rays"]
 
@@ -76,5 +76,4 @@ def bearing_whitening(bearings: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _last(name: str, value: Tensor, size: int) -> None:
-    if value.shape[-1:] != (size,):
-        raise ValueError(f"{name} must have shape (…,{size}), got {tuple(value.shape)}")
+    shaped(**{name: (value, f"…,{size}")})

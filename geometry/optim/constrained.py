@@ -73,7 +73,7 @@ class Constrained:
         whole("polish", polish, 0)
         dof = self.problem.dof
         if self.problem.retract is not Problem.retract:
-            raise ValueError("problem must move x by addition (no retract of its own) to be constrained")
+            raise ValueError("problem must move x by addition to be constrained, got one with a retract of its own")
         if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")

@@ -27,6 +27,8 @@ from geometry.optim.problem import (
     Problem,
     Program,
     batch_data,
+    check_addition,
+    check_instance,
     check_program,
     linearize,
     map_state,
@@ -305,7 +307,13 @@ class Search:
         """x, and whether it converged (B,), cost (B,), status (B,) and steps (B,)."""
         given, data = tensors[: self.first], tensors[self.first :]
         x0 = (given[0] if self.single else given) if self.start is None else self.start(*data)
-        found = _least_squares(self.problem, x0, data, self.max_steps, self.polish, self.enough)
+        check_addition(self.problem, x0)
+        try:
+            found = _least_squares(self.problem, x0, data, self.max_steps, self.polish, self.enough)
+        except Exception:
+            if len(data) and len(data[0]):
+                check_instance(self.problem, x0, data)
+            raise
         return found.x, (found.converged, found.cost, found.status, found.steps)
 
 

@@ -16,7 +16,7 @@ from geometry._forward import one_at_a_time
 from geometry.checks import check_tensors, function, whole
 from geometry.optim.linear import chain_of_blocks, margin
 from geometry.optim.solution import Solution, State
-from geometry.robust import Kernel, kernel_derivatives
+from geometry.robust import Kernel, check_kernel, kernel_derivatives
 
 __all__ = ["Problem", "Program", "batch_data"]
 
@@ -62,7 +62,7 @@ class Problem:
     def __post_init__(self) -> None:
         function("residual", self.residual, optional=False)
         function("retract", self.retract, optional=False)
-        function("kernel", self.kernel)
+        check_kernel(self.kernel)
         function("linearize", self.linearize)
         function("jacobian", self.jacobian)
         whole("dof", self.dof, 1)
@@ -144,6 +144,42 @@ def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[Sta
         return value.expand(size, *value.shape[1:])
 
     return map_state(whole_batch, x), tuple(whole_batch(d) for d in data)
+
+
+def check_addition(problem: Problem, x: State) -> None:
+    """Raise ValueError where x + step would be no step of `dof` numbers, but broadcast. No operation, no wait."""
+    if problem.retract is not _add:
+        return
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        found = [shape[1:] for shape in _shapes(x)]
+        raise ValueError(f"retract must be given unless x is a vector, which x + step moves, got x of {found}")
+    if x.shape[1] != problem.dof:
+        raise ValueError(f"dof must be the length of x, {x.shape[1]}, where x + step moves it, got {problem.dof}")
+
+
+def check_instance(problem: Problem, x: State, data: tuple[Tensor, ...]) -> None:
+    """Raise ValueError where `dof`, `retract` and `residual` do not fit each other, by the first instance of a batch.
+
+    To be asked once a solver has failed: what does not fit ends as some error of torch's from within.
+    """
+    one, step = map_state(lambda a: a[0], x), zero_step(problem, x)[0]
+    shapes = _shapes(one)
+    try:
+        moved = _shapes(problem.retract(one, step))
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"retract must move x of {shapes} by a step of shape ({problem.dof},), as dof says, got {error}"
+        ) from error
+    if moved != shapes:
+        raise ValueError(f"retract must return the shapes of x, {shapes}, got {moved}")
+    r = problem.residual(one, *(d[0] for d in data))
+    if not isinstance(r, Tensor) or r.ndim not in (1, 2):
+        found = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
+        raise ValueError(f"residual must return shape (M,) or (M,k), a row for each observation, got {found}")
+
+
+def _shapes(x: State) -> list[tuple[int, ...]]:
+    return [tuple(part.shape) for part in ((x,) if isinstance(x, Tensor) else x)]
 
 
 def move(problem: Problem, x: State, step: Tensor) -> State:

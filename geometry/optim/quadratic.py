@@ -113,7 +113,8 @@ def _checked(x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Co
     whole("max_steps", max_steps, 1)
     whole("polish", polish, 0)
     if x0 is not None:
-        raise ValueError("x0 must be None: a quadratic program is not solved from a start")
+        found = type(x0).__name__
+        raise ValueError(f"x0 must be None, as a quadratic program is not solved from a start, got {found}")
     if len(data) not in (2, 4, 6):
         raise ValueError(f"data must be Q, p, then G, h, then A, b, got {len(data)} tensors")
     Q, p, *constraints = data
@@ -128,7 +129,7 @@ def _checked(x0: State, *data: Tensor | None, max_steps: int, polish: int) -> Co
     G, h, A, b = padded
     for names, C, d in (("G and h", G, h), ("A and b", A, b)):
         if (C is None) != (d is None):
-            raise ValueError(f"{names} must be given together")
+            raise ValueError(f"{names} must be given together, got {names[0 if d is None else -1]} alone")
     G, h = (p.new_zeros(1, 0, n), p.new_zeros(1, 0)) if G is None or h is None else (G, h)
     A, b = (p.new_zeros(1, 0, n), p.new_zeros(1, 0)) if A is None or b is None else (A, b)
     m, q = (d.shape[-1] if d.ndim else 0 for d in (h, b))

@@ -177,7 +177,7 @@ def _refuse(complaint: int, K: np.ndarray, init: np.ndarray | None) -> None:
     start = None if init is None else torch.from_numpy(init)
     values(" where mask is True", K=(torch.from_numpy(K), "camera"), init=(start, "pose"))
     # at the very bound of what is allowed the kernels may round otherwise
-    raise ValueError("init must hold rotations (orthonormal, determinant 1)")
+    raise ValueError("init must hold rotations (orthonormal, determinant 1), got one that is off by more than 1e-3")
 
 
 def _spread(problems: int, points: int) -> bool:

@@ -12,18 +12,19 @@ from geometry.checks import (
     boolean,
     check_tensors,
     check_tensors_or_none,
-    function,
     intercepted,
     leading,
+    misshapen,
     one_of,
     spread,
+    unlike,
     values,
     whole,
 )
 from geometry.lenses import LENSES, check_distortion
 from geometry.optim import Gradient, Problem
 from geometry.pose.problem import PoseModel, pnp_problem
-from geometry.robust import Kernel
+from geometry.robust import Kernel, check_kernel
 
 __all__ = [
     "Options",
@@ -156,7 +157,7 @@ def check_options(
 ) -> None:
     """Raise ValueError for options that there are not. bearings: whether "ray" is a model."""
     one_of("model", model, (*LENSES, "ray") if bearings else LENSES)
-    function("kernel", kernel)
+    check_kernel(kernel)
     one_of("gradient", gradient, ("exact", "gauss_newton", "unrolled"))
     whole("max_steps", max_steps, 1)
 
@@ -176,9 +177,9 @@ def observed(
     """
     check_tensors(points2d=points2d)
     if points2d.ndim not in (2, 3) or points2d.shape[-1] != width:
-        bearings = ' with model="ray": bearings' if width == 3 else ""
-        found = tuple(points2d.shape)
-        raise ValueError(f"points2d must have shape (B,N,{width}) or (N,{width}){bearings}, got {found}")
+        bearings = ', bearings, with model="ray"' if width == 3 else ""
+        wanted = f"(B,N,{width}) or (N,{width}){bearings}"
+        raise misshapen("points2d", points2d, wanted, lambda shape: len(shape) in (2, 3) and shape[-1] == width)
     one = 1
     if isinstance(weights, Tensor) and weights.ndim > 1 and weights.shape[-1] == 2:
         one = 3 if weights.ndim > 2 and weights.shape[-2] == 2 else 2
@@ -267,10 +268,7 @@ def _kept(dtype: torch.dtype) -> _Nothing:
 
 def check_like(name: str, value: Tensor, points2d: Tensor) -> None:
     if value.device != points2d.device or (value.dtype != points2d.dtype and precision(value) != precision(points2d)):
-        raise ValueError(
-            f"{name} must have the dtype and device of points2d ({points2d.dtype}, {points2d.device}), "
-            f"got {value.dtype}, {value.device}"
-        )
+        raise unlike(name, value, "points2d", points2d)
 
 
 def check_pose(name: str, pose: Tensor, points2d: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def data_of(
     )  # fmt: skip
     if model == "ray":
         if not (K is None and distortion is None):
-            raise ValueError('K and distortion must be None with model="ray": bearings have no camera')
+            raise ValueError('K and distortion must be None with model="ray", as bearings have no camera, got a tensor')
         return bearing_data(points2d, points3d, weights, mask, init)
     if K is None:
         raise ValueError('K must be a tensor, got None, which is for model="ray"')

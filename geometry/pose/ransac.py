@@ -1,5 +1,6 @@
 """A camera pose among wrong correspondences: RANSAC with P3P, then PnP of the inliers, as a layer."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none, leading, positive, values
+from geometry.checks import check_tensors_or_none, leading, plainly, positive, values
 from geometry.compiled.launch import compiles_for, grid, in_parallel
 from geometry.consensus import RansacSolution
 from geometry.consensus.samples import seeds
@@ -63,7 +64,8 @@ def pnp_ransac(
     random pixels would have as many (a contrario: Moisan and Stival, IJCV 2004, with the share that the threshold's
     disc has of the box around all pixels, or of the cap around all bearings); then x is the best that was found,
     finite, without gradient, of no worth.
-    Raises ValueError as `pnp` does; with throw=True, SolverError where a problem failed.
+    Raises ValueError as `pnp` does, and for a threshold of another unit than K, as pixels are where K is the identity;
+    with throw=True, SolverError where a problem failed.
 
     generator: torch's own if None. It gives one number for each problem, in their order, and all samples of a problem
     follow from its own (`geometry.consensus.samples`). So on the CPU a batch draws the samples, chooses the inliers and
@@ -76,10 +78,12 @@ def pnp_ransac(
     ends as INFEASIBLE. Elsewhere the tensor operations of `geometry.consensus.search` search.
     """
     check_options(model, kernel, gradient, bearings=True)
+    positive("threshold", threshold)
     data = data_of(points2d, points3d, K, distortion, weights, mask, candidates=candidates, model=model)
     back_end = _back_end(points2d, model)
     if back_end is not _OnDevice:
         values(K=(K, "camera"))
+        check_unit(threshold, points2d, K, weights, mask)
 
     def near(pose: Tensor, inliers: Tensor) -> PoseSolution:
         return pnp(
@@ -92,6 +96,39 @@ def pnp_ransac(
     if throw:
         solution.raise_if_failed()
     return solution
+
+
+def check_unit(
+    threshold: float, points2d: Tensor, K: Tensor | None, weights: Tensor | None, mask: Tensor | None
+) -> None:
+    """Raise ValueError for a threshold of another unit than the errors, where no weights change it: one that is as
+    large as every focal length, and in whose disc all pixels of each problem would lie.
+
+    Such is a threshold of pixels beside normalised coordinates and K = 1. All observations would be inliers of nearly
+    any pose, and no answer could be but TOO_FEW; so with bearings and an angle of pi. Small extent alone says nothing:
+    an object may be far away.
+    """
+    if weights is not None:
+        return
+    if K is None:
+        if threshold >= math.pi:
+            raise ValueError(f'threshold must be an angle in radians, below pi, with model="ray", got {threshold}')
+        return
+
+    def look(points2d: Tensor, K: Tensor, seen: Tensor) -> None:
+        f = float(K[..., :2, :2].abs().amax()) if points2d.numel() and K.numel() else math.inf
+        if threshold < f:
+            return
+        seen = seen[..., None]
+        size = points2d.where(seen, -math.inf).amax(-2) - points2d.where(seen, math.inf).amin(-2)
+        if (size.norm(dim=-1) <= 2 * threshold).all():
+            raise ValueError(
+                f"threshold must be in the unit of points2d and K, got {threshold:g} beside a focal length of {f:g} and"
+                f" points2d that are all within {0.5 * float(size.norm(dim=-1).max()):.2g} of a middle: all would be"
+                " inliers of any pose. For normalised coordinates divide pixels by the focal length"
+            )
+
+    plainly(look, points2d, K, torch.tensor(True, device=points2d.device) if mask is None else mask)
 
 
 class Draws(NamedTuple):
@@ -113,7 +150,6 @@ def among(
     pose, of the points that are inliers.
     """
     candidates, threshold, *how = draws
-    positive("threshold", threshold)
     check_tensors_or_none(candidates=candidates)
     B, N, _ = data.points2d.shape
     kind, dtype = type(data), data.points2d.dtype

@@ -101,7 +101,7 @@ def _split(init: Any, scale: bool) -> tuple[Tensor | None, Tensor | None]:
     if init is None or not scale:
         return init, None
     if not (isinstance(init, tuple) and len(init) == 2 and all(isinstance(part, Tensor) for part in init)):
-        raise ValueError("init must be (world_to_rig, scale) with scale=True, two tensors")
+        raise ValueError(f"init must be (world_to_rig, scale) with scale=True, two tensors, got {type(init).__name__}")
     pose, factor = init
     check_like("init", factor, pose)
     values(init=(factor, "finite"))

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model
-from geometry.checks import check_tensors
+from geometry.checks import check_tensors, positive
 from geometry.consensus import RansacSolution
 from geometry.optim import Gradient
 from geometry.pose.data import check_options, observed, prepare
 from geometry.pose.layer import PoseSolution
-from geometry.pose.ransac import Draws, among
+from geometry.pose.ransac import Draws, among, check_unit
 from geometry.pose.ransac_tensors import TensorSearch
 from geometry.pose.rig import rig_pnp
 from geometry.pose.rig_data import check_rig
@@ -46,6 +46,7 @@ def rig_pnp_ransac(
     all cameras together see four right ones. Tensor operations search, on any device.
     """
     check_options(model, kernel, gradient)
+    positive("threshold", threshold)
     check_tensors(points2d=points2d)
     points2d = observed(
         points2d, points3d, weights, mask, (K, 3), (distortion, 2), (sensor_from_rig, 3), (sensor_index, 1),
@@ -54,6 +55,8 @@ def rig_pnp_ransac(
     eye = torch.eye(3, dtype=points2d.dtype, device=points2d.device)
     data = prepare(points2d, points3d, eye, None, weights, mask)
     rig = check_rig(points2d, K, distortion, sensor_from_rig, sensor_index, model)
+
+    check_unit(threshold, points2d, rig.K, weights, mask)
 
     def near(pose: Tensor, inliers: Tensor) -> PoseSolution:
         return rig_pnp(

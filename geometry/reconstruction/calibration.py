@@ -13,13 +13,13 @@ from torch import Tensor
 
 from geometry.alignment import Frame
 from geometry.camera import Model
-from geometry.checks import boolean, check_tensors, function, leading, one_of, shaped, whole, width_and_height
+from geometry.checks import boolean, check_tensors, leading, one_of, shaped, whole, width_and_height
 from geometry.lenses import LENSES, check_distortion
 from geometry.optim import NestedState, Solution, chain_of_blocks, margin
 from geometry.pose.data import precision, prepare
 from geometry.reconstruction.calibration_problem import CalibrationProblem, free_intrinsics
 from geometry.reconstruction.calibration_search import solve
-from geometry.robust import Kernel
+from geometry.robust import Kernel, check_kernel
 
 __all__ = ["CalibrationSolution", "calibrate"]
 
@@ -87,7 +87,7 @@ def calibrate(
     """
     check_tensors(points2d=points2d, points3d=points3d)
     one_of("model", model, LENSES)
-    function("kernel", kernel)
+    check_kernel(kernel)
     whole("max_steps", max_steps, 1)
     whole("distortion", distortion, 0)
     check_distortion(points2d.new_zeros(distortion), model)

@@ -19,7 +19,6 @@ from geometry.checks import (
     boolean,
     check_tensors,
     check_tensors_or_none,
-    function,
     leading,
     one_of,
     positive,
@@ -32,7 +31,7 @@ from geometry.optim import Solution
 from geometry.pose import pnp
 from geometry.reconstruction.calibration import CalibrationSolution, calibrate
 from geometry.reconstruction.calibration_problem import free_intrinsics, start_intrinsics
-from geometry.robust import Kernel
+from geometry.robust import Kernel, check_kernel
 
 __all__ = ["JointCalibration", "calibrate_rig"]
 
@@ -123,7 +122,7 @@ def calibrate_rig(
     check_tensors(points2d=points2d, points3d=points3d)
     check_tensors_or_none(K=K, coefficients=coefficients)
     one_of("model", model, tuple(LENSES))
-    function("kernel", kernel)
+    check_kernel(kernel)
     whole("max_steps", max_steps, 1)
     whole("distortion", distortion, 0)
     check_distortion(points2d.new_zeros(distortion), model)

@@ -210,7 +210,8 @@ def triangulate(
     for what is not such.
     """
     views = checked_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
-    visible, K, distortion, world_to_camera = views
+    visible, K, distortion = views[:3]
+    world_to_camera = world_to_camera if views.pose is None else views.pose
 
     def residual(X: Tensor, pixels: Tensor, seen: Tensor, pose: Tensor, K: Tensor, distortion: Tensor) -> Tensor:
         p = se3.transform(pose, X.expand(len(pose), 1, 3))

@@ -199,6 +199,9 @@ KINDS = {
     "sizes": ("image_sizes",),
     "below two": ("alpha",),
 }
+ROWS = {"points2d", "points3d", "source", "target", "points_a", "points_b", "bearings", "rays"}
+ALIKE = {"points3d", "K", "distortion", "target", "points_b", "K_a", "K_b", "camera", "covariance"}
+"""Tensors with a point in each row; and those of the dtype of the first argument."""
 OF_THEIR_OWN = {
     (geometry.bundle, "max_steps"): "count or none",
     (geometry.calibrate, "distortion"): "count or none",
@@ -218,22 +221,52 @@ def name_of(function: Any) -> str:
     return str(function.__name__)
 
 
+def call(function: Callable, **options: Any) -> Any:
+    """The function, of keywords, or of what it takes before its data by place."""
+    if function not in WITH_DATA:
+        return function(**options)
+    data = DATA.get(function, (ONES[:, :2],))
+    by_place = [n for n in inspect.signature(function).parameters if n in options][:2]
+    return function(*(options.pop(n) for n in by_place), *data, **options)
+
+
 @pytest.mark.parametrize("function", [*RIGHT, *WITH_DATA], ids=name_of)
 def test_what_is_wrong_is_named(function: Callable) -> None:
     right = RIGHT.get(function) or WITH_DATA[function]
-    data = DATA.get(function, (ONES[:, :2],)) if function in WITH_DATA else ()
-
-    def call(**options: Any) -> Any:
-        if not data:
-            return function(**options)
-        by_place = [n for n in inspect.signature(function).parameters if n in options][:2]
-        return function(*(options.pop(n) for n in by_place), *data, **options)
-
-    call(**right)
+    call(function, **right)
     for name, value in right.items():
         for wrong in MISTAKES[kind(function, name, value)](value):
             with pytest.raises(ValueError, match=rf"^{name}(\[0\])?\b.*got "):
-                call(**right | {name: wrong})
+                call(function, **right | {name: wrong})
+
+
+@pytest.mark.parametrize("function", [*RIGHT, *WITH_DATA], ids=name_of)
+def test_the_usual_mistakes_are_told_how_to_be_mended(function: Callable) -> None:
+    """Arrays of numpy and lists, whole numbers, a dtype of its own, points in columns, a kernel by its name."""
+    right = RIGHT.get(function) or WITH_DATA[function]
+    tensors = {name: value for name, value in right.items() if isinstance(value, Tensor)}
+    mistakes: list[tuple[str, Any, str]] = []
+    for name, value in tensors.items():
+        mistakes += [
+            (name, value.numpy(), f"must be a torch.Tensor, got numpy.ndarray: torch.from_numpy({name})"),
+            (name, value.tolist(), f"must be a torch.Tensor, got list: torch.tensor({name})"),
+        ]
+        if value.is_floating_point():
+            mistakes.append((name, value.int(), f"must be of a floating-point dtype, got torch.int32: {name}.double()"))
+        if name in ROWS and value.shape[-1] != value.shape[-2]:
+            mistakes.append((name, value.mT, f"got {tuple(value.mT.shape)}: {name}.mT"))
+    any_dtype = function in (geometry.bundle, geometry.calibrate_rig)  # they solve in float64
+    of_one_dtype = set() if any_dtype else ALIKE
+    for name in of_one_dtype & tensors.keys() & {*list(right)[1:]}:
+        of_its_own = tensors[name].float()
+        mistakes.append((name, of_its_own, f"got torch.float32, cpu: {name}.to({next(iter(right))})"))
+    if "kernel" in right:
+        mistakes.append(("kernel", "huber", "got 'huber': geometry.huber(scale), for example"))
+        mistakes.append(("kernel", geometry.huber, "got huber without its scale"))
+    for name, wrong, remedy in mistakes:
+        with pytest.raises(ValueError, match=rf"^{name}(\[0\])? .*") as raised:
+            call(function, **right | {name: wrong})
+        assert remedy in str(raised.value).replace("[0]", "")
 
 
 def test_the_table_knows_every_public_function() -> None:

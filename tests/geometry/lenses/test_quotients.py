@@ -134,7 +134,7 @@ def test_a_lens_says_what_it_takes() -> None:
     p = directions(3)
     with pytest.raises(ValueError, match=r"distortion must have one of \(0, 2\) coefficients for model='eucm'"):
         project(p, torch.eye(4, dtype=torch.float64), EYE, numbers(0.5), model="eucm")
-    with pytest.raises(ValueError, match="model='ray' is of bearings, which have no pixels"):
+    with pytest.raises(ValueError, match="model must be that of a camera with pixels, got 'ray'"):
         project(p, torch.eye(4, dtype=torch.float64), EYE, model="ray")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="model='ray' is of bearings, which have no pixels"):
+    with pytest.raises(ValueError, match="model must be that of a camera with pixels, got 'ray'"):
         unproject(p[:, :2], EYE, model="ray")  # type: ignore[arg-type]

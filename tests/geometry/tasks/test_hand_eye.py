@@ -149,7 +149,7 @@ def test_parallel_axes_are_flagged_and_alone() -> None:
         ({"camera": torch.rand(3, 5, 4, 4).double()}, r"camera must have shape \(6,4,4\) or \(3,6,4,4\)"),
         ({"camera": torch.rand(2, 6, 4, 4).double()}, "camera must have shape"),
         ({"weights": torch.ones(3, 6).double()}, "weights must have shape"),
-        ({"weights": torch.ones(3, 6, 2)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 6, 2)}, "weights must have the dtype and device of gripper"),
         ({"camera": torch.full((3, 6, 4, 4), torch.nan).double()}, "camera must be finite"),
         ({"gripper": torch.rand(3, 1, 4, 4).double(), "camera": torch.rand(3, 1, 4, 4).double()}, "at least 2"),
     ],

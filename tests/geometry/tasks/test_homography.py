@@ -76,7 +76,7 @@ def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
         ({"points_a": torch.rand(3, 20, 3).double()}, r"points_a must have shape \(N,2\) or \(B,N,2\)"),
         ({"points_b": torch.rand(3, 19, 2).double()}, r"points_b must have shape \(20,2\) or \(3,20,2\)"),
         ({"points_b": torch.rand(2, 20, 2).double()}, "points_b must have shape"),
-        ({"weights": torch.ones(3, 20)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 20)}, "weights must have the dtype and device of points_a"),
         ({"points_a": torch.full((3, 20, 2), torch.nan).double()}, "points_a must be finite"),
         ({"points_a": torch.rand(3, 3, 2).double(), "points_b": torch.rand(3, 3, 2).double()}, "at least 4"),
     ],

@@ -142,7 +142,7 @@ def test_a_mirror_image_that_no_rotation_fits_best_is_flagged() -> None:
         ({"source": torch.rand(3, 12, 2).double()}, r"source must have shape \(N,3\)"),
         ({"target": torch.rand(3, 11, 3).double()}, r"target must have shape \(12,3\) or \(3,12,3\)"),
         ({"target": torch.rand(2, 12, 3).double()}, "target must have shape"),
-        ({"weights": torch.ones(3, 12)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 12)}, "weights must have the dtype and device of source"),
         ({"source": torch.full((3, 12, 3), torch.nan).double()}, "source must be finite"),
         ({"source": torch.rand(3, 2, 3).double(), "target": torch.rand(3, 2, 3).double()}, "at least 3"),
     ],

@@ -154,7 +154,7 @@ def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
         ({"points2d": torch.rand(3, 40, 3).double()}, r"points2d must have shape \(N,2\)"),
         ({"points3d": torch.rand(3, 39, 3).double()}, r"points3d must have shape \(40,3\) or \(3,40,3\)"),
         ({"principal_point": torch.rand(3, 3).double()}, r"principal_point must have shape \(2\) or \(3,2\)"),
-        ({"weights": torch.ones(3, 40)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 40)}, "weights must have the dtype and device of points2d"),
         ({"points3d": torch.full((3, 40, 3), torch.nan).double()}, "points3d must be finite"),
         ({"points2d": torch.rand(3, 4, 2).double(), "points3d": torch.rand(3, 4, 3).double()}, "at least 5"),
     ],

@@ -136,7 +136,7 @@ def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
         ({"points_b": torch.rand(3, 29, 2).double()}, r"points_b must have shape \(30,2\) or \(3,30,2\)"),
         ({"K_a": torch.rand(4).double()}, r"K_a must have shape \(3,3\)"),
         ({"K_b": torch.rand(2, 3, 3).double()}, r"K_b must have shape \(3,3\) or \(3,3,3\)"),
-        ({"weights": torch.ones(3, 30)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 30)}, "weights must have the dtype and device of points_a"),
         ({"points_a": torch.full((3, 30, 2), torch.nan).double()}, "points_a must be finite"),
         ({"points_a": torch.rand(3, 5, 2).double(), "points_b": torch.rand(3, 5, 2).double()}, "at least 6"),
     ],

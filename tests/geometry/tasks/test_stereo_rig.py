@@ -168,7 +168,7 @@ def test_a_point_behind_a_camera_makes_the_cost_infinite() -> None:
         ({"distortion": DISTORTION[0]}, "distortion must have shape"),
         ({"distortion": torch.zeros(2, 3).double()}, "distortion must have one of"),
         ({"weights": torch.ones(2, 16).double()}, r"weights must have shape \(2,2,16\)"),
-        ({"weights": torch.ones(2, 2, 16)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(2, 2, 16)}, "weights must have the dtype and device of points2d"),
         ({"points3d": torch.full((16, 3), torch.nan).double()}, "points3d must be finite"),
         ({"points2d": torch.rand(2, 2, 3, 2).double(), "points3d": torch.rand(3, 3).double()}, "at least 4"),
     ],

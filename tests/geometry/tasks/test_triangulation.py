@@ -119,7 +119,7 @@ def test_a_problem_without_a_solution_is_flagged_and_alone() -> None:
             r"shape \(5,4,4\) or \(3,5,4,4\)",
         ),
         ({"K": torch.rand(3, 3).double()}, r"K must have shape \(5,3,3\)"),
-        ({"weights": torch.ones(3, 5)}, "weights must have a floating-point dtype"),
+        ({"weights": torch.ones(3, 5)}, "weights must have the dtype and device of points2d"),
         ({"points2d": torch.full((3, 5, 2), torch.nan).double()}, "points2d must be finite"),
         ({"points2d": torch.rand(3, 1, 2).double()}, "at least 2"),
     ],
