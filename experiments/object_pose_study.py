@@ -39,6 +39,10 @@ LOSSES = {
     "monte_carlo": "l_h + Monte Carlo",
     "linear_covariance": "l_h + linear covariance",
 }
+MEANING = (
+    "l_h: of the heatmaps. l_m = l_h + beta l_proj, of the keypoints projected by PnP's pose. "
+    "l_p = l_reg + beta l_proj, where l_reg keeps heatmaps narrow."
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def tables(config: Config, runs: dict[str, Reached]) -> str:
     text += f"`python -m experiments.object_pose_study {'default' if losses else config.study}"
     text += f' --options="{config.options}"`\n\n' if config.options else "`\n\n"
     text += "ADD(-S) and projection, % of test crops correct, mean over objects; ± standard deviation over seeds.\n\n"
+    text += f"{MEANING}\n\n" if losses else ""
     text += records.overview(groups, "loss" if losses else "balance and beta")
     if losses:
         if above := records.differences(groups, LOSSES["heatmap"]):

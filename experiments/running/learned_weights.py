@@ -27,7 +27,15 @@ from geometry.optim import State, Status
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Task", "TaskConfig", "learn_weights", "moved"]
+__all__ = ["FITTED", "Task", "TaskConfig", "learn_weights", "moved"]
+
+
+FITTED = (
+    "The error with the learned weights lies below that of the inliers alone: each observation has a weight of its "
+    "own, learned from the truth of this one problem, so that the weights fit the noise of right observations as well. "
+    "It says that the gradient leads down, not that weights learned so would do better than the inliers on other data."
+)
+"""What is said of a run whose learned weights do better than the truth about which observations are right."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,8 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     """Learn the weights, log and show it, and finish the run.
 
     The run's errors: `unweighted`, `learned` and `inliers_alone`, of the solutions with all weights one, the learned
-    ones, and one where an observation is right and else zero (weights that fit the truth itself may do better than
-    those); `gradient`, relative, of the error's derivative along one direction against a central difference;
+    ones, and one where an observation is right and else zero (`FITTED` says what an error below that means);
+    `gradient`, relative, of the error's derivative along one direction against a central difference;
     `unsolved_steps`, whose solutions did not converge and taught nothing; `cost_over_reference` - 1 of the unweighted
     solution. The goal: a last solution that converged, an error below the unweighted one, and less weight on what is
     wrong.
@@ -111,7 +119,7 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
         converged=less and bool(last.converged.all()),
         goal="an error below that with all weights one, and wrong observations weigh less than right ones",
         iterations=config.iterations, loss=found.item(), errors=errors, picture="solution",
-        undetermined=undetermined,
+        undetermined=undetermined, note=FITTED if found < inliers else "",
     )  # fmt: skip
 
 

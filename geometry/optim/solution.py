@@ -1,5 +1,6 @@
 """What a solver found, and whether to trust it: `Solution` and its `Status`."""
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -49,7 +50,7 @@ class Solution:
     """What a solver found, and whether to trust it.
 
     x: the minimiser, with the shapes of the start. cost (B,): half the robustified sum of squares. status (B,): int8
-    of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32.
+    of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32. Printed, it says how many ended in which status.
     """
 
     x: State
@@ -61,6 +62,14 @@ class Solution:
     def converged(self) -> Tensor:
         """(B,) bool."""
         return self.status == int(Status.CONVERGED)  # torch.compile takes no IntEnum for a number
+
+    def __str__(self) -> str:
+        def look(status: Tensor) -> str:
+            every = Counter(status.flatten().tolist())
+            lines = [f"{count} {Status(one).name}: {Status(one).message}" for one, count in sorted(every.items())]
+            return "\n".join([f"{type(self).__name__} of {every.total()} problems", *lines])
+
+        return plainly(look, self.status)
 
     def raise_if_failed(self) -> None:
         """Raise SolverError naming the failed problems of the batch and why they failed."""

@@ -61,6 +61,25 @@ def test_what_does_not_fit_is_named(problem: Problem, x0: Any, y: Tensor, said: 
         vmap(lambda y: minimize(problem, x0, y).cost)(y.expand(3, *y.shape))
 
 
+def test_a_solution_is_printed_with_the_names_of_its_statuses() -> None:
+    logarithm = Problem(lambda x, y: torch.log(x) - y, dof=1)
+    starts = torch.tensor([[2.0], [-1.0], [1.0]], **DOUBLE)
+
+    def solve(y: Tensor) -> Tensor:
+        solution = minimize(logarithm, starts, y)
+        said.append(str(solution))
+        return solution.cost
+
+    said: list[str] = []
+    expected = (
+        "Solution of {} problems\n{} CONVERGED: converged to a strict local minimum\n{} INFEASIBLE: no finite cost"
+        " at the start; for a camera: a point lies behind it; or contrary constraints"
+    )
+    solve(Y[:1, :1])
+    vmap(solve)(Y[:, None, :1])
+    assert said == [expected.format(3, 2, 1), expected.format(6, 4, 2)]
+
+
 def test_an_error_of_the_residual_itself_comes_as_it_is() -> None:
     def residual(x: Tensor, y: Tensor) -> Tensor:
         raise KeyError("a mistake of its own")
