@@ -52,7 +52,9 @@ class Config(CalibrationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gradient == "published" and (self.method != "sgd" or self.boards or self.board.source):
-            raise ValueError("gradient must be exact unless the published cube's camera is learned by method sgd")
+            raise ValueError(
+                "gradient must be exact, unless the published cube's camera is learned by method sgd, got published"
+            )
 
 
 PRESETS = {

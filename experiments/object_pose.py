@@ -42,7 +42,7 @@ from experiments.object_poses.table import report, summarize
 from experiments.object_poses.training import Objective, training_step
 from experiments.object_poses.weights import weights_file
 from experiments.records.files import write_json, write_text
-from experiments.running.config import RunConfig, skip, told_in_a_sentence
+from experiments.running.config import RunConfig, at_least, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
 from experiments.running.folder import check
 from experiments.running.run import Run, begun, device_of
@@ -95,10 +95,9 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.pictures, self.iterations, self.batch, self.validations, self.patience) < 1:
-            raise ValueError("pictures, iterations, batch, validations and patience must be at least 1")
+        at_least(self, 1, "pictures", "iterations", "batch", "validations", "patience")
         if self.network.size % 32 or self.network.size < 32:
-            raise ValueError(f"size must be a multiple of 32, not {self.network.size}")
+            raise ValueError(f"size must be a multiple of 32, got {self.network.size}")
 
 
 PRESETS = {

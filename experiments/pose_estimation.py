@@ -56,7 +56,7 @@ class Config(VideoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gradient == "published" and self.matches is not None:
-            raise ValueError("gradient must be exact for poses from matches, which are not learned")
+            raise ValueError("gradient must be exact for poses from matches, which are not learned, got published")
 
 
 PAPER = Config(preset="paper", method="vgg11_adam", iterations=2000, dtype="float32", log_every=100)

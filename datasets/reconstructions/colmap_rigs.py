@@ -211,7 +211,7 @@ def write_rigs(folder: Path, suffix: str, rigs: Rigs, intrinsics_index: Tensor) 
     """
     R, S = rigs.rig_of_sensor, len(rigs.sensor_from_rig)
     if not torch.equal(rigs.sensor_index, intrinsics_index):
-        raise ValueError("rigs: COLMAP has a camera for each sensor, sensor_index must be intrinsics_index")
+        raise ValueError("rigs: COLMAP has a camera a sensor, sensor_index must be intrinsics_index, got another")
     pairs = torch.stack([rigs.rig_index, rigs.sensor_index], 1)
     if len(pairs.unique(dim=0)) < len(pairs):
         raise ValueError("rigs: COLMAP has one image of a camera in a frame, got several")

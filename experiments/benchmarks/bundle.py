@@ -50,6 +50,7 @@ from experiments.benchmarks.bundle_solvers import (
 from experiments.benchmarks.measuring import alone, choose, count_from_here, measurable, resident, save
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.records.text import table
+from experiments.running.config import at_least
 
 WITHIN = {"0.1 %": 1e-3, "0.01 %": 1e-4}
 COLORS = {
@@ -92,10 +93,10 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_bundle."""
 
     def __post_init__(self) -> None:
-        if min(self.repetitions, self.threads, self.seconds, self.large_seconds, *self.observations, 1) <= 0:
-            raise ValueError("repetitions, threads, seconds, large_seconds and observations must be positive")
-        if min(self.max_steps, self.long, self.scaling_steps) < 3:
-            raise ValueError("max_steps, long and scaling_steps must be at least 3, or a step has no median time")
+        at_least(self, 1, "repetitions", "threads", "observations")
+        if not (self.seconds > 0 and self.large_seconds > 0):
+            raise ValueError(f"seconds and large_seconds must be positive, got {self.seconds}, {self.large_seconds}")
+        at_least(self, 3, "max_steps", "long", "scaling_steps")  # fewer have no median time
         for name, (cameras, points) in {"street": self.street, "large": self.large}.items():
             if (cameras, points) != (0, 0) and (cameras < 2 or points < 1):
                 raise ValueError(f"{name} must be 0 0, or at least 2 cameras and 1 point, got {cameras} {points}")

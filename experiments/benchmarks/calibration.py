@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import Status, calibrate, project, se3
 from geometry.camera import Model, in_front, intrinsics_from_matrix, matrix_from_intrinsics, unproject
 from geometry.optim import nested_start, nested_step
@@ -67,8 +68,8 @@ class Config:
             least, most = getattr(self, name)
             if not 0 < least <= most:
                 raise ValueError(f"{name} must be two positive numbers, the larger last, got {(least, most)}")
-        if self.calibrations < 1 or self.views[0] < 3:
-            raise ValueError("calibrations must be positive, and views at least 3")
+        at_least(self, 1, "calibrations")
+        at_least(self, 3, "views")
 
 
 class Case(NamedTuple):

@@ -42,6 +42,7 @@ from experiments.benchmarks.simulated import (
     ransacs,
 )
 from experiments.records.text import table
+from experiments.running.config import at_least
 
 REGIONS = (50, 90, 95)
 HEAD = ("", "kernel", "wrong", "points", "sigma", "estimates", "CONVERGED", "z", "each", *map(str, REGIONS))
@@ -64,8 +65,7 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_coverage."""
 
     def __post_init__(self) -> None:
-        if min(self.poses, self.tasks, self.bundles, self.calibrations) < 1:
-            raise ValueError("poses, tasks, bundles and calibrations must be positive")
+        at_least(self, 1, "poses", "tasks", "bundles", "calibrations")
 
 
 def rows(config: Config) -> Iterator[Row]:

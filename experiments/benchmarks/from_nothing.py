@@ -28,6 +28,7 @@ from tqdm import tqdm
 from datasets.made.unknown_shapes import UnknownShape, UnknownViews, made_unknown
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import align_similarity, bundle, find_structure
 from geometry.reconstruction import StructureSolution
 
@@ -87,8 +88,9 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_from_nothing."""
 
     def __post_init__(self) -> None:
-        if self.scenes < 1 or not set(self.cells) <= set(CELLS):
-            raise ValueError(f"scenes must be positive, and cells among {', '.join(CELLS)}")
+        at_least(self, 1, "scenes")
+        if not set(self.cells) <= set(CELLS):
+            raise ValueError(f"cells must be among {', '.join(CELLS)}, got {', '.join(self.cells)}")
 
 
 class Fit(NamedTuple):

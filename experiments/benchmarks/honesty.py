@@ -29,6 +29,7 @@ from tqdm import tqdm
 from experiments.benchmarks.families import OTHERS, POSES, Family
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import Status
 
 COUNTS = ("moving", "no minimum", "beaten", "not finite", "missed", "neighbour")
@@ -52,8 +53,9 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_honesty."""
 
     def __post_init__(self) -> None:
-        if min(self.poses, self.ransacs, self.others, self.batch) < 1 or not 0 < self.sought <= 1:
-            raise ValueError("poses, ransacs, others and batch must be positive, sought in (0, 1]")
+        at_least(self, 1, "poses", "ransacs", "others", "batch")
+        if not 0 < self.sought <= 1:
+            raise ValueError(f"sought must lie in (0, 1], got {self.sought}")
 
 
 def judged(family: Family, number: int, config: Config, seed: int) -> dict[str, int]:

@@ -56,6 +56,7 @@ from experiments.benchmarks.pnp_solvers import (
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.gradients.derivatives import numeric, tangent
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import pnp, se3
 from geometry.camera import intrinsics_from_matrix, matrix_from_intrinsics
 
@@ -111,10 +112,13 @@ class Config:
         for text in self.checkout:
             if not re.fullmatch(rf"({'|'.join(known)})=.+", text):
                 raise ValueError(f"checkout must be NAME=PATH with NAME one of {', '.join(known)}, got {text!r}")
-        if min(*self.batches, self.accuracy_problems, self.threads) < 1 or self.problems < 8 or self.noise <= 0:
-            raise ValueError("batches, accuracy_problems, threads and noise must be positive, problems at least 8")
-        if min(*self.points, *self.accuracy_points, self.memory[1]) < 4:
-            raise ValueError("points must be at least 4, or PnP without a start is ambiguous")
+        at_least(self, 1, "batches", "accuracy_problems", "threads")
+        at_least(self, 8, "problems")
+        if self.noise <= 0:
+            raise ValueError(f"noise must be positive, got {self.noise}")
+        at_least(self, 4, "points", "accuracy_points")  # of fewer PnP without a start is ambiguous
+        if self.memory[1] < 4:
+            raise ValueError(f"memory must have at least 4 points, got {self.memory}")
 
 
 # ---- the measures ----

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import quadratic_program
 
 MODES = ("forward", "forward + backward")
@@ -62,8 +63,7 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_qp."""
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.threads) < 1:
-            raise ValueError("batch and threads must be positive")
+        at_least(self, 1, "batch", "threads")
         for n, m, q in self.sizes:
             if not (n > q >= 0 and m >= 1):
                 raise ValueError(f"sizes must have at least one inequality and n > q >= 0, got {(n, m, q)}")

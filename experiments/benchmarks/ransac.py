@@ -45,6 +45,7 @@ from experiments.benchmarks.measuring import choose, save
 from experiments.benchmarks.pnp_solvers import make_problems
 from experiments.drawing.figures import BLUE, GREY
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import pnp, pnp_ransac, se3
 
 OURS, BOUND = "ours", "PnP of the right points"
@@ -85,11 +86,8 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_ransac."""
 
     def __post_init__(self) -> None:
-        counts = (self.problems, self.others, self.batch, self.repeats, *self.threads, self.hypotheses)
-        if min(counts) < 1 or self.points < 4:
-            raise ValueError(
-                "problems, others, batch, repeats, threads and hypotheses must be positive, points at least 4"
-            )
+        at_least(self, 1, "problems", "others", "batch", "repeats", "threads", "hypotheses")
+        at_least(self, 4, "points")
         if not all(0 <= share < 1 for share in self.shares):
             raise ValueError(f"shares must lie in [0, 1), got {self.shares}")
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from datasets.made.rigs import RigScene, made_rig
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import BundleSolution, bundle
 
 
@@ -40,8 +41,7 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_rig_bundle."""
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.points, *self.cameras) < 2:
-            raise ValueError("frames, points and cameras must be at least 2")
+        at_least(self, 2, "frames", "points", "cameras")
 
 
 def ours(scene: RigScene) -> BundleSolution:

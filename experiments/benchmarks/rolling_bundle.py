@@ -23,6 +23,7 @@ from tqdm import tqdm
 from datasets.made.rolling import RollingScene, made_rolling
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import bundle, se3
 
 VIEWS = 6
@@ -45,8 +46,8 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_rolling_bundle."""
 
     def __post_init__(self) -> None:
-        if self.scenes < 1 or min(self.points) <= HELD:
-            raise ValueError(f"scenes must be positive, and points more than {HELD}")
+        at_least(self, 1, "scenes")
+        at_least(self, HELD + 1, "points")
 
 
 def errors(scene: RollingScene, seed: int, **options: Any) -> Tensor:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from experiments.benchmarks.measuring import choose, save
 from experiments.records.text import table
+from experiments.running.config import at_least
 from geometry import Status, bundle, geman_mcclure, pnp, project, se3
 from geometry.consensus.minimal.homography import transfer
 from geometry.tasks.homography import homography
@@ -59,8 +60,7 @@ class Config:
     """Names the folder of all results; the table goes to OUT/benchmark_singular."""
 
     def __post_init__(self) -> None:
-        if min(self.undetermined, self.determined, self.condition, self.batch) < 1:
-            raise ValueError("undetermined, determined, condition and batch must be positive")
+        at_least(self, 1, "undetermined", "determined", "condition", "batch")
 
 
 # ---- poses ----

@@ -48,10 +48,7 @@ class RunConfig:
     """Sets how many iterations lie between checkpoints, and between figures."""
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise ValueError(f"log_every must be at least 1, not {self.log_every}")
-        if getattr(self, "iterations", 1) < 1:
-            raise ValueError("iterations must be at least 1")
+        at_least(self, 1, "log_every", *(("iterations",) if hasattr(self, "iterations") else ()))
         if not 0 <= self.seed < 2**32:  # numpy takes no other
             raise ValueError(f"seed must be in 0 ... 2^32 - 1, not {self.seed}")
         if self.name != Path(self.name).name or self.name == "..":
@@ -60,6 +57,14 @@ class RunConfig:
     def folder(self, experiment: str) -> Path:
         """Where a run of that experiment goes."""
         return self.out / experiment / (self.name or f"{self.preset}-seed{self.seed}")
+
+
+def at_least(config: Any, least: int, *names: str) -> None:
+    """Raise ValueError naming the first of a config's numbers, or tuples of them, that has one below `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,), default=least) < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 C = TypeVar("C", bound=RunConfig)

@@ -225,7 +225,7 @@ def _thresholds(scale: Tensor | None, kernel: Kernel | None, points2d: Tensor) -
     if scale is None:
         return None
     if kernel is not None:
-        raise ValueError("kernel must be None with huber_scale, which says that it is Huber's")
+        raise ValueError("kernel must be None with huber_scale, which says that it is Huber's, got another kernel")
     check_tensors(huber_scale=scale)
     B = len(points2d)
     scale = leading("huber_scale", scale, B, ())

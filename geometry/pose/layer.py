@@ -227,7 +227,8 @@ class BPnP(nn.Module):
         points3d = self.points3d if points3d is None else points3d
         K = self.K if K is None else K
         if points3d is None or K is None:
-            raise ValueError(f"{'points3d' if points3d is None else 'K'} must be given to BPnP or to its call")
+            name = "points3d" if points3d is None else "K"
+            raise ValueError(f"{name} must be given to BPnP or to its call, got None in both")
         if self.vector and init is not None:
             init = _matrix("init", init)
         pose = pnp(

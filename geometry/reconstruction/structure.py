@@ -69,7 +69,7 @@ def checked_views(
     )
     if blind := (~visible.any(1)).nonzero().flatten().tolist():
         which = f"view {blind[0]} sees" if len(blind) == 1 else f"views {', '.join(map(str, blind))} see"
-        raise ValueError(f"visible must hold True for a point of each view, but {which} no point")
+        raise ValueError(f"visible must hold True for a point of each view, got none: {which} no point")
     return Views(visible, K, distortion, pose)
 
 

@@ -340,13 +340,13 @@ def test_a_batch_larger_than_the_data_is_refused(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [0, 16, 100, -32])
 def test_a_size_that_the_network_cannot_halve_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"size must be a multiple of 32, not {size}"):
+    with pytest.raises(ValueError, match=f"size must be a multiple of 32, got {size}"):
         Config(network=Network(size=size))
 
 
 @pytest.mark.parametrize("name", ["pictures", "iterations", "batch", "validations", "patience"])
 def test_numbers_below_one_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         replace(SMOKE, **{name: 0})
 
 

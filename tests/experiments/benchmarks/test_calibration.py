@@ -60,5 +60,5 @@ def test_a_principal_point_far_from_the_middle_is_found(seed: int, part: tuple[f
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="focal must be two positive numbers"):
         replace(SMOKE, focal=(2000.0, 400.0))
-    with pytest.raises(ValueError, match="views at least 3"):
+    with pytest.raises(ValueError, match="views must be at least 3, got"):
         replace(SMOKE, views=(1, 5))

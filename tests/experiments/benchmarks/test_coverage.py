@@ -44,5 +44,5 @@ def test_every_row_is_made(tmp_path: Path) -> None:
 
 
 def test_counts_are_positive() -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="tasks must be at least 1, got 0"):
         replace(SMOKE, tasks=0)

@@ -28,5 +28,5 @@ def test_nothing_undetermined_is_converged_and_what_is_determined_is(tmp_path: P
 
 
 def test_counts_are_positive() -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         replace(SMOKE, batch=0)
