@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +156,7 @@ def ransac(
     wider = [truncated(problem, factor * threshold) for factor in WIDER]
     rows = torch.arange(B, device=candidates.device)
     seed = seeds(B, generator, candidates.device)
-    best: list = []  # x and cost, once there are any
+    best: list[Any] = []  # x and cost, once there are any
 
     def costs(x: State) -> Tensor:
         each = vmap(target.cost, in_dims=(0, *[None] * len(data)), chunk_size=max(1, _AT_ONCE // N))

@@ -34,7 +34,7 @@ Minima = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @cache
-def _kernel(name: str) -> Callable:
+def _kernel(name: str) -> Callable[..., Any]:
     """A kernel, imported when it is called for the first time, as numba takes half a second; `solve` before any other.
 
     Functions that several kernels call are linked to the copy that was loaded first, and copies round differently.

@@ -33,7 +33,7 @@ _DATA = "Tensor points2d, Tensor points3d, Tensor K, Tensor distortion, Tensor w
 _HOW = "str model, str robust, float scale, float alpha"
 
 
-def _operator(name: str, arguments: str, results: str, on_cpu: Callable, on_cuda: Callable) -> Any:
+def _operator(name: str, arguments: str, results: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any]) -> Any:
     """A torch operator and what it is on each device, as torch.library.custom_op makes it.
 
     That one adds ten microseconds to every call, and a second to the first, in which it imports the compiler.
@@ -231,7 +231,9 @@ def _batch_size(dim: int | None, points2d: Tensor) -> int:
 torch.library.register_vmap(_search.name(), _vmap_rule(_search, 6))
 
 
-def _differentiable(operator: Any, on_cpu: Callable, tensors: int, **rules: Callable) -> Callable:
+def _differentiable(
+    operator: Any, on_cpu: Callable[..., Any], tensors: int, **rules: Callable[..., Any]
+) -> Callable[..., Any]:
     """Give an operator of so many tensors its gradient and its rule for vmap, and call it in the shortest way.
 
     Twice, because neither way serves all: torch.func does not take the autograd of an operator, and torch.compile
