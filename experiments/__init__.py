@@ -1,1 +1,4 @@
-"""Experiment drivers: `python -m experiments.NAME PRESET`. The folders beside them hold what drivers share."""
+"""Experiment drivers: `python -m experiments` lists them, `python -m experiments.NAME PRESET` runs one.
+
+The folders beside them hold what drivers share.
+"""

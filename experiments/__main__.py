@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
+from textwrap import wrap
 
 from experiments.records.text import nearest
 from experiments.running.catalogue import FAMILIES, drivers, preset_mistyped
@@ -30,12 +32,14 @@ def listed() -> str:
     """The drivers by family, and what each and its presets are."""
     found = drivers().values()
     lines = ["python -m experiments NAME PRESET [--option value ...]; NAME PRESET --help says what there is to choose."]
+    columns = shutil.get_terminal_size((120, 24)).columns
     for family, title in FAMILIES.items():
         lines += ["", f"{title}:"]
         for driver in (each for each in found if each.family == family):
-            lines += ["", f"  {driver.name}: {driver.title}"]
+            lines += ["", *wrap(f"  {driver.name}: {driver.title}", columns, subsequent_indent="    ")]
             width = max(map(len, driver.presets), default=0)
-            lines += [f"    {preset:{width}}  {text}" for preset, text in driver.presets.items()]
+            for preset, text in driver.presets.items():
+                lines += wrap(f"    {preset:{width}}  {text}", columns, subsequent_indent=" " * (width + 6))
     return "\n".join(lines)
 
 
