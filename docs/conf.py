@@ -48,7 +48,7 @@ def as_written(text: str) -> str:
     """A docstring as reStructuredText that shows it as it stands.
 
     Our docstrings are plain text: `names` in backticks, tables and formulas indented; |r|^2, 2 * x and x_ mean
-    themselves. An indented block becomes a literal one, the rest is escaped.
+    themselves. An indented block becomes a literal one, an example (>>>) stays one, the rest is escaped.
     """
     text = re.sub(r"(?m)^(?!- |  )(.*\S)\n(?=- )", r"\1\n\n", text)  # a list may follow its sentence at once
     blocks: list[str] = []
@@ -58,6 +58,8 @@ def as_written(text: str) -> str:
             blocks[-1] += f"\n\n{block}"
         elif literal:
             blocks.append(f"::\n\n{block}")
+        elif block.startswith(">>>"):
+            blocks.append(block)
         else:
             parts = re.split(r"(`[^`]*`)", block)
             parts[::2] = [re.sub(r"([\\*|_])", r"\\\1", part) for part in parts[::2]]

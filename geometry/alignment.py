@@ -72,7 +72,12 @@ class Frame(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """p -> scale R p + t, with scale (…), R (…,3,3), t (…,3)."""
+    """p -> scale R p + t, with scale (…), R (…,3,3), t (…,3).
+
+    >>> larger = Similarity(torch.tensor(2.0), torch.eye(3), torch.zeros(3))
+    >>> torch.equal(larger.apply(points3d), 2 * points3d)
+    True
+    """
 
     scale: Tensor
     R: Tensor
@@ -93,6 +98,9 @@ def align_similarity(source: Tensor, target: Tensor, weights: Tensor | None = No
     three points, points on a line or in one place, some mirror images) one of them is returned, of scale 1 where the
     source is one point, and its gradient is zero; the status of `geometry.tasks.point_registration` says so.
     Raises ValueError for what are no tensors of finite floating-point numbers, of these shapes and one dtype.
+
+    >>> align_similarity(points3d, 2 * points3d + 1).scale.round(decimals=6)
+    tensor(2.)
     """
     check_tensors(source=source, target=target)
     check_tensors_or_none(weights=weights)

@@ -118,6 +118,9 @@ def project(
     apart. Raises ValueError for an unknown `model` or number of coefficients, for what is no tensor of floating-point
     numbers, shapes and dtypes that do not fit, a K with another third row than (0, 0, 1), and a pose that is no
     rotation (to 1e-3) and translation; under transforms of torch.func and in torch.compile both go unseen.
+
+    >>> project(torch.zeros(1, 3), se3.from_rotvec_t(torch.tensor([0.0, 0, 0, 0, 0, 4])), K)
+    tensor([[320., 240.]])
     """
     distortion = _checked(K, distortion, model, world_to_camera, points3d=(points3d, "…,N,3"))
     return _pixels(se3.transform(world_to_camera, points3d), K, distortion, model)
@@ -203,6 +206,9 @@ def unproject(
     the last Newton step is taken with the graph, which is the implicit function theorem for a root.
     Raises ValueError for an unknown `model` or number of coefficients, max_steps below 1, and for the tensors as
     `project` does.
+
+    >>> unproject(torch.tensor([[320.0, 240.0]]), K).directions
+    tensor([[0., 0., 1.]])
     """
     distortion = _checked(K, distortion, model, points2d=(points2d, "…,N,2"))
     whole("max_steps", max_steps, 1)

@@ -79,17 +79,29 @@ class RobustKernel:
 
 
 def huber(scale: float) -> RobustKernel:
-    """Quadratic up to `scale`, linear beyond."""
+    """Quadratic up to `scale`, linear beyond.
+
+    >>> huber(2.0)(torch.tensor([1.0, 100.0]))
+    tensor([ 1., 36.])
+    """
     return RobustKernel("huber", scale)
 
 
 def cauchy(scale: float) -> RobustKernel:
-    """scale^2 log(1 + s / scale^2)."""
+    """scale^2 log(1 + s / scale^2).
+
+    >>> cauchy(2.0)(torch.tensor([1.0, 100.0]))
+    tensor([ 0.8926, 13.0324])
+    """
     return RobustKernel("cauchy", scale)
 
 
 def geman_mcclure(scale: float) -> RobustKernel:
-    """s / (1 + s / scale^2): bounded by scale^2, so that a gross outlier has no pull at all."""
+    """s / (1 + s / scale^2): bounded by scale^2, so that a gross outlier has no pull at all.
+
+    >>> geman_mcclure(2.0)(torch.tensor([1.0, 100.0]))
+    tensor([0.8000, 3.8462])
+    """
     return RobustKernel("geman_mcclure", scale)
 
 
@@ -98,6 +110,9 @@ def barron(alpha: float, scale: float) -> RobustKernel:
 
     alpha = 1 is pseudo-Huber, 0 Cauchy, -2 a Geman-McClure of twice the scale; the smaller, the less pull outliers
     have. Raises ValueError for alpha >= 2 (that is least squares: kernel=None) or not finite.
+
+    >>> barron(1.0, scale=2.0)(torch.tensor([1.0, 100.0]))
+    tensor([ 0.9443, 32.7922])
     """
     if not isinstance(alpha, Real) or not -math.inf < alpha < 2:
         raise ValueError(f"alpha must be a number below 2, got {alpha}")

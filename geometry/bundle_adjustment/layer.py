@@ -167,6 +167,10 @@ class BundleSolution(Solution):
     ended behind its camera. undetermined (N,) bool: points whose depth the data leave open, as of a point at infinity:
     they would still more than double their distance from the camera that saw them first; gradients and covariance hold
     that distance.
+
+    >>> found = bundle(points2d.flatten(0, 1), view, point, pose, points3d, K)
+    >>> found.left_out.any(), found.covariance().cameras.shape
+    (tensor(False), torch.Size([3, 6, 6]))
     """
 
     x: Bundle
@@ -314,6 +318,12 @@ def bundle(
 
     Source: Triggs, McLauchlan, Hartley, Fitzgibbon 2000, "Bundle adjustment: a modern synthesis"; the way that the
     points take is ours (`BundleProblem.advance`).
+
+    >>> seen = points2d.flatten(0, 1).requires_grad_()
+    >>> solution = bundle(seen, view, point, pose, points3d, K)
+    >>> solution.x.points3d.square().sum().backward()
+    >>> solution.converged, seen.grad.shape
+    (tensor([True]), torch.Size([36, 2]))
     """
     one_of("gauge", gauge, ("fixed", "free"))
     one_of("solver", solver, ("auto", "dense", "iterative"))

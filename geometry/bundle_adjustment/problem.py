@@ -41,6 +41,9 @@ class Bundle(NamedTuple):
 
     Of rigs world_to_camera (F,4,4) is the world_to_rig of each frame, sensor_from_rig (S,4,4) where its cameras sit.
     Where rows have times, velocity (F,6) is how cameras or rigs move, readout (1,) what the times are multiplied by.
+
+    >>> bundle(points2d.flatten(0, 1), view, point, pose, points3d, K).x.points3d.shape
+    torch.Size([12, 3])
     """
 
     world_to_camera: Tensor

@@ -25,6 +25,9 @@ class RansacSolution(Solution):
     """`Solution` of `ransac`: cost is the score, steps the number of samples that were drawn.
 
     inliers (B,N) bool: the observations within the threshold of x.
+
+    >>> pnp_ransac(points2d, points3d, K).inliers.shape
+    torch.Size([3, 12])
     """
 
     inliers: Tensor
@@ -135,6 +138,16 @@ def ransac(
     Returns x, cost (B,) = 1/2 sum min(|r|^2, threshold^2), inliers (B,N), and status CONVERGED, or TOO_FEW where
     no more than the `size` observations of the sample itself lie within the threshold. x carries no gradient: start
     `argmin` from it, on the inliers or with a robust kernel.
+
+    >>> a = torch.linspace(0, 1, 20)[None]
+    >>> b = 3 * a + 1 + (a < 0.3)  # six of twenty are wrong
+    >>> def through(index):  # the lines through two of the points
+    ...     (a0, a1), (b0, b1) = (value[0][index].unbind(-1) for value in (a, b))
+    ...     slope = (b1 - b0) / (a1 - a0)
+    ...     return torch.stack([slope, b0 - slope * a0], -1)
+    >>> line = Problem(lambda x, a, b: x[0] * a + x[1] - b, dof=2)
+    >>> ransac(line, through, a, b, candidates=torch.ones(20), size=2, threshold=0.1).x.round(decimals=6)
+    tensor([[3., 1.]])
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")

@@ -47,6 +47,9 @@ def draw_sets(log_weights: Tensor, size: int, count: int, generator: torch.Gener
     log_weights (B,N) or (N,): of drawing an observation first, up to a constant; -inf for one that is absent. The
     others are drawn from what is left, with the same odds (`samples.draw`). Where fewer than `size` are present a set
     repeats some: its probability is zero. Raises ValueError where N is smaller than `size`.
+
+    >>> draw_sets(torch.zeros(10), size=3, count=5).shape
+    torch.Size([1, 5, 3])
     """
     (log_weights,) = _rows(log_weights=log_weights)
     whole("size", size, 1)
@@ -87,6 +90,9 @@ def relaxed_sets(
 
     log_weights (B,N) or (N,): up to a constant; -inf for an absent observation. Where fewer than `size` are present a
     set repeats its first, with gates that have no gradient. Raises ValueError where N is smaller than `size`.
+
+    >>> relaxed_sets(torch.zeros(10), size=3, count=5).gate.shape
+    torch.Size([1, 5, 3])
     """
     (log_weights,) = _rows(log_weights=log_weights)
     whole("size", size, 1)
@@ -115,6 +121,9 @@ def set_log_probability(log_weights: Tensor, index: Tensor) -> Tensor:
 
     Differentiable in log_weights (B|1,N) or (N,): the Plackett-Luce model. -inf, with gradient zero, for a set that
     repeats an observation, or holds an absent one.
+
+    >>> set_log_probability(torch.zeros(4), torch.tensor([[0, 1]])).exp()
+    tensor([[0.0833]])
     """
     (log_weights,) = _rows(log_weights=log_weights)
     log_weights = spread(log_weights, 1, (index, 2))
@@ -143,6 +152,9 @@ def soft_inliers(error: Tensor, threshold: float, beta: float, mask: Tensor | No
 
     error (...,N): norms of the residuals; one that is not finite counts for nothing. mask (...,N): absent ones as well.
     (DSAC++, Brachmann and Rother, CVPR 2018, arXiv 1711.10228, eq. 10.)
+
+    >>> soft_inliers(torch.tensor([0.0, 1.0, 9.0]), threshold=1.0, beta=20.0)
+    tensor(1.5000)
     """
     check_tensors(error=error)
     positive("threshold", threshold)
@@ -157,6 +169,9 @@ def expected_loss(score: Tensor, loss: Tensor, alpha: float = 1.0) -> Tensor:
 
     score, loss (B|1,H) or (H,): differentiable in both. A hypothesis that failed (score or loss not finite) is never
     taken, and gets no gradient; where all failed the expectation is zero.
+
+    >>> expected_loss(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+    tensor([2.])
     """
     score, loss = _rows(score=score, loss=loss)
     ok = torch.isfinite(score) & torch.isfinite(loss)
@@ -173,6 +188,11 @@ def score_function_loss(loss: Tensor, log_probability: Tensor) -> Tensor:
     a draw is the mean loss of the other draws, which does not depend on it and so leaves the mean as it is (Kool et al.
     2019). Loss must be finite: give a failed draw the largest loss there is. Raises ValueError for S < 2, which has no
     baseline.
+
+    >>> log_odds = torch.zeros(1, 2, requires_grad=True)
+    >>> score_function_loss(torch.tensor([[1.0, 3.0]]), log_odds.log_softmax(1)).backward()
+    >>> log_odds.grad  # the second costs more
+    tensor([[-1.,  1.]])
     """
     loss, log_probability = _rows(loss=loss, log_probability=log_probability)
     B, S = loss.shape

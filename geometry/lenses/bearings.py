@@ -22,6 +22,9 @@ def equirectangular_rays(points2d: Tensor, image_size: tuple[int, int]) -> Tenso
     The middle of the image looks along z, columns turn about y to the right, rows bow down: OpenCV's axes and pixel
     grid, longitude and latitude in equal steps; COLMAP's EQUIRECTANGULAR but for its half pixel. Differentiable.
     Raises ValueError for another shape, and for a size that is not positive.
+
+    >>> equirectangular_rays(torch.tensor([[511.5, 255.5]]), (1024, 512)).round(decimals=6)
+    tensor([[0., 0., 1.]])
     """
     width, height = width_and_height(image_size)
     check_tensors(points2d=points2d)
@@ -38,6 +41,9 @@ def equirectangular_pixels(rays: Tensor, image_size: tuple[int, int]) -> Tensor:
 
     Columns are within -0.5 … width - 0.5. Straight up and down, where all columns meet, and behind the camera, where
     the first and the last do, a pixel has no derivative that says so: compare rays, not pixels, with an error in mind.
+
+    >>> equirectangular_pixels(torch.tensor([[0.0, 0, 1]]), (1024, 512))
+    tensor([[511.5000, 255.5000]])
     """
     width, height = width_and_height(image_size)
     check_tensors(rays=rays)
@@ -59,6 +65,9 @@ def bearing_whitening(bearings: Tensor, covariance: Tensor) -> Tensor:
     and W the inverse of its Cholesky factor (as MLPnP has it in a null space of the bearing: Urban, Leitloff and Hinz
     2016, ISPRS Annals III-3). Differentiable; NaN where C is not positive definite. Raises ValueError for shapes and
     dtypes that do not fit.
+
+    >>> bearing_whitening(torch.tensor([0.0, 0, 2]), 0.01 * torch.eye(3)).diagonal().round(decimals=6)
+    tensor([20., 20.])
     """
     check_tensors(bearings=bearings, covariance=covariance)
     _last("bearings", bearings, 3)

@@ -41,6 +41,10 @@ class Constrained:
     Status: SINGULAR where the constraints depend on each other (INFEASIBLE if they then cannot be met), or where the
     cost has no strict minimum on them; otherwise as `minimize` says of the free problem.
     Raises ValueError for an x0 or constraints of another form.
+
+    >>> nearest = Constrained(Problem(lambda x, y: x - y, dof=2), equality=lambda x, y: x.sum()[None] - 1)
+    >>> argmin(nearest, torch.zeros(1, 2), torch.tensor([[1.0, 2.0]])).x.sum(1).round(decimals=6)
+    tensor([1.])
     """
 
     problem: Problem

@@ -359,6 +359,11 @@ def minimize(
     Under torch.func.vmap the problems of all instances are one batch. Raises ValueError for data that does not fit
     the batch and, with throw=True, SolverError if any problem failed. A `Program` (`geometry.optim.quadratic`,
     `geometry.optim.constrained`) is solved by its own method, to which max_steps and polish go.
+
+    >>> line = Problem(lambda x, a, b: x[0] * a + x[1] - b, dof=2)
+    >>> a = torch.linspace(0, 1, 5)[None]
+    >>> minimize(line, torch.zeros(1, 2), a, 3 * a + 1).x.round(decimals=6)
+    tensor([[3., 1.]])
     """
     if isinstance(problem, Problem):
         one, tensors = search(problem, x0, data, max_steps, polish, enough)

@@ -47,6 +47,11 @@ class Problem:
     terms(*data) -> int: how many numbers one residual has, so that it need not be evaluated to be counted.
 
     broadcasts: whether retract takes a whole batch (B,…) and steps (B,P) as well, and so needs no vmap.
+
+    >>> line = Problem(lambda x, a, b: x[0] * a + x[1] - b, dof=2)  # one line, by points (a, b)
+    >>> a = torch.linspace(0, 1, 5)[None]
+    >>> minimize(line, torch.zeros(1, 2), a, 3 * a + 1).x.round(decimals=6)
+    tensor([[3., 1.]])
     """
 
     residual: Callable[..., Tensor]

@@ -78,6 +78,10 @@ def quadratic_program(
     constraints depend on each other, x has its gradient in Q and p, and in the constraints as long as they stay
     consistent; the multipliers are then not unique, and what they carry is no derivative.
     Raises ValueError for shapes and dtypes that do not fit.
+
+    >>> found = quadratic_program(torch.eye(2), -torch.ones(2), torch.ones(1, 2), torch.ones(1))
+    >>> found.x.round(decimals=6)  # nearest to (1, 1) where x + y <= 1
+    tensor([[0.5000, 0.5000]])
     """
     solution = argmin(QuadraticProgram(), None, Q, p, G, h, A, b, max_steps=max_steps, polish=polish, throw=throw)
     assert isinstance(solution, ConstrainedSolution)
@@ -89,6 +93,9 @@ class QuadraticProgram:
     """minimise 1/2 x^T Q x + p^T x subject to G x <= h, A x = b; data: Q, p, G, h, A, b as in `quadratic_program`.
 
     There is nothing to start from: x0 is None.
+
+    >>> argmin(QuadraticProgram(), None, torch.eye(2), torch.tensor([-1.0, 2.0])).x.round(decimals=6)
+    tensor([[ 1., -2.]])
     """
 
     def minimize(self, x0: State, *data: Any, max_steps: int = 50, polish: int = 2) -> ConstrainedSolution:

@@ -16,7 +16,12 @@ State = Any
 
 
 class Status(IntEnum):
-    """What became of one problem of the batch."""
+    """What became of one problem of the batch.
+
+    >>> status = pnp(points2d, points3d, K).status
+    >>> Status(int(status[0])).name
+    'CONVERGED'
+    """
 
     CONVERGED = 0
     STALLED = 1
@@ -42,7 +47,14 @@ _MESSAGES = {
 
 
 class SolverError(RuntimeError):
-    """Raised with `throw=True` when a problem of the batch did not converge."""
+    """Raised with `throw=True` when a problem of the batch did not converge.
+
+    >>> one_place = torch.zeros(12, 3)
+    >>> pnp(points2d, one_place, K, throw=True)
+    Traceback (most recent call last):
+        ...
+    geometry.optim.solution.SolverError: 3 of 3 problems failed: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,10 @@ class Solution:
 
     x: the minimiser, with the shapes of the start. cost (B,): half the robustified sum of squares. status (B,): int8
     of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32. Printed, it says how many ended in which status.
+
+    >>> mean = Problem(lambda x, y: x - y, dof=1)
+    >>> minimize(mean, torch.zeros(2, 1), torch.ones(2, 3)).converged
+    tensor([True, True])
     """
 
     x: State
@@ -90,6 +106,10 @@ class ConstrainedSolution(Solution):
 
     inequality (B,m): nonnegative, of c <= 0; equality (B,q): of c = 0. A constraint's multiplier is the fall of the
     cost per unit by which it is relaxed.
+
+    >>> found = quadratic_program(torch.eye(2), -torch.ones(2), torch.ones(1, 2), torch.ones(1))
+    >>> found.inequality.round(decimals=6)
+    tensor([[0.5000]])
     """
 
     inequality: Tensor

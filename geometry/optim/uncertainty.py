@@ -34,6 +34,10 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     the observations, by M - P: wrong ones may be among them, if it can happen to all alike. What the kernel leaves of
     the noise no sigma tells: ValueError where there are both.
     NaN where the data do not determine x, and with a kernel where x is no minimum.
+
+    >>> mean, b = Problem(lambda x, b: x - b, dof=1), torch.tensor([[1.0, 2.0, 6.0]])
+    >>> covariance(mean, b.mean(1, keepdim=True), b, sigma=1.0).round(decimals=6)
+    tensor([[[0.3333]]])
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")

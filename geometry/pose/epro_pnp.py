@@ -81,6 +81,10 @@ def monte_carlo_pose_loss(
     Precision: that of points2d (float32 for 16-bit inputs). Returns `MonteCarloLoss`. status: that of `pnp`; SINGULAR
     where no density could be formed, or huber_scale is zero; INFEASIBLE also where pose_gt has a point behind the
     camera. Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt and huber_scale.
+
+    >>> found = monte_carlo_pose_loss(points2d, points3d, K, pose, weights=torch.full((12,), 2.0))
+    >>> found.converged, bool((found.effective_samples > 50).all())
+    (tensor([True, True, True]), True)
     """
     check_options(model, kernel)
     points2d = observed(
@@ -147,6 +151,9 @@ def derivative_regularisation_loss(
     distortion, weights, huber_scale and pose_gt. status: that of `pnp`; SINGULAR where the points do not determine the
     step, or huber_scale is zero. Raises ValueError as `pnp` does, and for the shape, dtype, device and values of
     pose_gt and huber_scale.
+
+    >>> derivative_regularisation_loss(points2d, points3d, K, pose).converged
+    tensor([True, True, True])
     """
     check_options(model, kernel)
     positive("beta", beta)
@@ -195,6 +202,10 @@ def adaptive_huber_scale(
     training on LineMOD, 0.5 on nuScenes. points2d (B,N,2), weights (B|1,N) or (B|1,N,2), mask (B|1,N) as for `pnp`.
     Differentiable in the weights; the spread is a constant, so that no loss falls by drawing the points together.
     Zero where fewer than two points are visible, or all are in one place. Raises ValueError as `pnp` does.
+
+    >>> scale = adaptive_huber_scale(points2d, relative=0.1)
+    >>> monte_carlo_pose_loss(points2d, points3d, K, pose, huber_scale=scale).loss.shape
+    torch.Size([3])
     """
     positive("relative", relative)
     points2d = observed(points2d, None, weights, mask)

@@ -32,6 +32,10 @@ class PoseSolution(Solution):
 
     second (B,4,4): another local minimum, as of a planar object seen from afar; a copy of x where none was found.
     ratio (B,): cost of x over cost of second; near 1 the two cannot be told apart; 0 where there is no second.
+
+    >>> solution = pnp(points2d, points3d, K)
+    >>> solution.converged, bool((solution.ratio < 1).all())
+    (tensor([True, True, True]), True)
     """
 
     second: State | None = None
@@ -91,6 +95,12 @@ def pnp(
     algorithm, the same poses and derivatives, and slower. `geometry.pose.back_end` says which. On a device the kernel
     waits for nothing, so it cannot raise for values: a problem that is not finite, or whose K or init is none, ends
     INFEASIBLE with the identity.
+
+    >>> points2d = points2d.requires_grad_()
+    >>> solution = pnp(points2d, points3d, K)
+    >>> solution.x[:, :3, 3].norm(dim=-1).sum().backward()  # distances
+    >>> solution.converged, points2d.grad.shape
+    (tensor([True, True, True]), torch.Size([3, 12, 2]))
     """
     check_options(model, kernel, gradient, max_steps, bearings=True)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))
@@ -185,6 +195,10 @@ class BPnP(nn.Module):
     vector=True: poses are six-vectors [rotvec, t] (B,6), those of the published code, in `init` as well; and
     `geometry.se3.from_rotvec_t` makes matrices of them, for `project` and all else. Tensors given here are buffers
     (they move with .to()); pass nn.Parameter objects per call, or register them on the parent, to learn them.
+
+    >>> layer = BPnP(points3d, K, kernel=huber(3.0))
+    >>> layer(points2d).shape
+    torch.Size([3, 4, 4])
     """
 
     points3d: Tensor | None

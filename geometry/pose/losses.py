@@ -77,6 +77,11 @@ def keypoint_likelihood_loss(
     Gradients reach points2d, points3d, K, distortion, weights and pose_gt. Returns `PoseLoss`. status: CONVERGED;
     TOO_FEW where no point is visible; INFEASIBLE where one is behind the camera at pose_gt.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
+
+    >>> weights = torch.full((12,), 2.0, requires_grad=True)  # 1/sigma
+    >>> keypoint_likelihood_loss(points2d, points3d, K, pose, weights=weights).loss.sum().backward()
+    >>> weights.grad.shape
+    torch.Size([12])
     """
     points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2))
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(precision(points2d))
@@ -156,6 +161,9 @@ def linear_covariance_loss(
     the precision of points2d (float32 for 16-bit inputs). Returns `PoseLoss`. status: CONVERGED; TOO_FEW visible
     points (less than 4); INFEASIBLE (a point behind the camera at pose_gt); SINGULAR.
     Raises ValueError as `pnp` does, and for the shape, dtype, device and values of pose_gt.
+
+    >>> linear_covariance_loss(points2d, points3d, K, pose).converged
+    tensor([True, True, True])
     """
     points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose_gt, 2))
     given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
@@ -207,6 +215,9 @@ def pose_covariance(
     Arguments as for `pnp`; pose (B|1,4,4), the kernel that it was found with.
     Computed in float64, returned in the precision of points2d. No graph.
     NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
+
+    >>> pose_covariance(points2d, points3d, K, pnp(points2d, points3d, K).x).shape
+    torch.Size([3, 6, 6])
     """
     check_options(model, kernel)
     points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose, 2))

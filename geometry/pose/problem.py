@@ -133,6 +133,11 @@ def pnp_problem(model: PoseModel = "radtan", kernel: Kernel | None = None, scale
 
     The batched closed-form derivatives are tested against automatic differentiation of `residual`. Raises ValueError
     for a model that there is not, and a kernel that is no function.
+
+    >>> every = torch.ones(1, 12, dtype=torch.bool)
+    >>> data = points2d, points3d[None], K[None], torch.zeros(1, 0), torch.ones(1, 12, 2), every
+    >>> minimize(pnp_problem(kernel=huber(2.0)), pose, *data).converged
+    tensor([True, True, True])
     """
     one_of("model", model, (*LENSES, "ray"))
     # the fisheye without coefficients is the angle

@@ -76,6 +76,11 @@ def pnp_ransac(
     it do, and nothing waits for them, so that a call can be captured in a CUDA graph: the rounds are larger there, as
     many as `hypotheses` allows (so ask for no more than are needed), and what would raise ValueError for its values
     ends as INFEASIBLE. Elsewhere the tensor operations of `geometry.consensus.search` search.
+
+    >>> points2d[:, :4] += 50  # wrong
+    >>> found = pnp_ransac(points2d, points3d, K, threshold=3.0)
+    >>> found.converged, found.inliers.sum(1)
+    (tensor([True, True, True]), tensor([8, 8, 8]))
     """
     check_options(model, kernel, gradient, bearings=True)
     positive("threshold", threshold)

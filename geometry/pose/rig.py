@@ -61,6 +61,12 @@ def rig_pnp(
 
     One camera is solved by `pnp`; rigs by the tensor operations of `geometry.pose.tensors`, on any device.
     (Nistér and Stewénius, JMIV 2007; Kneip, Li and Seo, ECCV 2014.)
+
+    >>> sensors, index = torch.eye(4).repeat(2, 1, 1), torch.arange(12) % 2
+    >>> sensors[1, 0, 3] = 0.5  # beside the other; each sees every other point
+    >>> seen = project(points3d, sensors[:, None] @ pose, K)[index, :, torch.arange(12)].transpose(0, 1)
+    >>> rig_pnp(seen, points3d, K, sensors, index).converged
+    tensor([True, True, True])
     """
     check_options(model, kernel, gradient, max_steps)
     one_of("solve_dtype", solve_dtype, (torch.float32, torch.float64))

@@ -44,6 +44,12 @@ def rig_pnp_ransac(
     `pnp_ransac`: x = world_to_rig (B,4,4), the minimum of `rig_pnp` on the inliers, differentiable as that. A sample
     is three points, seen by whatever cameras (`geometry.consensus.minimal.generalised_p3p`), so that it is enough if
     all cameras together see four right ones. Tensor operations search, on any device.
+
+    >>> sensors, index = torch.eye(4).repeat(2, 1, 1), torch.arange(12) % 2
+    >>> sensors[1, 0, 3] = 0.5
+    >>> seen = project(points3d, sensors[:, None] @ pose, K)[index, :, torch.arange(12)].transpose(0, 1)
+    >>> rig_pnp_ransac(seen, points3d, K, sensors, index, hypotheses=64).inliers.all()
+    tensor(True)
     """
     check_options(model, kernel, gradient)
     positive("threshold", threshold)

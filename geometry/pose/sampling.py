@@ -208,6 +208,12 @@ def sample_poses(
     The mean of exp(log_weight) is an unbiased estimate of Z, normalised weights give consistent ones of a mean over p.
     A cost that stays bounded as t goes to infinity (PnP: all points in one pixel) makes Z infinite, strictly; draws
     do not get there as long as the cost there is far above that of the mode, as it is with a useful number of points.
+
+    >>> every = torch.ones(1, 12, dtype=torch.bool)
+    >>> data = points2d, points3d[None], K[None], torch.zeros(1, 0), torch.ones(1, 12, 2), every
+    >>> mode = pnp(points2d, points3d, K).x
+    >>> sample_poses(pnp_problem(), mode, *data, samples=64).pose.shape
+    torch.Size([3, 64, 4, 4])
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")

@@ -31,6 +31,10 @@ class CalibrationSolution(Solution):
     left_out (V,) bool: views that determine no pose (of fewer than four corners, or of corners on a line) and were not
     used; their poses are NaN. undetermined (4+k,) bool: which of fx, fy, cx, cy and the coefficients the data do not
     tell; where there are any the status is SINGULAR.
+
+    >>> found = calibrate(project(board, views, K), board, (640, 480), distortion=0)
+    >>> found.covariance().shape  # of fx, fy, cx, cy
+    torch.Size([4, 4])
     """
 
     left_out: Tensor
@@ -84,6 +88,10 @@ def calibrate(
     elsewhere, from several principal points; after some trials, and before the end, both minima of every view are
     looked at. A robust kernel comes by graduated non-convexity, first so wide that it is none (Yang, Antonante,
     Tzoumas and Carlone 2020, RA-L 5(2)).
+
+    >>> found = calibrate(project(board, views, K), board, (640, 480), distortion=0)
+    >>> found.x[0][0, 0, 0].round(decimals=3)
+    tensor(800.)
     """
     check_tensors(points2d=points2d, points3d=points3d)
     one_of("model", model, LENSES)

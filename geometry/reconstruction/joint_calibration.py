@@ -71,6 +71,10 @@ class JointCalibration(Solution):
     camera sees enough of the target to tell. residual (S,F,N,2) px: projected less measured, zero where nothing is
     seen. names: of the free intrinsics. bundle: its solution, and with it the covariance. alone: each camera by itself,
     with all intrinsics free.
+
+    >>> found = calibrate_rig(project(board, views, K)[None], board, [(640, 480)], distortion=0, free=("f",))
+    >>> found.names, found.residual.shape
+    (('f',), torch.Size([1, 6, 20, 2]))
     """
 
     left_out: Tensor
@@ -118,6 +122,11 @@ def calibrate_rig(
     Returns a `JointCalibration`. status: that of the bundle; CONVERGED is a strict minimum of the sum of all
     reprojection errors. Solved in float64, without a gradient (`geometry.bundle`, begun at what is found, has it).
     Raises ValueError for shapes that do not fit, cameras that no frames connect, and as `calibrate` and `bundle` do.
+
+    >>> seen = project(board, views, K)[None]  # of one camera
+    >>> found = calibrate_rig(seen, board, [(640, 480)], distortion=0, free=("f", "cx", "cy"))
+    >>> found.x[0][0, 0, 0].round(decimals=3)
+    tensor(800.)
     """
     check_tensors(points2d=points2d, points3d=points3d)
     check_tensors_or_none(K=K, coefficients=coefficients)

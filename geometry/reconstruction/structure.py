@@ -208,6 +208,10 @@ def triangulate(
     x (N,3) in the world; what views share may be given once, as K (3,3). The start is the point nearest to all rays
     (least squares), the minimum that of the reprojection error, differentiable as that of `argmin`. Raises ValueError
     for what is not such.
+
+    >>> every = torch.ones(3, 12, dtype=torch.bool)
+    >>> bool((triangulate(points2d, every, pose, K).x - points3d).norm(dim=-1).median() < 0.1)
+    True
     """
     views = checked_views(points2d, visible, K=K, distortion=distortion, model=model, pose=world_to_camera)
     visible, K, distortion = views[:3]

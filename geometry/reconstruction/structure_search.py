@@ -116,6 +116,12 @@ def find_structure(
     draws.
 
     Raises ValueError for what are not such views, among them a view that sees no point.
+
+    >>> cloud, every = torch.rand(60, 3) - 0.5, torch.ones(6, 60, dtype=torch.bool)
+    >>> around = se3.from_rotvec_t(torch.tensor([0.0, 0, 0, 0, 0, 2]) + 0.3 * torch.randn(6, 6))
+    >>> found = find_structure(project(cloud, around, K), every, K, sigma=0.5)
+    >>> found.verdict
+    'FOUND'
     """
     visible, K, distortion, _ = checked_views(points2d, visible, K=K, distortion=distortion, model=model)
     positive("sigma", sigma)
