@@ -21,10 +21,7 @@ def refuse_captured(what: Any) -> None:
     data: taken from around the residual it would be a constant to one transform, and nonsense to another.
     """
     for _, tensor in _held(what):
-        if (
-            torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            or forward_ad.unpack_dual(tensor).tangent is not None
-        ):
+        if _followed(tensor):
             raise NotImplementedError(
                 "a residual, a kernel or a start uses a tensor from around it that a transform of torch follows: "
                 "give it as data, and to a kernel as a number"
@@ -40,11 +37,18 @@ def constant(**functions: Any) -> None:
         return
     for name, function in functions.items():
         for place, tensor in _held(function):
-            if tensor.requires_grad:
+            if tensor.requires_grad and not _followed(tensor):  # of those `refuse_captured` speaks
                 raise ValueError(
                     f"{name} must not use a tensor from around it that requires a gradient, as the gradient reaches "
                     f"data alone: give it as data (a kernel's scale: `geometry.robust`) or detach it, got {place!r}"
                 )
+
+
+def _followed(tensor: Tensor) -> bool:
+    """Whether a transform of torch has wrapped the tensor."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _held(what: Any) -> Iterator[tuple[str, Tensor]]:
