@@ -350,18 +350,15 @@ def leading(name: str, value: Tensor, B: int, *one: tuple[int, ...]) -> Tensor:
 
     one: the shapes of one problem, or view, that it may have. Raises ValueError for any other.
     """
+    shape = value.shape
     for size in one:
-        if value.shape == size:
+        if shape in ((B, *size), (1, *size)):
+            return value
+        if shape == size:
             return value[None]
-    if _leads(B, one, value.shape):
-        return value
     # The text is made on failure alone: torch.compile takes a size that is printed for a constant.
     wanted = " or ".join(f"({B}|1,{','.join(map(str, size))}) or {tuple(size)}".replace(", ", ",") for size in one)
-    raise misshapen(name, value, wanted, lambda shape: shape in one or _leads(B, one, shape))
-
-
-def _leads(B: int, one: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> bool:
-    return any(len(shape) == len(size) + 1 and shape[1:] == size and shape[0] in (1, B) for size in one)
+    raise misshapen(name, value, wanted, lambda shape: any(shape in (size, (1, *size), (B, *size)) for size in one))
 
 
 def spread(first: Tensor, ndim: int, *others: tuple[Any, int]) -> Tensor:

@@ -121,7 +121,7 @@ def barron(alpha: float, scale: float) -> RobustKernel:
 
 def check_kernel(kernel: Any) -> None:
     """Raise ValueError for what is no kernel: a name, a scale, or `huber` itself in place of huber(scale)."""
-    if any(kernel is make for make in (huber, cauchy, geman_mcclure, barron)):
+    if kernel is huber or kernel is cauchy or kernel is geman_mcclure or kernel is barron:
         raise ValueError(f"kernel must be a function or None, got {kernel.__name__} without its scale")
     function("kernel", kernel, such_as="geometry.huber(scale)")
 

@@ -67,7 +67,8 @@ def test_commands_without_presets_say_what_their_options_do(name: str) -> None:
     assert {word.capitalize() for word in first.values()} <= VERBS, first
 
 
-def test_all_that_can_be_run_is_listed() -> None:
+def test_all_that_can_be_run_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     text = listed()
     assert {"pose_estimation", "view", "tasks.homography", "benchmarks.pnp"} <= DRIVERS.keys()
     for name, driver in DRIVERS.items():

@@ -127,7 +127,7 @@ def test_points_on_a_line_are_singular_and_mistakes_are_named() -> None:
     K = torch.eye(3, **DOUBLE)
     with pytest.raises(ValueError, match="K and distortion must be None"):
         pnp(bearings, X, K, model="ray")
-    with pytest.raises(ValueError, match=r"points2d must have shape \(B,N,3\) or \(N,3\) with model"):
+    with pytest.raises(ValueError, match=r"points2d must have shape \(B,N,3\) or \(N,3\), bearings, with model"):
         pnp(bearings[..., :2], X, None, model="ray")
     with pytest.raises(ValueError, match="points2d must hold bearings of a length above zero"):
         pnp(0 * bearings, X, None, model="ray")
