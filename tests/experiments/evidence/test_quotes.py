@@ -1,8 +1,11 @@
 """Figures in the prose of docs/ are those of the tables of results/reference that they are read off."""
 
+import json
 import re
 from pathlib import Path
+from statistics import median
 
+from experiments import camera_calibration, pose_estimation
 from experiments.evidence.blocks import figure, tables_of
 
 ROOT = Path(__file__).parents[3]
@@ -13,6 +16,26 @@ def prose(page: str) -> str:
     """A page in one line, without its blocks."""
     text = re.sub(r"```.*?```", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
     return " ".join(text.split())
+
+
+def values_of(claim: str, measure: str) -> list[float]:
+    """What each seed of a claim found."""
+    return json.loads((REFERENCE / "claims.json").read_text())["claims"][claim]["values"][measure]
+
+
+def test_the_picture_of_readme_is_told_as_it_is() -> None:
+    run = "structure_from_motion real"
+    degrees = median(values_of(run, "rotations off the gantry's, median, degrees"))
+    share = median(values_of(run, "centres off the gantry's, median, % of the ring"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"rotations agree to {degrees:.2f} degrees, centres to {share:.2f} % of the ring" in text
+
+
+def test_runs_are_held_against_what_the_published_formula_takes() -> None:
+    for driver in (pose_estimation, camera_calibration):
+        name = driver.__name__.rpartition(".")[2]
+        found = values_of(f"{name} paper --gradient published", "iterations until then")
+        assert driver.PUBLISHED["iterations"] == f"{min(found)} to {max(found)}"
 
 
 def test_how_exact_the_marks_of_targets_are() -> None:
