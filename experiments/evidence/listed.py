@@ -6,6 +6,7 @@ one core have 20 seeds, the others 5, and so has `camera_calibration real`, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ Summary = Mapping[str, Any]
 class Measure(NamedTuple):
     """Something that a run found.
 
-    of(summary) is a number; True or False where the share of runs is stated; None where this run says nothing of it.
+    of(summary) is a number, `most` at the most; True or False where the share of runs is stated; None where this run
+    says nothing of it.
     """
 
     name: str
     of: Callable[[Summary], float | bool | None]
+    most: float = math.inf
 
 
 class Claim(NamedTuple):
@@ -49,6 +52,11 @@ class Claim(NamedTuple):
 def error(key: str, name: str, scale: float = 1.0) -> Measure:
     """One of the summary's errors."""
     return Measure(name, lambda summary: scale * float(summary["errors"][key]))
+
+
+def percent(key: str, name: str) -> Measure:
+    """One of the summary's errors that is a share of a whole."""
+    return error(key, f"{name}, %", 100)._replace(most=100.0)
 
 
 def found(key: str, part: str, name: str) -> Measure:
@@ -88,8 +96,8 @@ CLAIMS = (
             GOAL,
             found("focal length", "value", "focal length, px"),
             found("focal length", "deviation", "its standard deviation, px"),
-            error("inlier_share", "inliers, %", 100),
-            error("lowest_inlier_share", "inliers in the worst frame, %", 100),
+            percent("inlier_share", "inliers"),
+            percent("lowest_inlier_share", "inliers in the worst frame"),
             error("median_px", "median error of inliers, px"),
         ),
     ),
@@ -150,8 +158,8 @@ CLAIMS = (
         "trained", "sudoku", "default",
         (
             GOAL,
-            error("optnet_unseen_right", "unseen boards right by the quadratic program, %", 100),
-            error("network_unseen_right", "by a convolutional network, %", 100),
+            percent("optnet_unseen_right", "unseen boards right by the quadratic program"),
+            percent("network_unseen_right", "by a convolutional network"),
         ),
         seeds=5,
     ),

@@ -88,8 +88,8 @@ class Stated(NamedTuple):
     share: bool = False
 
     @classmethod
-    def of(cls, values: Sequence[Value], fresh: int) -> Stated:
-        """Of the values of a measure, and a number of fresh seeds."""
+    def of(cls, values: Sequence[Value], fresh: int, most: float = math.inf) -> Stated:
+        """Of the values of a measure, which are at most `most`, and a number of fresh seeds."""
         if any(isinstance(value, bool) for value in values):
             hits = sum(value is True for value in values)
             return cls(f"{hits} of {len(values)}", of_count(hits, len(values), fresh), share=True)
@@ -97,7 +97,8 @@ class Stated(NamedTuple):
         found = spread(told) + (f", of {len(told)} runs" if len(told) < len(values) else "")
         if len(told) < 2 or not all(map(math.isfinite, told)):
             return cls(found or "–", None)
-        return cls(found, of_each(told, fresh), of_median(told, fresh))
+        each = of_each(told, fresh)
+        return cls(found, each._replace(high=min(each.high, most)), of_median(told, fresh))
 
     def shown(self, fresh: int) -> str:
         """The interval in words."""
@@ -156,7 +157,7 @@ def stated(claims: Sequence[Claim], reference: Reference) -> str:
 def _rows(claim: Claim, found: Found) -> list[list[str]]:
     rows = []
     for i, measure in enumerate(claim.measures):
-        one = Stated.of(found.values[measure.name], claim.seeds)
+        one = Stated.of(found.values[measure.name], claim.seeds, measure.most)
         rows.append([*_first(claim, found, i), measure.name, one.found, one.shown(claim.seeds)])
     return rows
 
@@ -175,7 +176,7 @@ def compared(claims: Sequence[Claim], reference: Reference, fresh: Mapping[str, 
             continue
         seen, found = reference.claims[claim.name], fresh[claim.name]
         for i, measure in enumerate(claim.measures):
-            one = Stated.of(seen.values[measure.name], len(found.seeds))
+            one = Stated.of(seen.values[measure.name], len(found.seeds), measure.most)
             values = found.values[measure.name]
             off = one.left_by(values)
             left += [f"{claim.name}: {measure.name}: {off}"] if off else []

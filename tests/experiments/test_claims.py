@@ -10,7 +10,7 @@ import pytest
 
 from experiments import claims
 from experiments.evidence.listed import CLAIMS, ELSEWHERE, GOAL, ITERATIONS, Claim, error
-from experiments.evidence.tables import Found, Reference, stated
+from experiments.evidence.tables import Found, Reference, Stated, stated
 from experiments.running import launch
 from experiments.running.config import cli
 
@@ -126,6 +126,15 @@ def replace_name(claim: Claim, driver: str) -> Claim:
 def test_claims_are_asked_for_by_the_beginning_of_their_command(run: Run) -> None:
     with pytest.raises(SystemExit, match="beginnings of toy default --rate 2, toy real wanted, got 'nosuch'"):
         run("default", only=("nosuch",))
+
+
+def test_no_share_of_a_whole_is_above_it() -> None:
+    values = [90.0, 99.0, 100.0]
+    beyond, within = (Stated.of(values, 20, *most) for most in ((), (100.0,)))
+    assert beyond.interval is not None
+    assert within.interval is not None
+    assert within.interval == beyond.interval._replace(high=100)
+    assert beyond.interval.high > 100
 
 
 def test_measures_are_told_apart_by_their_names() -> None:
