@@ -157,7 +157,8 @@ def of_pnp(B: int, N: int) -> dict[str, Check]:
     shared["points2d"] = project(shared["points3d"], pose, shared["K"]) + normal(B, N, 2)
     found["pnp, what is shared"] = Check(pnp, shared)
     few = without(shared, "weights")
-    found["BPnP"] = Check(lambda **given: geometry.BPnP(vector=True)(**given), few)
+    vectors = few | {"init": se3.rotvec_t(few["init"])}
+    found["BPnP"] = Check(lambda **given: geometry.BPnP(vector=True)(**given), vectors)
     at = {**without(few, "init"), "pose": pose}
     found["pose_covariance"] = Check(geometry.pose_covariance, at)
     found["linear_covariance_loss"] = Check(geometry.linear_covariance_loss, without(at, "pose") | {"pose_gt": pose})

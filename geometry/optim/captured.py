@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from geometry.checks import breaks_graphs
+
 __all__ = ["constant", "refuse_captured"]
 
 
@@ -28,6 +30,7 @@ def refuse_captured(what: Any) -> None:
             )
 
 
+@breaks_graphs
 def constant(**functions: Any) -> None:
     """Raise ValueError where a function uses a tensor from around it that requires a gradient, which it would not get.
 

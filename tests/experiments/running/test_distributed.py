@@ -155,7 +155,8 @@ def test_what_stops_one_process_stops_both(ended: Path, tmp_path: Path) -> None:
     folder = tmp_path / "object_pose" / "smoke-seed0"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    run = torchrun("-m", "experiments.object_pose", "smoke", "--data", str(ended / "set"), "--out", str(tmp_path))
+    at = ("--data", str(ended / "set"), "--out", str(tmp_path), "--name", folder.name)
+    run = torchrun("-m", "experiments.object_pose", "smoke", *at)
     assert run.returncode != 0
     assert "holds no run of object_pose" in run.stderr
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
