@@ -23,6 +23,7 @@ from geometry.bundle_adjustment.gauge import GaugeChoice, choose_rows
 from geometry.bundle_adjustment.layout import (
     check_bearings,
     check_prior,
+    check_range,
     check_rig,
     check_scene,
     check_shutter,
@@ -380,9 +381,8 @@ def bundle(
     floating = {"points2d": points2d} | {n: t for n, t in every.items() if t is not None and t.is_floating_point()}
     kinds: dict[str, What] = {"prior.world_to_camera": "pose", "prior.sensor_from_rig": "pose"}
     values(**{name: (tensor, kinds.get(name, "finite")) for name, tensor in floating.items()})
-    for name, which, size in (("camera_index", camera_index, V), ("point_index", point_index, N)):
-        if M and (int(which.min()) < 0 or int(which.max()) >= size):
-            raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(which.min())} … {int(which.max())}")
+    check_range("camera_index", camera_index, V)
+    check_range("point_index", point_index, N)
     camera_index, point_index = camera_index.long(), point_index.long()
 
     tensors = _flatten(BundleData(points2d, weights, times, bearings, given, prior))

@@ -17,6 +17,7 @@ from geometry.lenses import LENSES, check_distortion
 __all__ = [
     "check_bearings",
     "check_prior",
+    "check_range",
     "check_rig",
     "check_scene",
     "check_shutter",
@@ -79,7 +80,12 @@ def _check_owners(name: str, index: Tensor, views: int, size: int) -> None:
     indices(name, index)
     if index.shape != (views,):
         raise ValueError(f"{name} must have shape ({views},), one for each view, got {tuple(index.shape)}")
-    if views and (int(index.min()) < 0 or int(index.max()) >= size):
+    check_range(name, index, size)
+
+
+def check_range(name: str, index: Tensor, size: int) -> None:
+    """Raise ValueError unless each index is that of one of `size` things."""
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
         raise ValueError(f"{name} must lie in 0 … {size - 1}, got {int(index.min())} … {int(index.max())}")
 
 
