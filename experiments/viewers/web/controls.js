@@ -33,13 +33,18 @@ export function listenInSpace() {
     const bounds = canvas.getBoundingClientRect();
     return space.pick(event.clientX - bounds.left, event.clientY - bounds.top);
   };
+  // A look still waiting for its frame is dropped by whatever comes after: else a pointer that has left is answered.
+  const answer = (n) => {
+    cancelAnimationFrame(asked);
+    hover(n);
+  };
   canvas.addEventListener("pointermove", (event) => {
     cancelAnimationFrame(asked);
     asked = requestAnimationFrame(() => hover(event.buttons ? null : point(event)));
   });
-  canvas.addEventListener("click", (event) => hover(point(event)));
-  canvas.addEventListener("pointerleave", () => hover(null));
-  canvas.addEventListener("wheel", () => hover(null), { passive: true });
+  canvas.addEventListener("click", (event) => answer(point(event)));
+  canvas.addEventListener("pointerleave", () => answer(null));
+  canvas.addEventListener("wheel", () => answer(null), { passive: true });
   canvas.addEventListener("dblclick", (event) => {
     // turn around this point from now on
     const n = point(event);

@@ -171,6 +171,23 @@ def test_pointing_at_a_point_says_what_it_is(show: Callable[..., Any]) -> None:
     assert f"seen in {recording.stages[0].views[5]} view" in words
 
 
+@pytest.mark.parametrize("after", ["pointerleave", "wheel"])
+def test_a_pointer_that_has_left_is_not_answered(show: Callable[..., Any], after: str) -> None:
+    """Both events come before the next frame, as they do where frames are slow."""
+    tab = show(sphere(count=8))
+    x, y = tab.evaluate("viewer.screen(5)")
+    shown = """([x, y, events]) => new Promise((done) => {
+        const at = { clientX: x, clientY: y, bubbles: true };
+        for (const name of events) {
+            const event = name === "wheel" ? new WheelEvent(name, at) : new PointerEvent(name, at);
+            document.querySelector("#canvas").dispatchEvent(event);
+        }
+        requestAnimationFrame(() => requestAnimationFrame(() => done(!document.querySelector("#tip").hidden)));
+    })"""
+    assert tab.evaluate(shown, [x, y, ["pointermove"]])
+    assert not tab.evaluate(shown, [x, y, ["pointermove", after]])
+
+
 @pytest.mark.parametrize("truth", [False, True])
 @pytest.mark.parametrize("factor", [2.3, 2.7])
 def test_first_view_is_of_all_unless_a_camera_is_far(show: Callable[..., Any], factor: float, truth: bool) -> None:
