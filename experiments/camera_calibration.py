@@ -19,7 +19,7 @@ Presets:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from experiments.gradients.published import with_published_gradient
 from experiments.paper.calibrations import NAMES, SHARED_BOARDS, CalibrationConfig, calibrations
 from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.records.quantities import Quantity
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import pnp, project, se3
@@ -39,6 +40,15 @@ from geometry.reconstruction import CalibrationProblem
 
 @dataclass(frozen=True)
 class Config(CalibrationConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("where there are no boards", ("method", "threshold"), lambda config: not config.boarded),
+        Acts(
+            "where there are no boards, with --method sgd",
+            ("learning_rate", "gradient"),
+            lambda config: not config.boarded and config.method == "sgd",
+        ),
+    )
+
     method: Literal["sgd", "gauss_newton"] = "gauss_newton"
     """Chooses the paper's optimiser over K = 1000 sigmoid(theta), or Gauss-Newton over K with the pose eliminated."""
     learning_rate: float = 1e-5
@@ -51,7 +61,7 @@ class Config(CalibrationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gradient == "published" and (self.method != "sgd" or self.boards or self.board.source):
+        if self.gradient == "published" and (self.method != "sgd" or self.boarded):
             raise ValueError(
                 "gradient must be exact, unless the published cube's camera is learned by method sgd, got published"
             )
@@ -151,7 +161,7 @@ def show(run: Run, step: int, learning: Learning, points3d: Tensor) -> None:
 
 
 def main(config: Config) -> dict:
-    return calibrations(config) if config.boards or config.board.source else cube(config)
+    return calibrations(config) if config.boarded else cube(config)
 
 
 if __name__ == "__main__":

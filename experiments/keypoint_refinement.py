@@ -37,6 +37,7 @@ from experiments.features.tracked import Made, Tracked, adjusted, made_scene
 from experiments.records.files import write_json, write_text
 from experiments.records.text import number, table
 from experiments.running import saved
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
@@ -49,6 +50,9 @@ _TEST = 1_000_000
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --photographs", ("halves",), lambda config: bool(config.photographs)),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("photographs",)
 
     methods: tuple[Objective, ...] = ("poses", "residuals")

@@ -18,13 +18,14 @@ Presets:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from datasets.made.toy_images import SIDE, ToyImages, line_images
 from experiments.drawing.shapes import Shown, by_method, curves, outline, panels
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.running.training import Training, side_by_side
@@ -41,6 +42,16 @@ Method = Literal["dsac", "ng_dsac", "direct"]
 
 @dataclass(frozen=True)
 class Config(ConsensusConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --methods ng_dsac", ("pools",), lambda config: "ng_dsac" in config.methods),
+        Acts("with --methods direct", ("direct_scale",), lambda config: "direct" in config.methods),
+        Acts(
+            "with --methods dsac or ng_dsac",
+            ("hypotheses", "threshold", "alpha", "beta", "scale"),
+            lambda config: bool({"dsac", "ng_dsac"} & {*config.methods}),
+        ),
+    )
+
     methods: tuple[Method, ...] = ("dsac", "direct")
     """Lists the methods to train side by side, on the same images."""
     iterations: int = 2500

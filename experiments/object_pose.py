@@ -45,6 +45,7 @@ from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig, at_least, skip, told_in_a_sentence
 from experiments.running.distributed import Group, joined
 from experiments.running.folder import check
+from experiments.running.options import Acts
 from experiments.running.run import Run, begun, device_of
 from experiments.running.telling import command
 from experiments.running.training import Training, keep_memory
@@ -54,6 +55,14 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Config(RunConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            "with a --loss other than heatmap",
+            ("objective.beta", "objective.balance", "objective.warm_up"),
+            lambda config: config.objective.loss != "heatmap",
+        ),
+        Acts("without --data", ("pictures",), lambda config: config.data is None and not config.download),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("data",)
 
     objective: Annotated[Objective, tyro.conf.arg(name="")] = field(default_factory=Objective)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.paper.vgg import ConstantVgg11
 from experiments.paper.video import VideoConfig, video
 from experiments.records.quantities import Quantity
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from geometry import Solution, Status, pnp, project, se3
@@ -41,6 +42,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(VideoConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            "without --matches",
+            ("method", "regularise", "threshold", "gradient"),
+            lambda config: config.matches is None,
+        ),
+        Acts(
+            "without --matches, with --method vgg11_adam",
+            ("learning_rate",),
+            lambda config: config.matches is None and config.method == "vgg11_adam",
+        ),
+    )
+
     method: Literal["vgg11_adam", "gauss_newton"] = "gauss_newton"
     """Chooses the paper's network and optimiser, or the keypoints as free parameters and Gauss-Newton steps."""
     learning_rate: float = 4e-6

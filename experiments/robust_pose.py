@@ -38,6 +38,7 @@ from experiments.drawing.success import over
 from experiments.records.files import write_json, write_text
 from experiments.records.text import table
 from experiments.running.mistyped import check_names
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
@@ -56,6 +57,15 @@ Method = Literal["sampling", "weights", "classify"]
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --methods sampling", ("pools", "sets"), lambda config: "sampling" in config.methods),
+        Acts("with --methods weights", ("start", "kernel"), lambda config: "weights" in config.methods),
+        Acts(
+            "with --matches",
+            ("image_size", "focal", "long", "repeats", "real_budgets", "real_success"),
+            lambda config: config.matches is not None,
+        ),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("matches",)
 
     methods: tuple[Method, ...] = ("sampling", "weights", "classify")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,13 @@ from experiments.paper.learning import Descent
 from experiments.paper.vgg import ConstantVgg11
 from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.structure.determined import not_determined, shape_deviation
 from experiments.structure.refinement import refine
 from experiments.structure.reversal import settle
-from experiments.structure.scenes import Scene, SceneOptions, read_scene
+from experiments.structure.scenes import Scene, SceneOptions, has_no_start, read_scene
 from geometry import BundleSolution, bundle, find_structure, pnp, project, triangulate
 from geometry.optim import NestedState, nested_start, nested_step
 from geometry.reconstruction import Guess, mirror
@@ -40,6 +41,20 @@ from geometry.reconstruction import Guess, mirror
 
 @dataclass(frozen=True)
 class Config(SceneOptions, RunConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --method vgg11_adam", ("learning_rate", "masked"), lambda config: config.method == "vgg11_adam"),
+        Acts(
+            "with --method gauss_newton and a --scene without poses: duck, published",
+            ("candidates", "search_points"),
+            lambda config: config.method == "gauss_newton" and has_no_start(config.scene),
+        ),
+        Acts(
+            "with a --scene without poses: duck, published",
+            ("finish", "known"),
+            lambda config: has_no_start(config.scene),
+        ),
+    )
+
     method: Literal["vgg11_adam", "gauss_newton"] = "gauss_newton"
     """Chooses the paper's network and optimiser, or the points as free parameters and Gauss-Newton steps."""
     iterations: int = 200

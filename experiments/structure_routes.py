@@ -28,6 +28,7 @@ from datasets import locate
 from experiments.drawing.figures import BLUE, GREY, ORANGE
 from experiments.records.files import write_json, write_text
 from experiments.running.config import RunConfig
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.structure.alignment import rms_radius
@@ -49,6 +50,11 @@ NEAR = 1e-6
 
 @dataclass(frozen=True)
 class Config(RunConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --regimes tracks", ("scene",), lambda config: "tracks" in config.regimes),
+        Acts("with --regimes random_start", ("starts",), lambda config: "random_start" in config.regimes),
+        Acts("with --adam-steps above 0", ("learning_rate",), lambda config: config.adam_steps > 0),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("scene",)
 
     regimes: tuple[Regime, ...] = tuple(regime for regime in REGIMES if regime != "tracks")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from datasets.made.sudoku import Puzzles, all_boards, rules, sudoku_puzzles
 from experiments.drawing.figures import BLUE, GREY, ORANGE, array
 from experiments.drawing.shapes import by_method, curves
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
 from experiments.running.training import Training, TrainingConfig, side_by_side
@@ -47,6 +48,19 @@ Method = Literal["optnet", "network"]
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            "with --methods optnet",
+            ("learning_rate", "rows", "penalty", "first_penalty"),
+            lambda config: "optnet" in config.methods,
+        ),
+        Acts(
+            "with --methods network",
+            ("network_rate", "width", "depth"),
+            lambda config: "network" in config.methods,
+        ),
+    )
+
     methods: tuple[Method, ...] = ("optnet", "network")
     """Lists the methods to train side by side, on the same puzzles."""
     batch: int = 50

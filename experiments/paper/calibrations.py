@@ -9,7 +9,7 @@ Kalibr read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -34,6 +34,7 @@ from experiments.records.text import table
 from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.determined import is_loose, undetermined_names
 from experiments.running.mistyped import check_names
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from geometry import cauchy, project
 from geometry.camera import Model, intrinsics_from_matrix
@@ -110,6 +111,14 @@ SHARED_BOARDS = (
 
 @dataclass(frozen=True)
 class CalibrationConfig(RunConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("where there are boards", ("opencv",), lambda config: config.boarded),
+        Acts(
+            "with a --board.source",
+            tuple(f"board.{field.name}" for field in fields(Board) if field.name != "source"),
+            lambda config: bool(config.board.source),
+        ),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("board.source",)
 
     iterations: int = 100
@@ -120,6 +129,11 @@ class CalibrationConfig(RunConfig):
     """Lists what the preset calibrates from; nothing means the published cube."""
     opencv: bool = True
     """Says whether to calibrate the same marks with OpenCV, for comparison."""
+
+    @property
+    def boarded(self) -> bool:
+        """Whether it calibrates from boards, and not from the published cube."""
+        return bool(self.boards or self.board.source)
 
 
 class Job(NamedTuple):

@@ -24,6 +24,7 @@ from experiments.records.files import write_json
 from experiments.records.quantities import Quantity
 from experiments.running.config import RunConfig
 from experiments.running.determined import is_loose
+from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from geometry import Status, geman_mcclure, pnp, pnp_ransac, project
 from geometry.camera import matrix_from_intrinsics
@@ -44,6 +45,9 @@ LEAST = 6
 
 @dataclass(frozen=True)
 class VideoConfig(RunConfig):
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts("with --matches", ("image_size", "inlier"), lambda config: config.matches is not None),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("matches",)
 
     iterations: int = 50

@@ -17,12 +17,15 @@ from datasets.locate import AbsentDataError
 from experiments.records.files import EXIT_SKIPPED
 from experiments.running.catalogue import presets_told, without_presets
 from experiments.running.mistyped import mistyped
+from experiments.running.options import Acts, idle, laid_flat, shown, written
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every experiment can be told; its own Config inherits from this."""
+    """What every experiment can be told."""
 
+    acts: ClassVar[tuple[Acts, ...]] = ()
+    """Lists the options that do something in some configs alone."""
     names_data: ClassVar[tuple[str, ...]] = ()
     """Options that name the data, such as a folder of images: what they are told is part of the run folder's name."""
 
@@ -76,7 +79,7 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
 
     description: the driver's docstring, whose list of presets says what each is. program: what help calls the driver;
     left empty, as it was called. default: the preset where none is named. A mistyped name ends the driver with a
-    sentence and exit code 1, another mistake with tyro's words and 2.
+    sentence and exit code 1, an option that does nothing in that config as well; a value that is none with exit code 2.
     """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = program or (f"python -m {module.name}" if module else Path(sys.argv[0]).stem)
@@ -85,14 +88,25 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
         arguments = [default, *arguments]
     if wrong := mistyped(program.rpartition("experiments.")[2], arguments, presets):
         raise SystemExit(wrong)
-    config = tyro.extras.overridable_config_cli(
-        {name: (told.get(name, ""), preset) for name, preset in presets.items()},
+    helping = bool({"-h", "--help"} & {*arguments})
+    views = {name: shown(preset, helping) for name, preset in presets.items()}
+    view = tyro.extras.overridable_config_cli(
+        {name: ("\n\n".join(filter(None, (told.get(name, ""), more))), seen) for name, (seen, more) in views.items()},
         args=arguments,
         prog=program,
         description=without_presets(description),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return _named_by_data(config, presets[arguments[0]]) if isinstance(config, RunConfig) else config
+    preset = presets[arguments[0]]
+    try:
+        config = laid_flat(view, preset)
+    except ValueError as error:  # a number that is out of range, which the config itself looks at
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    for name, where in idle(config).items():
+        if attrgetter(name)(config) != attrgetter(name)(preset):
+            raise SystemExit(f"{written(preset, name)} does nothing here: it acts {where}")
+    return _named_by_data(config, preset) if isinstance(config, RunConfig) else config
 
 
 def _named_by_data(config: Any, preset: Any) -> Any:

@@ -18,6 +18,7 @@ from datasets.images.tracks import Tracks, find_tracks
 from datasets.made.published import MESHES, Mesh, read_mesh, read_poses
 from datasets.made.scenes import duck, half_visible, random_poses
 from experiments.records.text import nearest
+from experiments.running.options import Acts
 from experiments.structure.alignment import move, shape_errors
 from experiments.structure.lens import Known, Sought
 from experiments.structure.start import Growing, start_known, start_sought
@@ -32,6 +33,19 @@ _TRACKS = (".csv", ".tracks")
 """Suffixes of texts of tracks without poses."""
 PUBLISHED: dict[str, Mesh] = {"published" if mesh == "duck" else f"published_{mesh}": mesh for mesh in MESHES}
 """Scenes of the published demo."""
+MADE = "duck", "orbit", "turntable"
+
+
+def is_of_yours(scene: str) -> bool:
+    """Whether it is a path, and not one that is made or published."""
+    return scene not in (*MADE, *PUBLISHED)
+
+
+def has_no_start(scene: str) -> bool:
+    """Whether its points are learned from nothing, with no reconstruction before it."""
+    return scene == "duck" or scene in PUBLISHED
+
+
 Lens = tuple[Tensor, Tensor]
 """K (V|1,3,3) and distortion (V|1,k)."""
 
@@ -40,6 +54,22 @@ Lens = tuple[Tensor, Tensor]
 class SceneOptions(Growing):
     """Which scene, and how its tracks become a start."""
 
+    acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            "with a --scene of images or tracks, orbit or turntable",
+            ("intrinsics_known", "free", "candidates_f", "inlier_px", "robust_px"),
+            lambda config: not has_no_start(config.scene),
+        ),
+        Acts("with a --scene of yours", ("intrinsics", "image_size"), lambda config: is_of_yours(config.scene)),
+        Acts(
+            "with a --scene that is made: duck, orbit, turntable", ("scene_seed",), lambda config: config.scene in MADE
+        ),
+        Acts(
+            "with a --scene that is made or published",
+            ("points", "views"),
+            lambda config: not is_of_yours(config.scene),
+        ),
+    )
     names_data: ClassVar[tuple[str, ...]] = ("scene",)
 
     scene: str = "duck"
@@ -171,7 +201,7 @@ def _read(options: SceneOptions, seed: int) -> Scene:
     try:
         path = locate.locate(options.scene)
     except FileNotFoundError as error:
-        hint = nearest(options.scene, ("duck", "orbit", "turntable", *PUBLISHED))
+        hint = nearest(options.scene, (*MADE, *PUBLISHED))
         raise type(error)(f"{error}{hint}") from None
     images = path.is_dir() and not any((path / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
     if images:
