@@ -1,23 +1,26 @@
 """Drivers launched one by one or side by side, each a process of its own, so that one that dies takes no other with it.
 
-The standard library alone is imported here, so that what launches starts at once.
+Where they run is a `Place`: `Here` is this machine, `experiments.running.cluster` has others. The standard library
+alone is imported here, so that what launches starts at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Any, NamedTuple, Protocol
 
 from experiments.records.files import EXIT_MISSED, EXIT_SKIPPED, read_summary
-from experiments.records.text import said
+from experiments.running.display import display
 
-__all__ = ["Asked", "Ended", "launched"]
+__all__ = ["Asked", "Driver", "Ended", "Here", "Place", "Running", "launched"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 3.0
@@ -59,67 +62,141 @@ class Ended(NamedTuple):
     summary: dict[str, Any] | None = None
 
 
-def launched(runs: Sequence[Asked], out: Path, resume: bool = False, jobs: int = 1) -> Iterator[Ended]:
+class Running(Protocol):
+    """A run that has been started."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def result(self) -> Ended:
+        """How it ended, once it has."""
+
+
+class Place(Protocol):
+    """Where runs are started, and what ends them early."""
+
+    pace: float
+    """Seconds between looks at what runs there."""
+
+    def start(self, asked: Asked, out: Path, resume: bool) -> Running:
+        """Start one; its results go to `out`."""
+
+    def end(self, running: Sequence[Any]) -> None:
+        """End those that it started and that have not ended."""
+
+
+def launched(
+    runs: Sequence[Asked], out: Path, resume: bool = False, jobs: int = 1, place: Place | None = None
+) -> Iterator[Ended]:
     """How each of the runs ended, in their order; up to `jobs` of them run at a time. Their results go to `out`.
 
-    Whoever leaves this early, as by Ctrl-C, ends the drivers with it.
+    place: where they run, on this machine if it is left out. Whoever leaves this early, as by Ctrl-C, ends the drivers
+    with it.
     """
-    running: list[subprocess.Popen[str]] = []
-
-    def run(number: int, asked: Asked) -> Ended:
-        title = f"[{number}/{len(runs)}] {asked.title}"
-        print(title, flush=True)
-        ended = _run(asked, out, resume, running)
-        print(f"{title}: {said(ended.status)}", flush=True)
-        return ended
-
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run, number, asked) for number, asked in enumerate(runs, 1)]
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    waiting = deque(enumerate(runs))
+    running: dict[int, Running] = {}
+    ended: dict[int, Ended] = {}
+    with display(len(runs)) as screen:
+        place = place or Here(quiet=screen.is_live)
         try:
-            for future in futures:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for driver in list(running):
-                _end(driver)
-            raise
+            for number in range(len(runs)):
+                while number not in ended:
+                    while waiting and len(running) < jobs:
+                        following, asked = waiting.popleft()
+                        screen.begin(following, asked.title, asked.folder(out))
+                        running[following] = place.start(asked, out, resume)
+                    for each in [each for each, run in running.items() if run.done()]:
+                        ended[each] = running[each].result()
+                        del running[each]
+                        screen.end(each, ended[each])
+                    screen.look()
+                    if number not in ended:
+                        time.sleep(place.pace)
+                yield ended[number]
+        finally:
+            place.end(list(running.values()))
 
 
-def _run(asked: Asked, out: Path, resume: bool, running: list[subprocess.Popen[str]]) -> Ended:
-    """One driver to its end; it is among the `running` for as long as it does."""
-    path = asked.folder(out) / "summary.json"
-    before = _written(path)
-    tail: deque[str] = deque(maxlen=12)
-    command = asked.command(out, resume)
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace") as driver:
-        running.append(driver)
-        assert driver.stderr is not None
-        for line in driver.stderr:  # passed on as it comes: the progress is in it
-            sys.stderr.write(line)
-            tail.append(line.rstrip())
-    running.remove(driver)
-    code, last = driver.returncode, "\n".join(line for line in tail if line)
-    if code == EXIT_SKIPPED:
-        return Ended("skipped", last.rsplit("\n", 1)[-1])
-    if code not in (0, EXIT_MISSED):
-        return Ended("failed", f"exit code {code}\n{last}")
-    written = _written(path)
-    if not written or (written == before and not resume):  # an old summary says nothing about this run
-        return Ended("failed", f"it ended without writing {path}")
-    summary = read_summary(path)
-    told = [*summary["undetermined"], *filter(None, [summary["note"]])]
-    return Ended("converged" if summary["converged"] else "not converged", "\n".join(told), summary)
+class Here:
+    """This machine. quiet: drivers say nothing but their warnings, since there is a display of all of them."""
+
+    pace = 0.1
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def start(self, asked: Asked, out: Path, resume: bool) -> Driver:
+        """Start the driver."""
+        return Driver(asked, out, resume, self.quiet)
+
+    def end(self, running: Sequence[Driver]) -> None:
+        """A terminal's Ctrl-C reaches drivers, too, another's this process alone; and some do not listen."""
+        asks: tuple[Callable[[Driver], None], ...] = (lambda _: None, Driver.interrupt, Driver.kill)
+        for ask in asks:
+            running = [driver for driver in running if not driver.done()]
+            for driver in running:
+                ask(driver)
+            latest = time.monotonic() + PATIENCE
+            while time.monotonic() < latest and not all(driver.done() for driver in running):
+                time.sleep(0.05)
 
 
-def _end(driver: subprocess.Popen[str]) -> None:
-    """End a driver: a terminal's Ctrl-C reaches it, too, another's this process alone; and some do not listen."""
-    for ask in (lambda: None, lambda: driver.send_signal(signal.SIGINT), driver.kill):
-        ask()
-        try:
-            driver.wait(PATIENCE)
-            return
-        except subprocess.TimeoutExpired:
-            pass
+class Driver:
+    """The process of one run. quiet: it prints no progress and no verdict, whoever started it does."""
+
+    def __init__(self, asked: Asked, out: Path, resume: bool, quiet: bool = False) -> None:
+        self._path = asked.folder(out) / "summary.json"
+        self._before = _written(self._path)
+        self._resume = resume
+        self._tail: deque[str] = deque(maxlen=12)
+        self._process = subprocess.Popen(
+            asked.command(out, resume),
+            cwd=ROOT, env={**os.environ, "TQDM_DISABLE": "1"} if quiet else None,
+            stdout=subprocess.DEVNULL if quiet else None, stderr=subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        self._reader = Thread(target=self._pass_on, daemon=True)
+        self._reader.start()
+
+    def _pass_on(self) -> None:
+        """Pass on what it says as it comes: the progress is in it."""
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                sys.stderr.write(line)
+                self._tail.append(line.rstrip())
+
+    def done(self) -> bool:
+        """Whether it has ended, and has been listened to."""
+        return self._process.poll() is not None and not self._reader.is_alive()
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Without asking."""
+        self._process.kill()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended; that of one which a signal ended is below zero."""
+        self._reader.join()
+        return self._process.wait()
+
+    def result(self) -> Ended:
+        """Wait for its end, and say what came of it."""
+        code, last = self.wait(), "\n".join(line for line in self._tail if line)
+        if code == EXIT_SKIPPED:
+            return Ended("skipped", last.rsplit("\n", 1)[-1])
+        if code not in (0, EXIT_MISSED):
+            return Ended("failed", f"exit code {code}\n{last}")
+        written = _written(self._path)
+        if not written or (written == self._before and not self._resume):  # an old summary says nothing about this run
+            return Ended("failed", f"it ended without writing {self._path}")
+        summary = read_summary(self._path)
+        told = [*summary["undetermined"], *filter(None, [summary["note"]])]
+        return Ended("converged" if summary["converged"] else "not converged", "\n".join(told), summary)
 
 
 def _written(path: Path) -> int:

@@ -55,6 +55,7 @@ from datasets.files import replacing
 from experiments.drawing.figures import BLUE, FRUSTUM_EDGES, ORANGE, array, frusta, rgb
 from experiments.records import recording
 from experiments.records.files import plain, read_summary, write_json
+from experiments.records.progress import plan
 from experiments.records.quantities import Quantity
 from experiments.running import saved
 from experiments.running.config import RunConfig, told_in_a_sentence
@@ -214,6 +215,7 @@ class Run:
         if self._saved and not self._restored:
             raise RuntimeError("this run is resumed: call run.restore() before run.iterations()")
         self._total = total
+        plan(self.folder, total)
         pause = 0.1 if sys.stderr.isatty() else 30.0  # a log file gets a line twice a minute
         self._bar = tqdm(
             range(self.start, total), f"{self.experiment} {self.folder.name}", total, initial=self.start,
