@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run_all
+from experiments.records.overview import report
 from experiments.running import launch
 
 # A driver without torch, so that each run takes a blink: its preset says how it ends.
@@ -168,10 +169,10 @@ def test_seeds_are_aggregated_and_nan_stands_out() -> None:
         ended = {"status": "converged", "message": "", "summary": {**summary, "reference": {"x": "1 px"}}}
         return {"experiment": "e", "preset": "p", "seed": seed, **ended}
 
-    table = run_all.report([run(0, 1.0), run(1, 3.0), run(2, 8.25)])
+    table = report([run(0, 1.0), run(1, 3.0), run(2, 8.25)], [])
     row = "| e | p | 0, 1, 2 | loss below 1<br>loss below 2 | 3/3 | 11 (10 to 12) | 1.5 | 3 (1 to 8.25) | "
     assert row + "x 3 (1 to 8.25) | x 1 px |" in table
-    assert "| nan in 1 of 2 | x nan in 1 of 2 |" in run_all.report([run(0, 1.0), run(1, "nan")])
+    assert "| nan in 1 of 2 | x nan in 1 of 2 |" in report([run(0, 1.0), run(1, "nan")], [])
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nosuch"], ["--preset", "nosuch"], ["--seeds", "x"]])

@@ -38,6 +38,7 @@ __all__ = [
     "drop_frames",
     "is_recorded",
     "read_file",
+    "read_metrics",
     "read_run",
 ]
 
@@ -214,7 +215,7 @@ def read_run(folder: Path) -> Recording:
     stages = [_read(path, Stage) for path in sorted((folder / FOLDER).glob("stage-*.npz"))]
     if any(frame.stage >= len(stages) for frame in frames):
         raise ValueError(f"{folder / FOLDER} lacks a stage that a frame names: run the experiment again")
-    return Recording(title, tuple(stages), tuple(frames), _read_metrics(folder / "metrics.csv"), summary, is_run=True)
+    return Recording(title, tuple(stages), tuple(frames), read_metrics(folder / "metrics.csv"), summary, is_run=True)
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -245,8 +246,8 @@ def _widened(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
-def _read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The columns; of a run that goes on, up to the last whole row."""
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a metrics.csv; of a run that goes on, up to the last whole row. Empty where there is none."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:

@@ -1,5 +1,7 @@
 """results/index.html: every run with its picture, its figures beside the paper's, and links to all it left.
 
+Where an experiment was run with several seeds, results/seeds.html compares them (`experiments.viewers.seeds`).
+
     python -m experiments.viewers.index results
 
 rebuilds it from the run folders, and from the summary.json that run_all.py wrote for what has no folder; no experiment
@@ -31,6 +33,7 @@ from markupsafe import Markup, escape
 from datasets.files import replacing
 from experiments.records.files import UNSAID
 from experiments.records.text import number, said, spread
+from experiments.viewers.seeds import write_seeds
 
 WEB = Path(__file__).parent / "web"
 WIDE = 3.0
@@ -87,6 +90,7 @@ class Entry:
     measured: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     reference: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
     page: str = ""
     picture: Picture | None = None
     files: tuple[Link, ...] = ()
@@ -200,6 +204,7 @@ def write_index(results: Path) -> Path:
         "sortable": _sortable,
     }
     text = environment.get_template("index.html").render(
+        swept=write_seeds(results, listed, environment),
         cards=[Card(list(group)) for _, group in groupby(listed, key=lambda e: (e.experiment, e.label))],
         entries=listed,
         states=[(state, count) for state in STATES if (count := Counter(e.state for e in listed)[state])],
@@ -227,7 +232,7 @@ def _read(folder: Path) -> Entry:
     """The run in that folder."""
     named = re.fullmatch(r"(.+)-seed([0-9]{1,10})", folder.name)
     label, seed = (named[1], int(named[2])) if named else (folder.name, None)
-    entry = Entry(folder.parent.name, label, seed, "damaged")
+    entry = Entry(folder.parent.name, label, seed, "damaged", folder=folder)
     try:
         files, page = _files(folder)
         entry = replace(entry, files=files, page=page)
