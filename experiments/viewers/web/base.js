@@ -1,15 +1,28 @@
 // What all of the page's modules use.
 
-export const BLUE = "#0072B2";
-export const ORANGE = "#D55E00";
-export const MUTED = "#5F6670";
-export const LINE = "#E3E6EA";
+const isDark = matchMedia("(prefers-color-scheme: dark)");
+/** What canvases draw in: the colours of the style sheet by name, "#rrggbb", which are others in dark mode. */
+export const colors = { background: "", text: "", muted: "", line: "", blue: "", orange: "" };
 export const UNKNOWN = [154, 161, 171]; // colour of a point whose value is not known
-export const VIRIDIS = [
+const VIRIDIS = [
   ..."#440154 #481a6c #472f7d #414487 #39568c #31688e #2a788e #23888e".split(" "),
   ..."#1f988b #22a884 #35b779 #54c568 #7ad151 #a5db36 #d2e21b #fde725".split(" "),
 ].map(rgb);
 export const AXES = ["x", "y", "z"];
+
+function readColors() {
+  const style = getComputedStyle(document.documentElement);
+  for (const name of Object.keys(colors)) colors[name] = style.getPropertyValue(`--${name}`).trim();
+}
+readColors();
+
+/** Call `repaint` whenever the colours have become others. */
+export function onNewColors(repaint) {
+  isDark.addEventListener("change", () => {
+    readColors();
+    repaint();
+  });
+}
 
 /** Red, green, blue of "#rrggbb", 0 to 255. */
 export function rgb(hex) {
@@ -47,8 +60,10 @@ export function roundAbove(value) {
   return (lead > 5 ? 10 : lead > 2 ? 5 : lead > 1 ? 2 : 1) * exponent;
 }
 
+/** Viridis; on a dark page without its darkest fifth, which nobody would see there. */
 export function viridis(share) {
-  const at = clamp(share, 0, 1) * (VIRIDIS.length - 1);
+  const least = isDark.matches ? 0.2 : 0;
+  const at = (least + (1 - least) * clamp(share, 0, 1)) * (VIRIDIS.length - 1);
   const i = Math.min(Math.floor(at), VIRIDIS.length - 2);
   return VIRIDIS[i].map((low, channel) => low + (at - i) * (VIRIDIS[i + 1][channel] - low));
 }

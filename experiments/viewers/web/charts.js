@@ -1,7 +1,7 @@
 // The columns of metrics.csv as curves.
 
 import { uPlot } from "./libraries.js";
-import { BLUE, clamp, element, LINE, MUTED, ORANGE, short } from "./base.js";
+import { clamp, colors, element, short } from "./base.js";
 
 const INTRINSICS = /^(f|fx|fy|cx|cy|skew|focal\w*|[kpd]\d)$/;
 
@@ -73,7 +73,8 @@ export class Chart {
   /** @returns {any} what uPlot is told */
   options(log) {
     const font = "11px system-ui, sans-serif";
-    const axis = { font, stroke: MUTED, ticks: { stroke: LINE, size: 4 }, grid: { stroke: LINE, width: 1 } };
+    const [blue, line] = [() => colors.blue, () => colors.line]; // asked for whenever it draws
+    const axis = { font, stroke: () => colors.muted, ticks: { stroke: line, size: 4 }, grid: { stroke: line, width: 1 } };
     return {
       width: this.holder.clientWidth || 360,
       height: chartHeight(),
@@ -83,7 +84,7 @@ export class Chart {
         y: false,
         drag: { x: false, y: false },
         sync: { key: "iteration" },
-        points: { size: 6, fill: BLUE, width: 0 },
+        points: { size: 6, width: 0 },
       },
       scales: {
         x: { time: false, range: () => (this.xs[0] < this.xs[1] ? this.xs : [this.xs[0] - 1, this.xs[0] + 1]) },
@@ -107,13 +108,18 @@ export class Chart {
       ],
       series: [
         {},
-        { stroke: BLUE, width: 1.6, spanGaps: false, points: { show: this.values.length < 40, size: 4, fill: BLUE } },
+        { stroke: blue, width: 1.6, spanGaps: false, points: { show: this.values.length < 40, size: 4, fill: blue } },
       ],
       hooks: {
         draw: [(plot) => this.drawTarget(plot)],
         setCursor: [(plot) => this.say(plot.cursor.idx)],
       },
     };
+  }
+
+  /** Draw again, in the colours that hold now. */
+  repaint() {
+    this.plot?.redraw();
   }
 
   range(low, high) {
@@ -130,7 +136,7 @@ export class Chart {
     const { ctx, bbox } = plot;
     const y = plot.valToPos(this.goal, "y", true);
     ctx.save();
-    ctx.strokeStyle = ORANGE;
+    ctx.strokeStyle = colors.orange;
     ctx.lineWidth = 1.5 * devicePixelRatio;
     ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
     ctx.beginPath();

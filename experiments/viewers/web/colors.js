@@ -1,6 +1,6 @@
 // How points are coloured, and the bar that says so.
 
-import { $, AXES, bulk, clamp, element, percentiles, short, UNKNOWN, VIRIDIS, viridis } from "./base.js";
+import { $, AXES, bulk, clamp, element, percentiles, short, UNKNOWN, viridis } from "./base.js";
 
 /** How to colour the points of a frame: {name, color(i, out, at), low, high, log} with low ... high for the bar. */
 export const COLORINGS = {
@@ -85,7 +85,7 @@ export function showBar({ name, low, high, log, offset }, stage, count) {
   const unit = !log && high > low ? 10 ** (Math.floor(Math.log10(high - low)) - 2) : 0;
   const rounded = (value) => (unit ? Math.round(value / unit) * unit || 0 : value);
   $("bar-name").textContent = name;
-  const stops = VIRIDIS.map((color) => `rgb(${color})`);
+  const stops = Array.from({ length: 16 }, (_, i) => `rgb(${viridis(i / 15)})`);
   $("bar-colors").style.background = `linear-gradient(to right, ${stops})`;
   $("bar-numbers").replaceChildren(
     ...[low, middle, high].map((value) => element("span", {}, short(rounded(value + shift), 3))),

@@ -1,7 +1,7 @@
 // What the user does: look closer, and move in time.
 
 import { Vector3 } from "./libraries.js";
-import { $, AXES, MUTED } from "./base.js";
+import { $, AXES } from "./base.js";
 import { drawImage } from "./image.js";
 import { space, state } from "./state.js";
 import { hover } from "./point.js";
@@ -15,8 +15,7 @@ function turnAxes() {
     const [x, y, z] = [m[4 * axis], -m[4 * axis + 1], m[4 * axis + 2]];
     lines.push([
       z,
-      `<line x2="${24 * x}" y2="${24 * y}" stroke="${MUTED}" stroke-width="1.5"/>
-      <text x="${32 * x}" y="${32 * y}" fill="${MUTED}">${name}</text>`,
+      `<line x2="${24 * x}" y2="${24 * y}"/><text x="${32 * x}" y="${32 * y}">${name}</text>`,
     ]);
   });
   $("axes").innerHTML = lines
@@ -56,9 +55,12 @@ export function listenInSpace() {
   });
   const current = () => state.data.stages[state.stage];
   $("fit-points").addEventListener("click", () => space.fit([current().box.corners], current().box.centre));
-  $("fit-all").addEventListener("click", () =>
-    space.fit(everything(current(), state.data.frames[state.frame]), current().box.centre),
-  );
+  $("fit-all").addEventListener("click", fitAll);
+  listenToKeys(canvas);
+  const narrow = matchMedia("(max-width: 600px)");
+  const fold = () => ($("tools").open = !narrow.matches);
+  narrow.addEventListener("change", fold);
+  fold();
   $("color").addEventListener("change", () => {
     state.color = $("color").value;
     show(state.frame);
@@ -67,6 +69,46 @@ export function listenInSpace() {
   $("size").addEventListener("input", () => {
     space.magnified = 2 ** Number($("size").value);
     space.redraw();
+  });
+}
+
+function fitAll() {
+  const stage = state.data.stages[state.stage];
+  space.fit(everything(stage, state.data.frames[state.frame]), stage.box.centre);
+}
+
+const TURN = Math.PI / 24;
+const SHIFT = 40; // px
+const CLOSER = 0.85;
+
+/** Keys of the canvas. Only the keyboard gives it the focus, and a ring shows it: after a click arrows go in time. */
+function listenToKeys(canvas) {
+  canvas.addEventListener("mousedown", (event) => {
+    event.preventDefault();
+    /** @type {HTMLElement} */ (document.activeElement).blur();
+  });
+  const arrows = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !space.controls) return;
+    const { controls } = space;
+    const [x, y] = arrows[event.key] ?? [0, 0];
+    if (event.key in arrows && event.shiftKey) controls.pan(SHIFT * x, SHIFT * y);
+    else if (x) controls.rotateLeft(TURN * x);
+    else if (y) controls.rotateUp(TURN * y);
+    else if (event.key === "+" || event.key === "=") controls.dollyIn(CLOSER);
+    else if (event.key === "-") controls.dollyOut(CLOSER);
+    else if (event.key === "0" || event.key === "f") fitAll();
+    else return;
+    hover(null);
+    event.preventDefault();
+    event.stopPropagation(); // an arrow does not go in time as well
+  });
+}
+
+export function listenToHelp() {
+  $("help").addEventListener("click", () => $("shortcuts").showModal());
+  addEventListener("keydown", (event) => {
+    if (event.key === "?" && !$("shortcuts").open) $("shortcuts").showModal();
   });
 }
 
@@ -104,7 +146,7 @@ export function listenToTime() {
     go(state.data.frames.indexOf(state.data.stages[Number($("stage-choice").value)].frames.at(-1))),
   );
   addEventListener("keydown", (event) => {
-    if (!state.data?.frames.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!state.data?.frames.length || $("shortcuts").open || event.ctrlKey || event.metaKey || event.altKey) return;
     const on = /** @type {HTMLElement} */ (event.target);
     if (on !== $("slider") && on.matches?.("select, input[type=range]")) return; // it has keys of its own
     if (event.key === " " && on.matches?.("button, input[type=checkbox], summary")) return;

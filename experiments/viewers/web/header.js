@@ -1,6 +1,8 @@
 // What came of the run, in words and numbers.
 
-import { $, element, short } from "./base.js";
+import { $, element, plural, short } from "./base.js";
+
+const FACTS = 12; // that are seen at once; the others unfold
 
 export function describe(data) {
   const { summary } = data;
@@ -35,7 +37,7 @@ export function describe(data) {
   for (const name of ["iterations", "seconds", "loss"]) if (summary[name] !== undefined) add(name, summary[name]);
   for (const [name, value] of Object.entries(summary.errors ?? {})) add(name, value);
   for (const name of Object.keys(reference)) add(name);
-  $("facts").replaceChildren(
+  const all = [
     ...found,
     ...facts.map(([name, value, text]) => {
       const unit =
@@ -52,7 +54,12 @@ export function describe(data) {
       if (text !== undefined) shown.append(element("span", { class: "reference" }, `reference ${short(text)}`));
       return element("div", {}, element("dt", {}, label), shown);
     }),
-  );
+  ];
+  const shown = all.length > FACTS ? all.splice(0, FACTS) : all.splice(0);
+  $("facts").replaceChildren(...shown);
+  $("more").hidden = all.length === 0;
+  $("more").firstElementChild.textContent = `${plural(all.length, "more figure")}`;
+  $("more").lastElementChild.replaceChildren(...all);
   const left = Object.entries(summary.left_out ?? {});
   $("left-out").replaceChildren(
     ...left.map(([name, why]) => element("li", {}, element("b", {}, name), `: ${why}`)),

@@ -1,6 +1,6 @@
 // Points of one image, and the way they went.
 
-import { BLUE, clamp, element, LINE, MUTED, ORANGE, percentiles, roundAbove, short, viridis } from "./base.js";
+import { clamp, colors, element, percentiles, roundAbove, short, viridis } from "./base.js";
 
 export function drawImage(canvas, data, frame) {
   const stage = data.stages[frame.stage];
@@ -30,8 +30,8 @@ export function drawImage(canvas, data, frame) {
   for (const axis of [0, 1]) {
     for (const tick of roundNumbers(low[axis], high[axis], axis ? 5 : 6)) {
       const at = Math.round(axis ? v(tick) : u(tick)) + 0.5;
-      pen.strokeStyle = LINE;
-      pen.fillStyle = MUTED;
+      pen.strokeStyle = colors.line;
+      pen.fillStyle = colors.muted;
       pen.beginPath();
       if (axis) {
         pen.moveTo(margin.left, at);
@@ -47,7 +47,7 @@ export function drawImage(canvas, data, frame) {
     }
   }
   if (stage.image_size) {
-    pen.strokeStyle = "#AEB5BE";
+    pen.strokeStyle = colors.muted;
     const [w, h] = stage.image_size; // (0, 0) is the centre of the top-left pixel
     pen.strokeRect(u(-0.5), v(-0.5), zoom * w, zoom * h);
   }
@@ -72,14 +72,14 @@ export function drawImage(canvas, data, frame) {
   }
   pen.globalAlpha = 1;
   if (stage.edges && stage.edges.every((end) => end < count)) {
-    pen.strokeStyle = BLUE;
+    pen.strokeStyle = colors.blue;
     pen.lineWidth = 1;
     pen.beginPath();
     for (let e = 0; e < stage.edges.length; e += 2) line(current, stage.edges[e], current, stage.edges[e + 1]);
     pen.stroke();
   }
   if (truth.length === current.length) {
-    pen.strokeStyle = MUTED;
+    pen.strokeStyle = colors.muted;
     pen.globalAlpha = 0.6;
     pen.beginPath();
     for (let i = 0; i < count; i++) line(current, i, truth, i);
@@ -87,7 +87,7 @@ export function drawImage(canvas, data, frame) {
     pen.globalAlpha = 1;
   }
   const arm = clamp(40 / Math.sqrt(truth.length / 2), 3, 8);
-  pen.strokeStyle = ORANGE;
+  pen.strokeStyle = colors.orange;
   pen.lineWidth = many ? 1 : 2;
   pen.beginPath();
   for (let i = 0; i < truth.length; i += 2) {
@@ -99,8 +99,8 @@ export function drawImage(canvas, data, frame) {
     pen.lineTo(x, y + arm);
   }
   pen.stroke();
-  pen.fillStyle = BLUE;
-  pen.strokeStyle = "#fff";
+  pen.fillStyle = colors.blue;
+  pen.strokeStyle = colors.background;
   pen.lineWidth = 1;
   for (let i = 0; i < count; i++) {
     pen.beginPath();
@@ -146,12 +146,14 @@ export function legend(stage) {
     span.append(label);
     return span;
   };
-  const marks = [mark(`<circle r="4" fill="${BLUE}"/>`, "now")];
+  const marks = [mark(`<circle r="4" style="fill: var(--blue)"/>`, "now")];
   if (stage.points2d_truth)
-    marks.push(mark(`<path d="M-6 0H6M0 -6V6" stroke="${ORANGE}" stroke-width="2"/>`, "target"));
+    marks.push(mark(`<path d="M-6 0H6M0 -6V6" style="stroke: var(--orange); stroke-width: 2"/>`, "target"));
   marks.push(
     mark(
-      `<path d="M-7 0H0" stroke="#440154" stroke-width="2"/><path d="M0 0H7" stroke="#35b779" stroke-width="2"/>`,
+      [`M-7 0H0`, `M0 0H7`]
+        .map((line, i) => `<path d="${line}" stroke="rgb(${viridis(0.65 * i)})" stroke-width="2"/>`)
+        .join(""),
       "way, from dark to bright",
     ),
   );

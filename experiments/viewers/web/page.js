@@ -1,11 +1,11 @@
 // Data, embedded or from a server, and the start.
 
 import { uPlotStyle } from "./libraries.js";
-import { $, element } from "./base.js";
+import { $, element, onNewColors } from "./base.js";
 import { centres, decode } from "./data.js";
 import { space, state } from "./state.js";
-import { load } from "./show.js";
-import { go, listenInSpace, listenToTime } from "./controls.js";
+import { load, repaint } from "./show.js";
+import { go, listenInSpace, listenToHelp, listenToTime } from "./controls.js";
 
 function trouble(words) {
   $("trouble").hidden = !words;
@@ -93,6 +93,8 @@ Object.assign(window, { viewer });
 document.head.append(element("style", {}, uPlotStyle));
 if (space) listenInSpace();
 listenToTime();
+listenToHelp();
+onNewColors(repaint);
 const live = document.body.dataset.live;
 if (live) follow(live);
 else {

@@ -1,6 +1,6 @@
 // What ties everything together: the data and the frame that are shown.
 
-import { $, BLUE, clamp, element, MUTED, ORANGE, plural, rgb, short } from "./base.js";
+import { $, clamp, colors, element, plural, rgb, short } from "./base.js";
 import { centres, frusta, joined, studied } from "./data.js";
 import { COLORINGS, showBar } from "./colors.js";
 import { drawImage, legend } from "./image.js";
@@ -15,24 +15,24 @@ const charts = new Map();
 /** @type {[string, string, [string, string], (stage: any) => any, (data: any) => boolean][]} */
 const TOGGLES = [
   // name, label, mark, which stages have it, whether it is on at first
-  ["truth", "Truth", ["dot", ORANGE], (stage) => stage.truth || stage.cameras_truth, () => true],
+  ["truth", "Truth", ["dot", "orange"], (stage) => stage.truth || stage.cameras_truth, () => true],
   [
     "residuals",
     "Residuals",
-    ["", MUTED],
+    ["", "muted"],
     (stage) => stage.truth,
     (data) => data.stages.every((stage) => !(stage.truth?.length > 6000)),
   ],
-  ["cameras", "Cameras", ["", BLUE], (stage) => stage.depth > 0, () => true],
+  ["cameras", "Cameras", ["", "blue"], (stage) => stage.depth > 0, () => true],
   [
     "trails",
     "Camera trails",
-    ["", "#8FBCDD"],
+    ["", "trail"],
     (stage) => stage.trail.segments.length,
     (data) => data.frames.every((frame) => !(frame.cameras?.length > 12 * 20)),
   ],
-  ["edges", "Edges", ["", BLUE], (stage) => stage.edges, () => true],
-  ["grid", "Grid", ["", "#C9CED5"], () => true, () => true],
+  ["edges", "Edges", ["", "blue"], (stage) => stage.edges, () => true],
+  ["grid", "Grid", ["", "grid"], () => true, () => true],
 ];
 const isOn = (name) => $("toggles").querySelector(`[name=${name}]`)?.checked ?? false;
 
@@ -96,7 +96,7 @@ function offer(data) {
     ...TOGGLES.filter(([, , , has]) => data.stages.some(has)).map(([name, label, [mark, color], , on]) => {
       const input = element("input", { type: "checkbox", name });
       input.checked = was.get(name) ?? on(data);
-      return element("label", {}, input, element("i", { class: mark, style: `border-color: ${color}` }), label);
+      return element("label", {}, input, element("i", { class: mark, style: `border-color: var(--${color})` }), label);
     }),
   );
 }
@@ -196,8 +196,7 @@ function enter(number) {
   space.pointSize = stage.box.radius * Math.min(0.045, 0.7 / Math.sqrt(points || 1));
   space.least = clamp(60 / Math.sqrt(points || 1), 2, 5);
   state.unit = space.lay(stage.box);
-  const orange = rgb(ORANGE);
-  space.truth.set(stage.truth, (_, out, at) => out.set(orange, at));
+  paintTruth(stage);
   space.camerasTruth.set(frusta(stage.cameras_truth, stage.K, stage.depth));
   space.reach = reach(stage);
   if (number !== state.entered && !similar) {
@@ -206,6 +205,24 @@ function enter(number) {
     space.fit(stage.cameras_are_near ? everything(stage, stage.frames.at(-1)) : [stage.box.corners], stage.box.centre);
   }
   state.entered = number;
+}
+
+function paintTruth(stage) {
+  const orange = rgb(colors.orange);
+  space.truth.set(stage.truth, (_, out, at) => out.set(orange, at));
+}
+
+/** Draw all that is shown again, in the colours that hold now. */
+export function repaint() {
+  const { data } = state;
+  for (const chart of charts.values()) chart.repaint();
+  space?.paint();
+  if (!data?.frames.length) return;
+  const stage = data.stages[state.stage];
+  for (const other of data.stages) delete other.positions; // what colours.js remembers of the other colours
+  if (space) paintTruth(stage);
+  $("image-legend").replaceChildren(...legend(stage));
+  show(state.frame);
 }
 
 /** All there is to see of a frame: arrays of places (N,3). */

@@ -1,6 +1,6 @@
 // Points and line segments in space.
 
-import { BLUE, clamp, LINE, MUTED, ORANGE, roundAbove } from "./base.js";
+import { clamp, colors, roundAbove } from "./base.js";
 import { box } from "./data.js";
 import {
   BufferAttribute,
@@ -104,10 +104,11 @@ class Cloud {
   }
 }
 
-/** Line segments of one colour, `width` px wide. */
+/** Line segments of the colour of that name, `width` px wide. */
 class Lines {
   constructor(color, width, opacity = 1) {
-    const material = new LineMaterial({ color, linewidth: width, transparent: opacity < 1, opacity });
+    this.color = color;
+    const material = new LineMaterial({ linewidth: width, transparent: opacity < 1, opacity });
     material.depthWrite = opacity === 1;
     this.object = new LineSegments2(new LineSegmentsGeometry(), material);
     this.object.frustumCulled = false;
@@ -149,19 +150,18 @@ export class Space {
     this.canvas = canvas;
     this.renderer = new WebGLRenderer({ canvas, context });
     this.renderer.outputColorSpace = LinearSRGBColorSpace;
-    this.renderer.setClearColor("#ffffff");
     this.camera = new PerspectiveCamera(40, 1, 0.1, 100);
     this.scene = new Scene();
     this.points = new Cloud(BALL, false);
     this.truth = new Cloud(RING, true);
-    this.grid = new Lines(LINE, 1);
-    this.residuals = new Lines(MUTED, 1, 0.45);
-    this.edges = new Lines(BLUE, 1.5);
-    this.trails = new Lines(BLUE, 1, 0.4);
-    this.camerasTruth = new Lines(ORANGE, 1.25);
+    this.grid = new Lines("line", 1);
+    this.residuals = new Lines("muted", 1, 0.45);
+    this.edges = new Lines("blue", 1.5);
+    this.trails = new Lines("blue", 1, 0.4);
+    this.camerasTruth = new Lines("orange", 1.25);
     // below the cameras where they coincide
     Object.assign(this.camerasTruth.object.material, { polygonOffset: true, polygonOffsetUnits: 2048 });
-    this.cameras = new Lines(BLUE, 1.5);
+    this.cameras = new Lines("blue", 1.5);
     const order = [
       this.grid,
       this.trails,
@@ -172,7 +172,9 @@ export class Space {
       this.truth,
       this.points,
     ];
+    this.lines = order.filter((part) => part instanceof Lines);
     this.scene.add(...order.map((part) => part.object));
+    this.paint();
     this.pointSize = 1; // in the scene's units
     this.least = 2; // px
     this.magnified = 1; // both of them, as the user wants
@@ -181,6 +183,13 @@ export class Space {
     this.afterDraw = () => {};
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
     this.resize();
+  }
+
+  /** Take the colours that hold now, but for those of points. */
+  paint() {
+    this.renderer.setClearColor(colors.background);
+    for (const lines of this.lines) lines.object.material.color.set(colors[lines.color]);
+    this.redraw();
   }
 
   resize() {
