@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
@@ -31,6 +31,8 @@ class RunConfig:
 
     preset: tyro.conf.Suppress[str] = ""
     """Says which preset this started from; part of the run folder's name."""
+    command: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), compare=False)
+    """Keeps the words that were typed to begin the run, for whoever continues or repeats it."""
     seed: int = 0
     """Seeds the random generators of python, numpy and torch."""
     dtype: Literal["float32", "float64"] = "float64"
@@ -106,7 +108,9 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
     for name, where in idle(config).items():
         if attrgetter(name)(config) != attrgetter(name)(preset):
             raise SystemExit(f"{written(preset, name)} does nothing here: it acts {where}")
-    return _named_by_data(config, preset) if isinstance(config, RunConfig) else config
+    if not isinstance(config, RunConfig):
+        return config
+    return _named_by_data(replace(config, command=(*program.split(), *arguments)), preset)
 
 
 def _named_by_data(config: Any, preset: Any) -> Any:

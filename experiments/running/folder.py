@@ -20,7 +20,7 @@ from experiments.running.config import RunConfig
 
 __all__ = ["FREE_ON_RESUME", "Earlier", "check", "prepare"]
 
-FREE_ON_RESUME = {"resume", "overwrite", "threads", "out", "name", "log_every", "iterations"}
+FREE_ON_RESUME = {"command", "resume", "overwrite", "threads", "out", "name", "log_every", "iterations"}
 """What may differ between an interrupted run and the one that continues it."""
 
 _FREE_ON_REPEAT = FREE_ON_RESUME - {"iterations"} | {"device"}

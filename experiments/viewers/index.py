@@ -297,13 +297,14 @@ def _picture(folder: Path, names: Sequence[str]) -> Picture | None:
 
 
 def _resume(folder: Path, config: Mapping[str, Any]) -> str:
-    """The command that continues it; options beside the preset are not in it."""
-    preset, seed = config.get("preset"), config.get("seed")
+    """The command that continues it: what was typed to begin it, if that is known."""
+    preset, seed, typed = config.get("preset"), config.get("seed"), config.get("command")
     if not isinstance(preset, str) or not isinstance(seed, int):
         return ""
     name = [] if folder.name == f"{preset}-seed{seed}" else ["--name", folder.name]
-    module = f"experiments.{folder.parent.name}"
-    return shlex.join(["python", "-m", module, preset, "--seed", str(seed), "--out", "results", *name, "--resume"])
+    driver = ["python", "-m", f"experiments.{folder.parent.name}", preset, "--seed", str(seed), "--out", "results"]
+    words = [_public(str(word)) for word in typed or (*driver, *name)]
+    return shlex.join([*(word for word in words if word not in ("--resume", "--overwrite")), "--resume"])
 
 
 def _href(path: Path, root: Path) -> str:

@@ -66,6 +66,12 @@ def test_whoever_launches_a_run_knows_its_folder(monkeypatch: pytest.MonkeyPatch
     assert cli("", PRESETS).folder("toy") == asked.folder(tmp_path)
 
 
+def test_a_config_keeps_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["toy", "smoke", "--seed", "3", "--resume"])
+    found = cli("", toy_driver.PRESETS, "python -m experiments.toy")
+    assert found.command == ("python", "-m", "experiments.toy", "smoke", "--seed", "3", "--resume")
+
+
 def test_cli_overrides_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["toy", "smoke", "--seed", "3", "--resume", "--out", "elsewhere"])
     assert cli("", toy_driver.PRESETS) == replace(

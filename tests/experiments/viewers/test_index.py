@@ -230,11 +230,17 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path, visit: Callable[...
     unfinish(add_run(tmp_path, "pose_estimation", seed=3))
     other = add_run(tmp_path, "pose_estimation", seed=4)
     unfinish(other.rename(other.with_name("mine")))
+    typed = add_run(tmp_path, "homography", seed=5)
+    config = json.loads((typed / "config.json").read_text())
+    words = "python -m experiments.tasks.homography real --wrong 0.3 --overwrite --out /home/me/a/results"
+    (typed / "config.json").write_text(json.dumps({**config, "command": words.split(" ")}))
+    unfinish(typed)
     page = visit(write_index(tmp_path))
     command = "python -m experiments.pose_estimation default --seed"
     told = page.locator(".unconverged").inner_text()
     assert f"{command} 3 --out results --resume" in told
     assert f"{command} 4 --out results --name mine --resume" in told
+    assert "python -m experiments.tasks.homography real --wrong 0.3 --out '…/results' --resume" in told
 
 
 @pytest.mark.parametrize(
