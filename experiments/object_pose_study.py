@@ -32,7 +32,8 @@ from experiments.records.files import write_text
 from experiments.running.config import told_in_a_sentence
 from experiments.running.launch import Asked, launched
 
-LOSSES = {
+Preset = Literal["heatmap", "default", "pose", "monte_carlo", "linear_covariance", "linemod", "smoke"]
+LOSSES: dict[Preset, str] = {
     "heatmap": "l_h",
     "default": "l_m",
     "pose": "l_p",
@@ -49,7 +50,7 @@ MEANING = (
 class Config:
     study: Literal["losses", "balance"] = "losses"
     """Chooses what is compared."""
-    presets: tuple[str, ...] = tuple(LOSSES)
+    presets: tuple[Preset, ...] = tuple(LOSSES)
     """Lists the presets of object_pose that `losses` compares."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Lists the seeds of every training; without any, nothing is trained."""
