@@ -82,3 +82,11 @@ def test_shares_of_stated_intervals_that_hold_the_truth() -> None:
     assert f"points with 20 % (35 %) wrong, {huber['20 %']:.0f} % ({huber['35 %']:.0f} %)" in text
     ransac = each(lambda row: row[""].endswith("threshold 2.5 sigma"))
     assert f"cuts noise off that belongs there: {min(ransac):.0f} to {max(ransac):.0f} %" in text
+
+
+def test_no_wrong_shape_was_found() -> None:
+    header, _, *rows = re.findall(r"^\|.*\|$", (REFERENCE / "benchmark_from_nothing.md").read_text(), re.MULTILINE)
+    column = header.split("|").index(" WRONG ")
+    assert len(rows) > 40
+    assert {row.split("|")[column] for row in rows} == {" 0 "}
+    assert "In no scene of the table a WRONG shape was FOUND." in prose("results.md")
