@@ -1,13 +1,15 @@
 """Look at a run, finished or going on, or at points in a file: in a window, in a browser, or as a picture.
 
 Where there is a screen a window opens (left, right, home, end: step; space: play). Where there is none, as over ssh, a
-page is served. `--save out.png` needs neither.
+page is served. `--save out.png` needs neither. Two runs are shown side by side, on one page.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +17,12 @@ from typing import Annotated
 import tyro
 
 from datasets.files import replacing
+from experiments.records.files import write_text
 from experiments.running.mistyped import option_mistyped
-from experiments.viewers.page import write_page
+from experiments.viewers.page import side_by_side, write_page
 from experiments.viewers.picture import picture
 from experiments.viewers.scene import has_space
-from experiments.viewers.server import serve
+from experiments.viewers.server import serve, serve_text
 from experiments.viewers.source import CannotViewError, Source
 from experiments.viewers.window import has_screen, show
 
@@ -30,6 +33,8 @@ PICTURES = (".png", ".pdf", ".svg")
 class Options:
     path: tyro.conf.Positional[Path]
     """Names a run's folder, results/EXPERIMENT/RUN; a .ply; a COLMAP model's folder; a BAL, Bundler or libmv file."""
+    beside: tyro.conf.Positional[Path | None] = None
+    """Names a second one: both are shown side by side, on one slider and from the same side."""
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Writes a picture (.png, .pdf, .svg) or the page (.html), and ends."""
     step: Annotated[int | None, tyro.conf.arg(metavar="ITERATION")] = None
@@ -65,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _view(options: Options) -> None:
     source = Source(options.path, options.step)
+    if options.beside:
+        _view_both(source, Source(options.beside, options.step), options)
+        return
     if options.save:
         if options.watch or options.serve:
             raise CannotViewError("--save writes one file and ends: leave out --watch and --serve")
@@ -78,12 +86,36 @@ def _view(options: Options) -> None:
         serve(source, options.host, options.port, options.watch)
 
 
+def _view_both(left: Source, right: Source, options: Options) -> None:
+    if options.watch:
+        raise CannotViewError("two runs are shown as they stand: leave out --watch")
+    recordings = left.read(), right.read()
+    if options.save is None:
+        titles = " and ".join(recording.title for recording in recordings)
+        serve_text(side_by_side(*recordings), titles, options.host, options.port)
+        return
+    if options.save.suffix.lower() != ".html":
+        raise CannotViewError(f"--save {options.save}: of two runs the name must end in .html")
+    with _told(options.save):
+        write_text(options.save, side_by_side(*recordings))
+    print(options.save)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotViewError(f"{path} cannot be written ({error.strerror}): choose another place") from None
+
+
 def _save(source: Source, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in (*PICTURES, ".html"):
         raise CannotViewError(f"--save {path}: the name must end in {', '.join(PICTURES)} or .html")
     recording = source.read()
-    try:
+    with _told(path):
         if kind == ".html":
             write_page(recording, path)
         else:
@@ -92,8 +124,6 @@ def _save(source: Source, path: Path) -> None:
             figure = picture(recording)
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=150)
-    except OSError as error:
-        raise CannotViewError(f"{path} cannot be written ({error.strerror}): choose another place") from None
     print(path)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.records.files import plain, write_text
 from experiments.records.recording import Frame, Recording, Stage
 
-__all__ = ["encode", "page", "write_page"]
+__all__ = ["encode", "page", "side_by_side", "write_page"]
 
 WEB = Path(__file__).with_name("web")
 
@@ -40,7 +40,24 @@ def page(recording: Recording, live: str | None = None, picture: bytes = b"") ->
         "page_css": _text("page.css"),
         "page_js": _text("page.bundle.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
+    return _filled("page.html", parts)
+
+
+def side_by_side(left: Recording, right: Recording) -> str:
+    """One page that holds the pages of two recordings and moves both by one slider, seen from the same side."""
+    parts = {
+        "title": html.escape(f"{left.title} | {right.title}"),
+        "left_title": html.escape(left.title),
+        "right_title": html.escape(right.title),
+        "left": html.escape(page(left)),
+        "right": html.escape(page(right)),
+        "script": _text("side_by_side.js"),
+    }
+    return _filled("side_by_side.html", parts)
+
+
+def _filled(name: str, parts: dict[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text(name))
 
 
 def _text(name: str) -> str:

@@ -15,7 +15,11 @@ from experiments.records.recording import Recording
 from experiments.viewers.page import encode, page
 from experiments.viewers.source import CannotViewError, Source
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_text"]
+
+HTML = "text/html; charset=utf-8"
+Answers = dict[str, tuple[str, Callable[[], bytes]]]
+"""What there is at each address: its kind, and the bytes when somebody asks."""
 
 PORTS = 20  # that are tried, one after the other, until one is free
 
@@ -23,18 +27,26 @@ PORTS = 20  # that are tried, one after the other, until one is free
 def serve(source: Source, host: str, port: int, watch: bool) -> None:
     """Serve until Ctrl-C. Raises CannotViewError where `source` cannot be read, or that address cannot be had."""
     payload = _Payload(source, watch)
-    with _server(payload, host, port) as server:
-        port = server.server_port
-        shown = socket.gethostname() if host in ("0.0.0.0", "") else host
-        print(f"{payload.recording.title}: open http://{shown}:{port}/ (Ctrl-C ends)")
-        if _is_loopback(host):
-            print(
-                f"from another machine: ssh -L {port}:{host}:{port} {socket.gethostname()}, then the same address there"
-            )
+    with _server(payload.answers, host, port) as server:
+        _tell(payload.recording.title, host, server.server_port)
         if watch and not payload.recording.frames:
-            print(f"waiting for the first frame of {source.path}: the page shows it as soon as it is there")
-        sys.stdout.flush()
+            print(f"waiting for the first frame of {source.path}: the page shows it as soon as it is there", flush=True)
         server.serve_forever()
+
+
+def serve_text(text: str, title: str, host: str, port: int) -> None:
+    """Serve one page that does not change, until Ctrl-C."""
+    with _server({"/": (HTML, text.encode)}, host, port) as server:
+        _tell(title, host, server.server_port)
+        server.serve_forever()
+
+
+def _tell(title: str, host: str, port: int) -> None:
+    shown = socket.gethostname() if host in ("0.0.0.0", "") else host
+    print(f"{title}: open http://{shown}:{port}/ (Ctrl-C ends)")
+    if _is_loopback(host):
+        print(f"from another machine: ssh -L {port}:{host}:{port} {socket.gethostname()}, then the same address there")
+    sys.stdout.flush()
 
 
 class _Payload:
@@ -45,6 +57,14 @@ class _Payload:
         self._lock = Lock()
         self._version, self.recording = self.version(), source.read()
         self._encoded = encode(self.recording)
+
+    @property
+    def answers(self) -> Answers:
+        return {
+            "/": (HTML, lambda: page(self.recording, live="/").encode()),
+            "/recording": ("application/octet-stream", self.encoded),
+            "/version": ("text/plain; charset=utf-8", lambda: self.version().encode()),
+        }
 
     def version(self) -> str:
         return self._source.version() if self._watch else "0"
@@ -69,10 +89,10 @@ def _read_calmly(source: Source, attempts: int = 5) -> Recording | None:
     return None
 
 
-def _server(payload: _Payload, host: str, port: int) -> ThreadingHTTPServer:
+def _server(answers: Answers, host: str, port: int) -> ThreadingHTTPServer:
     for candidate in range(port, port + PORTS) if port else [0]:
         try:
-            return _Server((host, candidate), _handler(payload, host))
+            return _Server((host, candidate), _handler(answers, host))
         except (OSError, OverflowError) as error:
             if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE:
                 raise CannotViewError(
@@ -88,13 +108,7 @@ class _Server(ThreadingHTTPServer):
         """A browser that left before its answer was sent is none of the user's concern."""
 
 
-def _handler(payload: _Payload, host: str) -> type[BaseHTTPRequestHandler]:
-    answers: dict[str, tuple[str, Callable[[], bytes]]] = {
-        "/": ("text/html; charset=utf-8", lambda: page(payload.recording, live="/").encode()),
-        "/recording": ("application/octet-stream", payload.encoded),
-        "/version": ("text/plain; charset=utf-8", lambda: payload.version().encode()),
-    }
-
+def _handler(answers: Answers, host: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if _is_loopback(host) and self._asked_host() not in ("localhost", "127.0.0.1", "[::1]", host):

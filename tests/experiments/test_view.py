@@ -256,3 +256,27 @@ def test_a_version_is_new_when_there_is_something_new_and_only_then(run: Path) -
         seen.add(source.version())
         assert source.version() in seen
         assert len(seen) == number + 1
+
+
+# ---- two of them ----
+
+
+def test_two_runs_are_saved_as_one_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = written(sphere(frames=3), tmp_path / "results" / "toy" / "other")
+    assert view.main([str(run), str(other), "--save", str(tmp_path / "both.html")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'both.html'}\n"
+    text = (tmp_path / "both.html").read_text()
+    assert text.count("<iframe ") == 2
+    assert "must end in .html" in said(capsys, run, other, "--save", tmp_path / "both.png")
+    assert "leave out --watch" in said(capsys, run, other, "--watch")
+    assert "does not exist" in said(capsys, run, tmp_path / "absent")
+    assert "cannot be written" in said(capsys, run, other, "--save", tmp_path / "absent" / "a.html")
+
+
+def test_two_runs_are_served_where_no_file_is_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(view, "serve_text", lambda *what: served.append(what))
+    assert view.main([str(run), str(run), "--port", "80"]) == 0
+    ((text, title, host, port),) = served
+    assert text.count("<iframe ") == 2
+    assert (title, host, port) == ("toy / sphere and toy / sphere", "127.0.0.1", 80)

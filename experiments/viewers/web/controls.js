@@ -27,7 +27,10 @@ function turnAxes() {
 export function listenInSpace() {
   const canvas = $("canvas");
   let asked = null;
-  space.afterDraw = turnAxes;
+  space.afterDraw = () => {
+    turnAxes();
+    dispatchEvent(new Event("viewed")); // for a page that has this one in a frame
+  };
   const point = (event) => {
     const bounds = canvas.getBoundingClientRect();
     return space.pick(event.clientX - bounds.left, event.clientY - bounds.top);

@@ -5,11 +5,19 @@ import { $, element, onNewColors } from "./base.js";
 import { centres, decode } from "./data.js";
 import { space, state } from "./state.js";
 import { load, repaint } from "./show.js";
+import { listenToLinks, look, lookFrom, restore } from "./link.js";
 import { go, listenInSpace, listenToHelp, listenToTime } from "./controls.js";
 
 function trouble(words) {
   $("trouble").hidden = !words;
   $("trouble").textContent = words ?? "";
+}
+
+/** Show these data; the first as the address says. */
+function begin(data) {
+  const first = state.data === null;
+  load(data);
+  if (first) restore(location.hash);
 }
 
 /** Ask once a second whether there is something new, for as long as the page is open. */
@@ -37,7 +45,7 @@ async function follow(prefix) {
           : `The server could not read the recording: ${error.message}${since}`,
       );
     }
-    if (fresh) load(await decode(fresh));
+    if (fresh) begin(await decode(fresh));
     await new Promise((done) => setTimeout(done, 1000));
   }
 }
@@ -51,12 +59,25 @@ function onPage(place) {
 }
 
 /**
- * For tests and the curious; read-only but for setFrame.
- * frames, frame, step: how many there are, which is shown, its iteration. positions: [[x, y, z], ...] of the points
+ * For tests, the curious, and a page that has this one in a frame; read-only but for setFrame and look.
+ * ready: whether there are data. frames, frame, step: how many there are, which is shown, its iteration; steps: of all.
+ * look: {eye, target} in radii of the stage's box, null without a view in space. positions: [[x, y, z], ...] of the points
  * in the drawn buffer, nan where unknown. screen(i), eyes: where point i is, and where the cameras are, on the page in
  * px. draws: how often space was drawn.
  */
 const viewer = Object.freeze({
+  get ready() {
+    return state.data !== null;
+  },
+  get steps() {
+    return state.data.frames.map((frame) => frame.step);
+  },
+  get look() {
+    return look();
+  },
+  set look(wanted) {
+    lookFrom(wanted);
+  },
   get frames() {
     return state.data ? state.data.frames.length : 0;
   },
@@ -94,6 +115,7 @@ document.head.append(element("style", {}, uPlotStyle));
 if (space) listenInSpace();
 listenToTime();
 listenToHelp();
+listenToLinks();
 onNewColors(repaint);
 const live = document.body.dataset.live;
 if (live) follow(live);
@@ -102,6 +124,6 @@ else {
   const letters = atob(embedded.textContent);
   const bytes = new Uint8Array(letters.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
-  decode(bytes).then(load);
+  decode(bytes).then(begin);
   embedded.remove(); // megabytes of text
 }

@@ -176,6 +176,7 @@ export function show(i) {
   if (space && (frame.points.length || frame.cameras)) fill(frame, stage);
   if (!$("image").hidden) drawImage($("image-canvas"), data, frame);
   for (const chart of charts.values()) chart.mark(frame.step);
+  dispatchEvent(new Event("viewed"));
 }
 
 /** Put up all that stays for as long as this stage does. */

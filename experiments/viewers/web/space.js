@@ -264,6 +264,14 @@ export class Space {
     this.redraw();
   }
 
+  /** Be at `eye` (3,) and look at `target` (3,), and turn around it. */
+  look(eye, target) {
+    this.camera.position.fromArray(eye);
+    this.controls.target.fromArray(target);
+    this.controls.update();
+    this.redraw();
+  }
+
   /** Squares of a round number of units on the plane below the box; that number. */
   lay({ centre, low, high, radius }) {
     const up = this.up;

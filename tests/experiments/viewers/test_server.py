@@ -37,7 +37,7 @@ def served() -> Iterator[Callable[..., int]]:
     servers: list[Any] = []
 
     def begin(run: Path, watch: bool) -> int:
-        server = _server(_Payload(Source(run), watch), "127.0.0.1", 0)
+        server = _server(_Payload(Source(run), watch).answers, "127.0.0.1", 0)
         servers.append(server)
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server.server_port
@@ -132,7 +132,7 @@ def test_a_port_that_is_taken_leaves_the_next_and_twenty_are_enough(
     run: Path, served: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = served(run, False)
-    with _server(_Payload(Source(run), False), "127.0.0.1", port) as second:
+    with _server(_Payload(Source(run), False).answers, "127.0.0.1", port) as second:
         assert port < second.server_port < port + 20
     monkeypatch.setattr("experiments.viewers.server.PORTS", 1)
     assert view.main([str(run), "--serve", "--port", str(port)]) == 2
