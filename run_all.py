@@ -1,7 +1,8 @@
 """Runs every experiment and writes one summary of them all: results/index.html, summary.md and summary.json.
 
-Each run is a process of its own, so that one that dies takes no other with it. The exit code is 0 when every
-run reached its goal; a run whose data are not on this machine is reported as skipped and does not count.
+Each run is a process of its own, so that one that dies takes no other with it; with --submit a job of its own, on a
+cluster. The exit code is 0 when every run reached its goal; a run whose data are not on this machine is reported as
+skipped and does not count. Ctrl-C ends what runs, or cancels the jobs, and --resume goes on.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 from experiments.records.files import write_json, write_text
 from experiments.records.overview import report, tell
 from experiments.records.seeds import sweeps
+from experiments.running.cluster import Cluster
 from experiments.running.launch import Asked, Ended, launched
 
 EXPERIMENTS = (
@@ -38,10 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", nargs="+", default=list(modules), choices=list(modules), help="names experiments; default: all")
     add("--seeds", nargs="+", type=int, default=[0], help="runs everything with each of these seeds; default: 0")
     add("--out", type=Path, default=Path("results"), help="names the folder of all results; default: results")
-    add("--jobs", type=int, default=1, help="sets how many runs share the machine, and slow each other; default: 1")
+    add("--jobs", type=int, help="sets how many runs go at a time; default: 1, of SLURM's as many as there are")
     add("--resume", action="store_true", help="continues what was interrupted and keeps what is done")
     add("--overwrite", action="store_true", help="replaces runs that had other options")
+    add("--submit", choices=("local", "slurm"), help="submits every run as a job, by submitit")
+    add("--slurm", nargs="+", default=[], metavar="NAME=VALUE",
+        help="passes options on to sbatch, as submitit names them: timeout_min=60 partition=gpu gpus_per_node=1 "
+        "cpus_per_task=4 mem_gb=16 account=me …; default: timeout_min=60")  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.slurm and options.submit != "slurm":
+        parser.error("--slurm: of --submit slurm only")
 
     asked = [
         Asked(modules[name], preset, seed, ("--overwrite",) * options.overwrite)
@@ -51,8 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         {"experiment": run.experiment, "preset": run.preset, "seed": run.seed, **Ended()._asdict()} for run in asked
     ]
     out = options.out.resolve()
+    jobs = options.jobs if options.jobs is not None else len(asked) if options.submit == "slurm" else 1
+    if jobs < 1:
+        parser.error(f"--jobs: at least 1 wanted, got {jobs}")
     try:
-        for run, ended in zip(runs, launched(asked, out, options.resume, options.jobs), strict=True):
+        place = Cluster(options.submit, out, options.slurm) if options.submit else None
+    except ValueError as error:
+        parser.error(f"--submit {error}")
+    try:
+        for run, ended in zip(runs, launched(asked, out, options.resume, jobs, place), strict=True):
             run.update(ended._asdict())
     finally:  # after Ctrl-C, too: what has been computed is worth its summary
         ok = all(run["status"] in ("converged", "skipped") for run in runs)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from experiments.records.files import EXIT_MISSED, EXIT_SKIPPED, read_summary
 from experiments.running.display import display
 
-__all__ = ["Asked", "Driver", "Ended", "Here", "Place", "Running", "launched"]
+__all__ = ["Asked", "Driver", "Ended", "Here", "Place", "Running", "end", "launched"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 3.0
@@ -99,24 +99,24 @@ def launched(
     running: dict[int, Running] = {}
     ended: dict[int, Ended] = {}
     with display(len(runs)) as screen:
-        place = place or Here(quiet=screen.is_live)
+        there: Place = place or Here(quiet=screen.is_live)
         try:
             for number in range(len(runs)):
                 while number not in ended:
                     while waiting and len(running) < jobs:
                         following, asked = waiting.popleft()
                         screen.begin(following, asked.title, asked.folder(out))
-                        running[following] = place.start(asked, out, resume)
+                        running[following] = there.start(asked, out, resume)
                     for each in [each for each, run in running.items() if run.done()]:
                         ended[each] = running[each].result()
                         del running[each]
                         screen.end(each, ended[each])
                     screen.look()
                     if number not in ended:
-                        time.sleep(place.pace)
+                        time.sleep(there.pace)
                 yield ended[number]
         finally:
-            place.end(list(running.values()))
+            there.end(list(running.values()))
 
 
 class Here:
@@ -132,15 +132,24 @@ class Here:
         return Driver(asked, out, resume, self.quiet)
 
     def end(self, running: Sequence[Driver]) -> None:
-        """A terminal's Ctrl-C reaches drivers, too, another's this process alone; and some do not listen."""
-        asks: tuple[Callable[[Driver], None], ...] = (lambda _: None, Driver.interrupt, Driver.kill)
-        for ask in asks:
-            running = [driver for driver in running if not driver.done()]
-            for driver in running:
+        """A terminal's Ctrl-C has reached the drivers, too; another's reached this process alone."""
+        _wait(running)
+        end(running)
+
+
+def end(drivers: Sequence[Driver]) -> None:
+    """Interrupt those that have not ended, and kill those that do not listen."""
+    for ask in (Driver.interrupt, Driver.kill):
+        for driver in drivers:
+            if not driver.done():
                 ask(driver)
-            latest = time.monotonic() + PATIENCE
-            while time.monotonic() < latest and not all(driver.done() for driver in running):
-                time.sleep(0.05)
+        _wait(drivers)
+
+
+def _wait(drivers: Sequence[Driver]) -> None:
+    latest = time.monotonic() + PATIENCE
+    while time.monotonic() < latest and not all(driver.done() for driver in drivers):
+        time.sleep(0.05)
 
 
 class Driver:
