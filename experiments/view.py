@@ -19,6 +19,7 @@ import tyro
 from datasets.files import replacing
 from experiments.records.files import write_text
 from experiments.running.mistyped import option_mistyped
+from experiments.viewers.export import EXPORTS, convert
 from experiments.viewers.page import side_by_side, write_page
 from experiments.viewers.picture import picture
 from experiments.viewers.scene import has_space
@@ -36,7 +37,8 @@ class Options:
     beside: tyro.conf.Positional[Path | None] = None
     """Names a second one: both are shown side by side, on one slider and from the same side."""
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Writes a picture (.png, .pdf, .svg) or the page (.html), and ends."""
+    """Writes what the name says, and ends: a picture (.png, .pdf, .svg), the page (.html), a video of the learning
+    (.mp4, .gif), its points (.ply), points and cameras as glTF (.glb), or a COLMAP model (a folder, as model/)."""
     step: Annotated[int | None, tyro.conf.arg(metavar="ITERATION")] = None
     """Shows it as it stood at this iteration; left out, as it is now."""
     watch: bool = False
@@ -108,16 +110,25 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CannotViewError(f"{path} cannot be written ({error.strerror}): choose another place") from None
+    except ValueError as error:  # what there is not, or what the format cannot say
+        raise CannotViewError(str(error)) from None
 
 
 def _save(source: Source, path: Path) -> None:
     kind = path.suffix.lower()
-    if kind not in (*PICTURES, ".html"):
-        raise CannotViewError(f"--save {path}: the name must end in {', '.join(PICTURES)} or .html")
+    if kind not in (*PICTURES, *EXPORTS, ".html") or path.name.startswith("."):
+        ends = ", ".join([*PICTURES, *filter(None, EXPORTS)])
+        raise CannotViewError(f"--save {path}: the name must end in {ends} or .html, or be that of a folder")
+    if kind == "" and path.is_dir() and any(path.iterdir()) and not any(path.glob("cameras.*")):
+        raise CannotViewError(f"--save {path}: a new folder, or one of a COLMAP model, wanted; it holds something else")
     recording = source.read()
     with _told(path):
         if kind == ".html":
             write_page(recording, path)
+        elif kind == "" and not recording.is_run and source.path.suffix.lower() != ".ply":
+            convert(source.path, path)  # with all that the file says
+        elif kind in EXPORTS:
+            EXPORTS[kind](recording, path)
         else:
             if not has_space(recording):
                 raise CannotViewError(f"{source.path} has nothing in space, only curves: --save them as .html")

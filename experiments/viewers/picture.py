@@ -26,8 +26,10 @@ DISTANCE = 3.5  # of the viewer, in radii of what is framed
 MANY = 5_000  # points that a PDF or SVG holds as pixels: one by one they make it slow
 
 
-def picture(recording: Recording, index: int = -1) -> Figure:
+def picture(recording: Recording, index: int = -1, framed: Scene | None = None) -> Figure:
     """Frame number `index`, seen from above at an angle; 8 by 6 inches.
+
+    framed: the scene that fills the picture, so that many frames are seen from one place; left out, the frame's own.
 
     Raises ValueError where there is no such frame, or it has neither points nor cameras.
     """
@@ -44,7 +46,8 @@ def picture(recording: Recording, index: int = -1) -> Figure:
     axes.set_axis_off()
     figure.text(0.025, 0.965, recording.title, color=INK, fontsize=13, weight="bold", va="center", parse_math=False)
     figure.text(0.025, 0.92, caption(recording, index), color=GREY, fontsize=10, va="center")
-    _draw(axes, seen, view(seen, recording.up))
+    framed = framed or seen
+    _draw(axes, seen, view(framed, recording.up), framed)
     return figure
 
 
@@ -65,7 +68,7 @@ def evolution(recording: Recording, count: int = 5) -> Figure:
         axes = figure.add_axes((i / count, 0, 1 / count, 0.88))
         axes.set_axis_off()
         axes.set_title(f"iteration {recording.frames[index].step}", fontsize=11, color=INK)
-        _draw(axes, seen, direction.around(_framed(seen)), legend=False)
+        _draw(axes, seen, direction.around(_framed(seen)), seen, legend=False)
     return figure
 
 
@@ -131,7 +134,7 @@ def _inner(points: np.ndarray) -> np.ndarray:
     return points[inside] if len(points) >= 40 and inside.any() else points
 
 
-def _draw(axes: Axes, seen: Scene, view: View, legend: bool = True) -> None:
+def _draw(axes: Axes, seen: Scene, view: View, framed: Scene, legend: bool = True) -> None:
     from matplotlib.collections import LineCollection
 
     squares, width = _squares(view)
@@ -157,7 +160,7 @@ def _draw(axes: Axes, seen: Scene, view: View, legend: bool = True) -> None:
     axes.scatter(u, v, c=seen.colors[order] / 255, zorder=3, **dots)
 
     box = axes.get_window_extent()
-    middle2d, half = _fit(view(_framed(seen))[0], box.width / box.height)
+    middle2d, half = _fit(view(_framed(framed))[0], box.width / box.height)
     axes.set(xlim=middle2d[0] + half[0] * np.array([-1, 1]), ylim=middle2d[1] + half[1] * np.array([-1, 1]))
     if not legend:
         return
