@@ -31,8 +31,8 @@ EXPERIMENTS = (
 PRESETS = ("default", "paper", "real", "smoke")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for, write the summary, and return the exit code."""
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for; a mistake in it ends the program with a sentence and exit code 2."""
     modules = {module.rsplit(".", 1)[-1]: module for module in EXPERIMENTS}
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -50,22 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.slurm and options.submit != "slurm":
         parser.error("--slurm: of --submit slurm only")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs: at least 1 wanted, got {options.jobs}")
+    options.modules = [modules[name] for name in options.only]
+    return options
 
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for, write the summary, and return the exit code."""
+    options = options_of(arguments)
     asked = [
-        Asked(modules[name], preset, seed, ("--overwrite",) * options.overwrite)
-        for name, preset, seed in product(options.only, options.preset, options.seeds)
+        Asked(module, preset, seed, ("--overwrite",) * options.overwrite)
+        for module, preset, seed in product(options.modules, options.preset, options.seeds)
     ]
     runs: list[dict[str, Any]] = [
         {"experiment": run.experiment, "preset": run.preset, "seed": run.seed, **Ended()._asdict()} for run in asked
     ]
     out = options.out.resolve()
-    jobs = options.jobs if options.jobs is not None else len(asked) if options.submit == "slurm" else 1
-    if jobs < 1:
-        parser.error(f"--jobs: at least 1 wanted, got {jobs}")
+    jobs = options.jobs or (len(asked) if options.submit == "slurm" else 1)
     try:
         place = Cluster(options.submit, out, options.slurm) if options.submit else None
     except ValueError as error:
-        parser.error(f"--submit {error}")
+        sys.exit(f"--submit {error}")
     try:
         for run, ended in zip(runs, launched(asked, out, options.resume, jobs, place), strict=True):
             run.update(ended._asdict())

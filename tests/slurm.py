@@ -23,19 +23,19 @@ def file(job, kind):
     return jobs / f"{job}.{kind}"
 
 
-def sbatch(*arguments):
-    script = Path(arguments[-1])
+def sbatch(script, *arguments):
+    script = Path(script)
     if "--partition=closed" in script.read_text():
         sys.exit("sbatch: error: invalid partition specified: closed")
     job = str(len(list(jobs.glob("*.script"))) + 1)
     shutil.copy(script, file(job, "script"))
     file(job, "state").write_text("PENDING")
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    subprocess.Popen([sys.executable, __file__, "run", job], start_new_session=True, **quiet)
+    subprocess.Popen([sys.executable, __file__, "run", job, *arguments], start_new_session=True, **quiet)
     print(f"Submitted batch job {job}")
 
 
-def run(job):
+def run(job, *arguments):
     text = file(job, "script").read_text()
     told = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\\S+)$", text, re.M))
     nodes = told.get("nodes", "1")
@@ -46,7 +46,7 @@ def run(job):
             mine["SLURM_RESTART_COUNT"] = str(count)
         with open(told.get("output", os.devnull).replace("%j", job), "a") as output:
             batch = subprocess.Popen(
-                ["bash", file(job, "script")], env=os.environ | mine,
+                ["bash", file(job, "script"), *arguments], env=os.environ | mine,
                 start_new_session=True, stdout=output, stderr=output,
             )
             file(job, "pid").write_text(str(batch.pid))

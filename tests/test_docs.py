@@ -4,7 +4,7 @@ Each page is read top to bottom in a folder that stands for the project: its own
 or runs stays there. What the languages of a block mean:
 
     python    is executed; the blocks of a page share their names
-    python with a caption    is a file of that name, written before what follows
+    python or sh with a caption    is a file of that name, written before what follows
     output    is what the python or sh block above it prints, digit by digit
     sh        each line is executed; of a long run, and of make, only the command line is checked
     text      is shown: on the pages for those who come from a library, what they wrote with it, which need not be there
@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 
+import run_all
 from geometry import Status
 from tests.commands import python_m
 
@@ -89,13 +90,19 @@ class Blocks:
     def __init__(self, project: Path) -> None:
         self.project, self.printed = project, ""
 
-    def python(self, example: Example) -> None:
-        if name := caption(example):
+    def file(self, example: Example) -> bool:
+        """Whether the block is a file; it is written."""
+        name = caption(example)
+        if name:
             path = self.project / name
             path.unlink(missing_ok=True)  # a link to a file of the project's is not written through
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(example.parsed)
             importlib.invalidate_caches()
+        return bool(name)
+
+    def python(self, example: Example) -> None:
+        if self.file(example):
             return
         with redirect_stdout(io.StringIO()) as printed:
             PythonEvaluator()(example)
@@ -107,7 +114,8 @@ class Blocks:
         return None if found == said else f"the page says\n{said}and the block above prints\n{found}"
 
     def sh(self, example: Example) -> None:
-        self.printed = "".join(run(line, self.project) for line in example.parsed.splitlines())
+        if not self.file(example):
+            self.printed = "".join(run(line, self.project) for line in example.parsed.splitlines())
 
 
 def run(line: str, project: Path) -> str:
@@ -118,6 +126,9 @@ def run(line: str, project: Path) -> str:
     elif words[0].startswith(".venv/bin/"):
         program = Path(words[0]).name
         words = [sys.executable, *([] if program == "python" else ["-m", program]), *words[1:]]
+        if words[1] == "run_all.py":
+            run_all.options_of(words[2:])
+            return ""
         # the scaffold writes next to its own file, which must be the folder's
         if words[1:2] == ["-m"] and words[2].startswith("experiments.") and words[2] != "experiments.new":
             return "" if is_long(words[2:]) else python_m(*words[2:])

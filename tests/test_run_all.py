@@ -175,7 +175,17 @@ def test_seeds_are_aggregated_and_nan_stands_out() -> None:
     assert "| nan in 1 of 2 | x nan in 1 of 2 |" in report([run(0, 1.0), run(1, "nan")], [])
 
 
-@pytest.mark.parametrize("arguments", [["--only", "nosuch"], ["--preset", "nosuch"], ["--seeds", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--only", "nosuch"],
+        ["--preset", "nosuch"],
+        ["--seeds", "x"],
+        ["--jobs", "0"],
+        ["--submit", "nosuch"],
+        ["--submit", "local", "--slurm", "partition=gpu"],
+    ],
+)
 def test_bad_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run_all.main(arguments)

@@ -99,28 +99,14 @@ def test_slurm_is_told_what_was_asked_for(stub: Path, slurm: Path) -> None:
 def test_options_that_are_none_are_refused(
     stub: Path, slurm: Path, told: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
         run_all.main(["--out", str(stub), "--submit", "slurm", "--slurm", *told])
-    assert ended.value.code == 2
-    assert sentence in capsys.readouterr().err
     assert list(slurm.glob("*.script")) == []
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--submit", "slurm"], 'slurm: Could not detect "srun"'),
-        (["--submit", "local", "--slurm", "partition=gpu"], "--slurm: of --submit slurm only"),
-        (["--jobs", "0"], "--jobs: at least 1 wanted, got 0"),
-    ],
-)
-def test_what_is_not_there_is_said(
-    stub: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_all.main(["--out", str(stub), *options])
-    assert ended.value.code == 2
-    assert sentence in capsys.readouterr().err
+def test_where_there_is_no_slurm_it_says_so(stub: Path) -> None:
+    with pytest.raises(SystemExit, match='--submit slurm: Could not detect "srun"'):
+        run_all.main(["--out", str(stub), "--submit", "slurm"])
 
 
 def test_without_submitit_it_says_how_to_get_it(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

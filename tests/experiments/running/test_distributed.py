@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from experiments.running.distributed import Group, joined
 from tests.commands import PATIENCE
+from tests.slurm import installed
 
 ROOT = Path(__file__).parents[3]
 
@@ -160,3 +163,24 @@ def test_what_stops_one_process_stops_both(ended: Path, tmp_path: Path) -> None:
     assert run.returncode != 0
     assert "holds no run of object_pose" in run.stderr
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_the_batch_script_of_the_page_trains_on_two_machines(ended: Path, tmp_path: Path) -> None:
+    """They meet as the script says, and find what two processes of one machine did; SLURM's commands are stand-ins."""
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    script = re.search(r":caption: object_pose.sbatch\n(.*?)```", page, re.DOTALL)[1]
+    assert ".venv/bin/torchrun" in script
+    script = script.replace(".venv/bin/torchrun", f"{sys.executable} -m torch.distributed.run")
+    (tmp_path / "object_pose.sbatch").write_text(script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **installed(tmp_path / "slurm")}
+    at = ("--data", str(ended / "set"), "--out", str(tmp_path))
+    command = ["sbatch", str(tmp_path / "object_pose.sbatch"), "smoke", *at]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    state, latest = tmp_path / "slurm" / "1.state", time.monotonic() + PATIENCE
+    while state.read_text() in ("PENDING", "RUNNING") and time.monotonic() < latest:
+        time.sleep(0.1)
+    assert state.read_text() == "COMPLETED"
+    alone, both = ended / "object_pose" / "whole", tmp_path / "object_pose" / "smoke-seed0"
+    for name in ("metrics.csv", "results.csv", "scores.json"):
+        assert (both / name).read_bytes() == (alone / name).read_bytes(), name
