@@ -22,6 +22,7 @@ from experiments.running.mistyped import option_mistyped
 from experiments.viewers.export import EXPORTS, convert
 from experiments.viewers.page import side_by_side, write_page
 from experiments.viewers.picture import picture
+from experiments.viewers.rerun_log import show_in_rerun
 from experiments.viewers.scene import has_space
 from experiments.viewers.server import serve, serve_text
 from experiments.viewers.source import CannotViewError, Source
@@ -38,13 +39,16 @@ class Options:
     """Names a second one: both are shown side by side, on one slider and from the same side."""
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Writes what the name says, and ends: a picture (.png, .pdf, .svg), the page (.html), a video of the learning
-    (.mp4, .gif), its points (.ply), points and cameras as glTF (.glb), or a COLMAP model (a folder, as model/)."""
+    (.mp4, .gif), its points (.ply), points and cameras as glTF (.glb), what Rerun shows (.rrd), or a COLMAP
+    model (a folder, as model/)."""
     step: Annotated[int | None, tyro.conf.arg(metavar="ITERATION")] = None
     """Shows it as it stood at this iteration; left out, as it is now."""
     watch: bool = False
     """Follows a run that goes on, or has still to begin."""
     serve: bool = False
     """Serves the page, even where there is a screen."""
+    rerun: bool = False
+    """Shows it in Rerun's viewer, where rerun-sdk is installed; --save run.rrd writes what it shows."""
     host: str = "127.0.0.1"
     """Says where to serve: nobody but this machine can see the default; 0.0.0.0 is open to the network."""
     port: int = 8765
@@ -80,6 +84,9 @@ def _view(options: Options) -> None:
             raise CannotViewError("--save writes one file and ends: leave out --watch and --serve")
         _save(source, options.save)
         return
+    if options.rerun:
+        _show_in_rerun(source, options)
+        return
     if options.watch:
         _await_run(source)
     if not options.serve and has_screen() and _has_space(source, options.watch):
@@ -101,6 +108,15 @@ def _view_both(left: Source, right: Source, options: Options) -> None:
     with _told(options.save):
         write_text(options.save, side_by_side(*recordings))
     print(options.save)
+
+
+def _show_in_rerun(source: Source, options: Options) -> None:
+    if options.watch or options.serve:
+        raise CannotViewError("--rerun shows it as it stands, in a viewer of its own: leave out --watch and --serve")
+    try:
+        show_in_rerun(source.read())
+    except (ValueError, RuntimeError) as error:  # it is not installed, or its viewer does not start
+        raise CannotViewError(str(error)) from None
 
 
 @contextmanager

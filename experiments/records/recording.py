@@ -111,6 +111,14 @@ class Recording:
         """(3,3) or (V,3,3)."""
         return self.stages[frame.stage].K if frame.K is None else frame.K
 
+    def centre(self, number: int) -> np.ndarray:
+        """The middle of a stage's points (3,): coordinates far from zero would cost digits."""
+        last = [frame for frame in self.frames if frame.stage == number][-1:]
+        clouds = [self.stages[number].points3d_gt, *map(self.points3d, last)]
+        known = [cloud[(np.abs(cloud) < np.finfo(np.float32).max).all(1)] for cloud in clouds if cloud is not None]
+        points = np.concatenate([*known, np.zeros((0, 3))])
+        return np.median(points, axis=0) if len(points) else np.zeros(3)
+
     @cached_property
     def up(self) -> np.ndarray:
         """Which way to show as up (3,)."""

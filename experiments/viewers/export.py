@@ -1,6 +1,6 @@
-"""What a recording shows, as files of other programs: points (PLY), a scene (glTF), a model (COLMAP), a video.
+"""What a recording shows, as files of other programs: PLY, glTF, COLMAP, Rerun, and a video.
 
-Points, scene and model are of the last frame, as `--step` chooses it; the video is of all of them.
+Points, scene and model are of the last frame, as `--step` chooses it; video and Rerun's file have all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datasets.files import replacing
 from experiments.drawing.figures import BLUE, ORANGE, rgb
 from experiments.records.recording import Recording
 from experiments.viewers.picture import INK, picture, view
+from experiments.viewers.rerun_log import write_rerun
 from experiments.viewers.scene import Scene, has_space, scene
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ EXPORTS: dict[str, Callable[[Recording, Path], None]] = {
     ".glb": write_scene,
     ".gif": write_video,
     ".mp4": write_video,
+    ".rrd": write_rerun,
     "": write_model,
 }
 """By the end of the name; a folder has none."""

@@ -78,7 +78,7 @@ def encode(recording: Recording) -> bytes:
     zeros. All is little endian. Points and cameras are relative to their stage's `centre`; nan is what is unknown.
     """
     numbers = range(len(recording.stages))
-    centres, strides = [_centre(recording, i) for i in numbers], [_stride(recording, i) for i in numbers]
+    centres, strides = [recording.centre(i) for i in numbers], [_stride(recording, i) for i in numbers]
     kept = _kept(recording.frames)
     arrays = _Arrays()
     header = {
@@ -178,15 +178,6 @@ def _cameras(world_to_camera: np.ndarray | None, centre: np.ndarray) -> np.ndarr
         return None
     R, t = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3]
     return np.concatenate([R, (t + R @ centre)[:, :, None]], axis=2)
-
-
-def _centre(recording: Recording, number: int) -> np.ndarray:
-    """The middle of a stage's points (3,): coordinates far from zero would cost digits."""
-    last = [frame for frame in recording.frames if frame.stage == number][-1:]
-    clouds = [recording.stages[number].points3d_gt, *map(recording.points3d, last)]
-    known = [cloud[(np.abs(cloud) < np.finfo(np.float32).max).all(1)] for cloud in clouds if cloud is not None]
-    points = np.concatenate([*known, np.zeros((0, 3))])
-    return np.median(points, axis=0) if len(points) else np.zeros(3)
 
 
 def _stride(recording: Recording, number: int) -> int:

@@ -162,7 +162,7 @@ def test_a_run_of_curves_has_a_page_but_no_picture(tmp_path: Path, capsys: pytes
 
 def test_save_asks_for_a_name_and_a_place_that_can_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.avi", ".png"):
-        assert "must end in .png, .pdf, .svg, .ply, .glb, .gif, .mp4 or .html, or be that of a folder" in said(
+        assert "must end in .png, .pdf, .svg, .ply, .glb, .gif, .mp4, .rrd or .html, or be that of a folder" in said(
             capsys, run, "--save", run / name
         )
     (run / "folder.png").mkdir()
