@@ -1,4 +1,6 @@
-"""Runs every experiment and writes one summary of them all: results/index.html, summary.md and summary.json.
+"""Runs experiments, the three of the paper or those that are named, and writes one summary of them all.
+
+That is results/index.html, summary.md and summary.json.
 
 Each run is a process of its own, so that one that dies takes no other with it; with --submit a job of its own, on a
 cluster. The exit code is 0 when every run reached its goal; a run whose data are not on this machine is reported as
@@ -20,6 +22,8 @@ from typing import Any
 from experiments.records.files import write_json, write_text
 from experiments.records.overview import report, tell
 from experiments.records.seeds import sweeps
+from experiments.records.text import nearest
+from experiments.running.catalogue import drivers, preset_mistyped
 from experiments.running.cluster import Cluster
 from experiments.running.launch import Asked, Ended, launched
 
@@ -28,16 +32,20 @@ EXPERIMENTS = (
     "experiments.structure_from_motion",
     "experiments.camera_calibration",
 )
-PRESETS = ("default", "paper", "real", "smoke")
+"""What runs where nothing is named."""
+PRESETS = ("default", "real")
+"""Those of each that run where nothing is named."""
 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line asks for; a mistake in it ends the program with a sentence and exit code 2."""
-    modules = {module.rsplit(".", 1)[-1]: module for module in EXPERIMENTS}
+    usual = {module.rsplit(".", 1)[-1]: module for module in EXPERIMENTS}
+    presets = {name: [*driver.presets] for name, driver in drivers().items() if driver.is_run}
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--preset", nargs="+", default=["default", "real"], choices=PRESETS, help="names them; default: default real")
-    add("--only", nargs="+", default=list(modules), choices=list(modules), help="names experiments; default: all")
+    add("--preset", nargs="+", metavar="PRESET", help="names them; default: default, and real of what has it")
+    add("--only", nargs="+", default=[*usual], metavar="EXPERIMENT",
+        help=f"names experiments, as python -m experiments lists them; default: {' '.join(usual)}")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[0], help="runs everything with each of these seeds; default: 0")
     add("--out", type=Path, default=Path("results"), help="names the folder of all results; default: results")
     add("--jobs", type=int, help="sets how many runs go at a time; default: 1, of SLURM's as many as there are")
@@ -52,7 +60,15 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--slurm: of --submit slurm only")
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs: at least 1 wanted, got {options.jobs}")
-    options.modules = [modules[name] for name in options.only]
+    options.asked = []
+    for name in options.only:
+        if name not in usual and name not in presets:
+            parser.error(f"--only: no experiment {name}{nearest(name, [*presets])}; python -m experiments lists them")
+        has = presets.get(name, [*PRESETS, *(options.preset or ())])
+        for preset in options.preset or [preset for preset in PRESETS if preset in has]:
+            if wrong := preset_mistyped(name, preset, has):
+                parser.error(f"--preset: {wrong}")
+            options.asked.append((usual.get(name, f"experiments.{name}"), preset))
     return options
 
 
@@ -61,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     asked = [
         Asked(module, preset, seed, ("--overwrite",) * options.overwrite)
-        for module, preset, seed in product(options.modules, options.preset, options.seeds)
+        for (module, preset), seed in product(options.asked, options.seeds)
     ]
     runs: list[dict[str, Any]] = [
         {"experiment": run.experiment, "preset": run.preset, "seed": run.seed, **Ended()._asdict()} for run in asked

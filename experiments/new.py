@@ -1,16 +1,18 @@
 """The beginning of a geometry task of your own: its problem, its driver and its test, which run and pass at once.
 
-python -m experiments.new my_task
-python -m experiments.tasks.my_task default
+It is called as `python -m experiments.new my_task`.
 """
 
 from __future__ import annotations
 
 import keyword
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+import geometry
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACES = {
@@ -33,6 +35,8 @@ def new(name: Annotated[str, tyro.conf.Positional], root: Path = Path(__file__).
     if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name) or name.startswith("_"):
         raise ValueError(f"name must be a lower-case Python identifier such as my_task, got {name!r}")
     paths = {kind: root / place.format(name) for kind, place in PLACES.items()}
+    if name in geometry.__all__:
+        raise ValueError(f"name must be none that `geometry` has already, got {name!r}")
     for path in paths.values():
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name, or remove it")
@@ -47,12 +51,13 @@ def new(name: Annotated[str, tyro.conf.Positional], root: Path = Path(__file__).
 def main() -> None:
     """The command."""
     try:
-        paths = tyro.cli(new, description=__doc__)
+        paths = tyro.cli(new, description=__doc__, prog="python -m experiments.new")
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     print(*(f"wrote {path}" for path in paths), sep="\n")
     name = paths[0].stem
-    print(f"run it:  python -m experiments.tasks.{name} default\ntest it: pytest {paths[2]} -k {name}")
+    print(f"run it:  {sys.executable} -m experiments.tasks.{name} smoke, then default")
+    print(f"test it: {sys.executable} -m pytest -k {name}")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,8 @@ def _save(source: Source, path: Path) -> None:
             write_page(recording, path)
         elif kind == "" and not recording.is_run and source.path.suffix.lower() != ".ply":
             convert(source.path, path)  # with all that the file says
+        elif kind == "" and source.step is None and (source.path / "colmap").is_dir():
+            convert(source.path / "colmap", path)  # what the run wrote itself: a recording has no lens
         elif kind in EXPORTS:
             EXPORTS[kind](recording, path)
         else:

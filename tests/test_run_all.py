@@ -195,3 +195,32 @@ def test_bad_arguments_exit_2(arguments: list[str]) -> None:
 def test_it_imports_nothing_heavy() -> None:
     code = "import run_all, sys; sys.exit(bool({'torch', 'numpy', 'matplotlib', 'jinja2'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(run_all.__file__).parent, check=False).returncode == 0
+
+
+def test_others_are_named_as_the_list_names_them() -> None:
+    asked = run_all.options_of(["--only", "tasks.hand_eye", "tasks.homography", "pose_estimation"]).asked
+    assert asked == [
+        ("experiments.tasks.hand_eye", "default"),  # it has no preset real
+        ("experiments.tasks.homography", "default"),
+        ("experiments.tasks.homography", "real"),
+        ("experiments.pose_estimation", "default"),
+        ("experiments.pose_estimation", "real"),
+    ]
+    assert run_all.options_of(["--only", "object_pose", "--preset", "pose"]).asked == [
+        ("experiments.object_pose", "pose")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--only homographyy", "--only: no experiment homographyy; did you mean tasks.homography?"),
+        ("--only toy_study", "--only: no experiment toy_study"),  # it makes no run of its own
+        ("--only tasks.hand_eye --preset real", "--preset: tasks.hand_eye has presets default, smoke, not real"),
+        ("--preset smok", "--preset: pose_estimation has presets"),
+    ],
+)
+def test_the_nearest_is_told(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_all.options_of(arguments.split())
+    assert sentence in capsys.readouterr().err

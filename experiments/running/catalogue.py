@@ -31,12 +31,16 @@ _ITEM = re.compile(r"^- (\w+): (.*\n(?:  .*\n)*)", re.MULTILINE)
 
 
 class Driver(NamedTuple):
-    """What `python -m experiments.NAME` runs: what it is, in a sentence, and a sentence on each preset."""
+    """What `python -m experiments.NAME` runs: what it is, in a sentence, and a sentence on each preset.
+
+    is_run: it makes runs, with a summary each; else it is a command, a benchmark or a study of many runs.
+    """
 
     name: str
     family: str
     title: str
     presets: Mapping[str, str]
+    is_run: bool
 
 
 def presets_told(docstring: str | None) -> dict[str, str]:
@@ -60,7 +64,7 @@ def drivers(root: Path = ROOT) -> dict[str, Driver]:
                 docstring = ast.get_docstring(ast.parse(text)) or ""
                 title = " ".join(docstring.partition("\n\n")[0].split())
                 name = f"{family}.{path.stem}".lstrip(".")
-                found[name] = Driver(name, family, title, presets_told(docstring))
+                found[name] = Driver(name, family, title, presets_told(docstring), "\n    command(" in text)
     return found
 
 

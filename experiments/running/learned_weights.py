@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig, told_in_a_sentence
 from experiments.running.run import Run
 from geometry import Solution
 from geometry.optim import State, Status
@@ -46,6 +46,11 @@ class TaskConfig(RunConfig):
     """Sets the length of a step."""
     wrong: float = 0.2
     """Sets the share of the observations that are made wrong."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 < self.wrong < 1 and self.rate > 0):
+            raise ValueError(f"wrong must lie between 0 and 1, and rate above 0, got {self.wrong} and {self.rate}")
 
     def placed(self, *values: Tensor) -> list[Tensor]:
         """The values where the run computes, and in its dtype."""
@@ -124,9 +129,16 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
 
 
 def moved(values: Tensor, share: float, by: float) -> tuple[Tensor, Tensor]:
-    """A copy of values (N,…), a `share` of whose rows have noise of deviation `by`, and which those are, (N,)."""
+    """A copy of values (N,…), a `share` of whose rows have noise of deviation `by`, and which those are, (N,).
+
+    Where none is wrong, or none is right, a sentence ends the run: there would be nothing to tell apart.
+    """
+    count = round(share * len(values))
+    with told_in_a_sentence():
+        if not 0 < count < len(values):
+            raise ValueError(f"wrong: {share:g} of {len(values)} observations is {count}; both kinds are needed")
     wrong = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    wrong[torch.randperm(len(values))[: round(share * len(values))]] = True
+    wrong[torch.randperm(len(values))[:count]] = True
     noise = torch.randn(values.shape, dtype=torch.float64).to(values)  # the same whatever the dtype of the run
     return values + by * noise * wrong.view(-1, *[1] * (values.ndim - 1)), wrong
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import at_least
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -32,6 +33,10 @@ class Config(TaskConfig):
     """Sets the number of views of the target."""
     noise: float = 2e-3
     """Sets the noise of the camera's poses, in radians and metres."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 3, "views")
 
 
 PRESETS = {

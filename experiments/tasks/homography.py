@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import at_least
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 class Config(TaskConfig):
     matches: int = 60
     """Sets the number of made matches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 4, "matches")
 
 
 PRESETS = {

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import at_least
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -37,6 +38,10 @@ class Config(TaskConfig):
     """Sets the number of made matches."""
     scale: bool = False
     """Estimates a scale besides the rigid motion."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 3, "matches")
 
 
 PRESETS = {

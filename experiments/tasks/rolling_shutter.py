@@ -21,6 +21,7 @@ from torch import Tensor
 from experiments.drawing.figures import weighted_fit
 from experiments.records.files import write_text
 from experiments.records.text import table
+from experiments.running.config import at_least
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -46,6 +47,10 @@ class Config(TaskConfig):
     """Sets the standard deviation of the noise in px."""
     draws: int = 0
     """Sets the number of problems of each number of points in the table; 0 leaves the table out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 6, "points")
 
 
 PRESETS = {

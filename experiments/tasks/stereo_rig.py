@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.drawing.figures import weighted_fit
+from experiments.running.config import at_least
 from experiments.running.learned_weights import Task, TaskConfig, learn_weights, moved
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -34,6 +35,10 @@ class Config(TaskConfig):
     """Sets the number of views of the board."""
     corners: tuple[int, int] = (6, 5)
     """Sets the numbers of corners along a row and along a column of the board."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "views")
 
 
 PRESETS = {

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.ply import write_ply
 from datasets.reconstructions.bal import read_bal
-from datasets.reconstructions.colmap import write_colmap
+from datasets.reconstructions.colmap import read_colmap, write_colmap
 from experiments import view
 from experiments.records.recording import Recording
 from experiments.viewers.source import Source
@@ -91,6 +92,21 @@ def test_files_of_other_formats_are_shown_alike(real_data: Callable[[str], Path]
         assert view.main([str(path), "--save", str(tmp_path / "a.png")]) == 0
         assert is_png(tmp_path / "a.png")
         (tmp_path / "a.png").unlink()
+
+
+def test_the_model_that_a_run_wrote_is_exported_with_its_lens(
+    run: Path, real_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_colmap(run / "colmap", read_bal(real_data("bal") / Path(BAL).name))
+    model = read_colmap(run / "colmap")
+    assert model.distortion.abs().min() > 0
+    assert view.main([str(run), "--save", str(tmp_path / "model")]) == 0
+    saved = read_colmap(tmp_path / "model")
+    torch.testing.assert_close(saved.distortion, model.distortion)
+    torch.testing.assert_close(saved.points2d, model.points2d)
+    assert view.main([str(run), "--step", "3", "--save", str(tmp_path / "early")]) == 0
+    early = read_colmap(tmp_path / "early")  # of the recording: the model is of the end
+    assert len(early.points3d) == np.isfinite(Source(run, 3).read().frames[-1].points3d).all(1).sum()
 
 
 def test_step_shows_a_run_as_it_stood(run: Path) -> None:
