@@ -126,7 +126,7 @@ def run(line: str, project: Path) -> str:
     elif words[0].startswith(".venv/bin/"):
         program = Path(words[0]).name
         words = [sys.executable, *([] if program == "python" else ["-m", program]), *words[1:]]
-        if words[1] == "run_all.py":
+        if words[1] == "run_all.py" and "--help" not in words:
             run_all.options_of(words[2:])
             return ""
         # the scaffold writes next to its own file, which must be the folder's
