@@ -175,12 +175,12 @@ def test_the_batch_script_of_the_page_trains_on_two_machines(ended: Path, tmp_pa
     (tmp_path / "object_pose.sbatch").write_text(script)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **installed(tmp_path / "slurm")}
     at = ("--data", str(ended / "set"), "--out", str(tmp_path))
-    command = ["sbatch", str(tmp_path / "object_pose.sbatch"), "smoke", *at]
+    command = ["sbatch", str(tmp_path / "object_pose.sbatch"), "smoke", *at, "--name", "met"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     state, latest = tmp_path / "slurm" / "1.state", time.monotonic() + PATIENCE
     while state.read_text() in ("PENDING", "RUNNING") and time.monotonic() < latest:
         time.sleep(0.1)
     assert state.read_text() == "COMPLETED"
-    alone, both = ended / "object_pose" / "whole", tmp_path / "object_pose" / "smoke-seed0"
+    alone, both = ended / "object_pose" / "whole", tmp_path / "object_pose" / "met"
     for name in ("metrics.csv", "results.csv", "scores.json"):
         assert (both / name).read_bytes() == (alone / name).read_bytes(), name
