@@ -166,14 +166,24 @@ def unlike(name: str, value: Tensor, first: str, like: Tensor) -> ValueError:
 def misshapen(name: str, value: Tensor, wanted: str, fits: Callable[[tuple[int, ...]], bool]) -> ValueError:
     """What is raised for a tensor of another shape than `wanted`; fits: whether a shape is one that is wanted.
 
-    Points in columns instead of rows, and one problem instead of a batch, are what happens: where that is all, the
-    message says how to write it.
+    Points in columns instead of rows, one problem instead of a batch, and the numbers of a pose or a camera instead of
+    its matrix are what happens: where that is all, the message says how to write it.
     """
     *leading, rows, columns = shape = (1,) * (2 - value.ndim) + tuple(value.shape)
     turned = (*leading, columns, rows)
     others = ((".mT", turned), ("[None]", (1, *value.shape)), (".mT[None]", (1, *turned)))
     remedy = next((f": {name}{how}" for how, other in others if value.ndim > 1 and other != shape and fits(other)), "")
+    for matrix, numbers, made in (("4,4)", 6, "se3.from_rotvec_t"), ("3,3)", 4, "camera.matrix_from_intrinsics")):
+        if wanted.endswith(matrix) and value.ndim and value.shape[-1] == numbers:
+            remedy = remedy or f": {made}({name})"
     return ValueError(f"{name} must have shape {wanted}, got {tuple(value.shape)}{remedy}")
+
+
+def not_finite(name: str, where: str = "") -> ValueError:
+    """What is raised for NaN or infinity; where: of which elements, as " where mask is True"."""
+    masked = where and name in ("points2d", "points3d")
+    remedy = f": mask={name}.isfinite().all(-1) is as if they were absent" if masked else ""
+    return ValueError(f"{name} must be finite{where}, got NaN or infinity{remedy}")
 
 
 def shaped(**named: tuple[Tensor | None, str]) -> None:
@@ -295,7 +305,7 @@ def _refuse(name: str, what: What, where: str, dtype: torch.dtype, seen: Tensor)
     if what in ("finite", "odds"):
         largest, *least = seen.flatten().tolist()
         if not math.isfinite(largest):
-            raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
+            raise not_finite(name, where)
         if least and least[0] < 0:
             raise ValueError(f"{name} must be finite and not negative, got {least[0]}")
         return
@@ -308,7 +318,7 @@ def _refuse(name: str, what: What, where: str, dtype: torch.dtype, seen: Tensor)
     if what == "pose or NaN" and math.isnan(whole):
         return
     if not math.isfinite(whole):
-        raise ValueError(f"{name} must be finite{where}, got NaN or infinity")
+        raise not_finite(name, where)
     exact, rounded = _errors(what, m)
     if any(exact):
         row = "third row (0, 0, 1)" if what == "camera" else "last row (0, 0, 0, 1)"

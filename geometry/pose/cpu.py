@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model
-from geometry.checks import values
+from geometry.checks import not_finite, values
 from geometry.compiled.constants import ROBUST
 from geometry.compiled.launch import in_parallel
 from geometry.optim import ADJOINT, FEIGNED, margin
@@ -173,7 +173,7 @@ def _in_parallel(
 def _refuse(complaint: int, K: np.ndarray, init: np.ndarray | None) -> None:
     """Raise the ValueError that `geometry.compiled.pose.solve` asks for."""
     if complaint <= len(_ARGUMENTS):
-        raise ValueError(f"{_ARGUMENTS[complaint - 1]} must be finite where mask is True, got NaN or infinity")
+        raise not_finite(_ARGUMENTS[complaint - 1], " where mask is True")
     start = None if init is None else torch.from_numpy(init)
     values(" where mask is True", K=(torch.from_numpy(K), "camera"), init=(start, "pose"))
     # at the very bound of what is allowed the kernels may round otherwise

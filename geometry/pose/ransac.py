@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geometry.camera import Model
-from geometry.checks import check_tensors_or_none, leading, plainly, positive, values
+from geometry.checks import check_tensors_or_none, leading, not_finite, plainly, positive, values
 from geometry.compiled.launch import compiles_for, grid, in_parallel
 from geometry.consensus import RansacSolution
 from geometry.consensus.samples import seeds
@@ -248,7 +248,7 @@ class _Compiled:
         for complaint in in_parallel(bounds, work):
             if complaint:
                 name = ("points2d", "points3d", "K", "distortion", "weights")[complaint - 1]
-                raise ValueError(f"{name} must be finite where mask is True, got NaN or infinity")
+                raise not_finite(name, " where mask is True")
 
     def search(
         self, hypotheses: int, confidence: float, generator: torch.Generator | None
