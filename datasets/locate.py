@@ -1,6 +1,7 @@
 """Where the real data sets lie. They are no part of the project, so a machine may lack them."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = ["DATA_SETS", "AbsentDataError", "find", "locate"]
@@ -41,5 +42,7 @@ def locate(name: str) -> Path:
     if not path.exists() and path.parts and path.parts[0] in DATA_SETS:
         path = find(path.parts[0]).joinpath(*path.parts[1:])
     if not path.exists():
-        raise FileNotFoundError(f"{path}: a file or folder, here or in the shared data, wanted, found nothing")
+        there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = "".join(f"; did you mean {path.parent / near}?" for near in get_close_matches(path.name, there, 1))
+        raise FileNotFoundError(f"{path}: a file or folder, here or in the shared data, wanted, found nothing{hint}")
     return path

@@ -3,7 +3,7 @@
 The intrinsics are the only unknowns; PnP gives the pose that suits them, and the reprojection error of the cube trains
 them through PnP. A camera of yours, or several mounted together:
 
-    python -m experiments.camera_calibration default --board.source my_images --board.corners 9 6 --board.square 0.025
+    python -m experiments.camera_calibration real --board.source my_images --board.corners 9 6 --board.square 0.025
     ... --board.source left right --board.kind charuco --board.corners 8 5 --board.square 0.03 --board.marker 0.75
     ... --board.source my_images --board.kind tags --board.corners 6 6 --board.marker 0.3 --board.free f k1 k2
 

@@ -112,7 +112,10 @@ def find_tracks(
     camera, place, point = link(matches)
     if len(point) == 0:
         why = "; ".join(f"{paths[v].name}: {reason}" for v, reason in reasons.items())
-        raise ValueError(f"{paths[0].parent}: two images that match wanted, found none" + (f" ({why})" if why else ""))
+        raise ValueError(
+            f"{paths[0].parent}: two images that match wanted, found none{f' ({why})' if why else ''}: take them a few "
+            "degrees apart, of the same place, sharp and with texture"
+        )
     for v in np.setdiff1d(np.arange(len(paths)), camera):
         reasons.setdefault(int(v), "no other image matches it")
 

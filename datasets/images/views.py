@@ -83,6 +83,7 @@ def detect_cameras(images: str | Path | Iterable[str | Path], target: Target) ->
     kept = [views for views in cameras if views.names]
     if not kept:
         hints = "".join(f"; {note}" for note in _larger(target, paths, "found in"))
+        hints += ": inner corners lie where four squares meet, 9 x 6 of 10 x 7 squares" * ("inner" in target.name)
         raise ValueError(
             f"{paths[0].parent}: a {target.name} wanted in one image at least, found in none of {len(paths)}{hints}"
         )

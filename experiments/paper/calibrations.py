@@ -69,8 +69,9 @@ class Board:
     """Names the markers as OpenCV does; left empty, they are 4X4_50 of ChArUco boards, APRILTAG_36h11 of tags."""
     points: str = ""
     """Names a file of a target's points, name X Y Z; the source then has lines of image, name and u v."""
-    distortion: int = 5
-    """Sets how many distortion coefficients there are."""
+    distortion: int | None = None
+    """Sets how many distortion coefficients there are; left out, 5, or the fewer that the lens model has: 4 of a
+    fisheye."""
     model: Model = "radtan"
     """Chooses the lens model: OpenCV's radial-tangential or fisheye, or another that `geometry` has."""
     free: tuple[str, ...] = ()
@@ -95,7 +96,13 @@ class Board:
         """Sources and number of coefficients."""
         paths = [Path(source) for source in self.source]
         names = [(path.parent.name or path.stem) if path.suffix else path.name for path in paths]
-        return f"{'-'.join(names)}-{self.distortion}"
+        return f"{'-'.join(names)}-{self.coefficients}"
+
+    @property
+    def coefficients(self) -> int:
+        """How many distortion coefficients there are."""
+        most = len(LENSES[self.model].names)
+        return min(5, most) if self.distortion is None else self.distortion
 
 
 SHARED_BOARDS = (
@@ -117,6 +124,7 @@ class CalibrationConfig(RunConfig):
             "with a --board.source",
             tuple(f"board.{field.name}" for field in fields(Board) if field.name != "source"),
             lambda config: bool(config.board.source),
+            told=True,
         ),
     )
     names_data: ClassVar[tuple[str, ...]] = ("board.source",)
@@ -149,6 +157,11 @@ def read_views(config: CalibrationConfig) -> list[Job]:
     """The marks of each board: a job a camera, or a rig."""
     jobs = []
     for board in (config.board,) if config.board.source else config.boards:
+        most = len(LENSES[board.model].names)
+        if not 0 <= board.coefficients <= most:
+            raise ValueError(
+                f"--board.model {board.model} takes --board.distortion 0 to {most}, got {board.distortion}"
+            )
         check_names("free", board.free, ("f", "fx", "fy", "cx", "cy", "skew", *LENSES[board.model].names))
         paths = [locate.locate(source) for source in board.source]
         if len(paths) > 1:
@@ -187,7 +200,7 @@ def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> di
         solve = partial(
             calibrate_rig,
             views.points2d.to(run.device, run.dtype), views.points3d.to(run.device, run.dtype), views.image_sizes,
-            mask=views.mask.to(run.device), distortion=board.distortion, model=board.model,
+            mask=views.mask.to(run.device), distortion=board.coefficients, model=board.model,
             kernel=cauchy(board.robust_px) if board.robust_px else None, max_steps=config.iterations,
         )  # fmt: skip
         with told_in_a_sentence():  # options that do not go together
@@ -272,7 +285,7 @@ def _written(result: dict, path: Path, write: Callable[..., None], *content: Any
     try:
         write(path, *content)
     except ValueError as error:
-        result["notes"].append(f"no {path.name}: {error}")
+        result["notes"].append(f"{path.name} is not written, as its format cannot say this lens ({error})")
 
 
 def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
@@ -281,7 +294,7 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
         from experiments.viewers.picture import picture  # a viewer: not before there is something to see
 
         run.figure("scene", len(results), picture(run.recorded()), final=True)
-    above = max((r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]), default=float("nan"))
+    above = [r["rms_px"] - r["opencv"]["rms_px"] for r in results if r["opencv"]]
     return run.finish(
         converged=complete and all(r["converged"] for r in results),
         goal="every camera at the minimum of its reprojection error",
@@ -293,7 +306,10 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
         ],
         iterations=sum(r["iterations"] for r in results),
         loss=max(r["rms_px"] for r in results),
-        errors={**{f"{r['name']} rms_px": r["rms_px"] for r in results}, "rms_above_opencv_px": above},
+        errors={
+            **{f"{r['name']} rms_px": r["rms_px"] for r in results},
+            **({"rms_above_opencv_px": max(above)} if above else {}),
+        },
         reference={f"{r['name']} rms_px": f"{r['opencv']['rms_px']:.6f} (OpenCV)" for r in results if r["opencv"]},
         found={name: value for r in results for name, value in found_in(r, alone=len(results) == 1).items()},
         left_out={f"{r['name']}: {row['view']}": row["why"] for r in results for row in r["table"] if not row["used"]},
@@ -327,7 +343,7 @@ def told(result: dict) -> list[str]:
     notes = [f"{name}: {note}" for note in result["notes"]]
     if result["worst"]:
         view, rms = result["worst"]["view"], result["worst"]["rms_px"]
-        notes.append(f"{name}: worst view {view}, {rms:.3f} px where all have {result['rms_px']:.3f}")
+        notes.append(f"{name}: worst view {view}, {rms:.3f} px; the rms of all is {result['rms_px']:.3f} px")
     return notes
 
 
@@ -365,7 +381,7 @@ def describe(job: Job, found: JointCalibration, opencv: bool) -> dict:
         for s in range(S)
     ]
     plain = opencv and not board.free and not board.robust_px
-    peer = opencv_calibration(views, board.distortion, board.model) if plain else None
+    peer = opencv_calibration(views, board.coefficients, board.model) if plain else None
     if peer:
         ours = np.array(cameras[0]["intrinsics"] + cameras[0]["distortion"])
         theirs = np.array(peer["intrinsics"] + peer["distortion"])

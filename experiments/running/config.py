@@ -105,9 +105,10 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
     except ValueError as error:  # a number that is out of range, which the config itself looks at
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name, where in idle(config).items():
-        if attrgetter(name)(config) != attrgetter(name)(preset):
-            raise SystemExit(f"{written(preset, name)} does nothing here: it acts {where}")
+        if (option := written(preset, name)) in typed:
+            raise SystemExit(f"{option} does nothing here: it acts {where}")
     if not isinstance(config, RunConfig):
         return config
     return _named_by_data(replace(config, command=(*program.split(), *arguments)), preset)

@@ -24,18 +24,24 @@ class Acts(NamedTuple):
     """Options that do something in some configs alone.
 
     A config's class lists them in `acts`, a class variable; `those` are names of fields, of a nested config's with a
-    dot. where: the end of the sentence "it acts ...". holds: whether a config is such a one.
+    dot. where: the end of the sentence "it acts ...". holds: whether a config is such a one. told: help tells of them
+    in every config, since what makes them act stands beside them.
     """
 
     where: str
     those: tuple[str, ...]
     holds: Callable[[Any], bool]
+    told: bool = False
 
 
-def idle(config: Any) -> dict[str, str]:
-    """The options of a config that do nothing in it, by the names of their fields, and where each of them acts."""
+def idle(config: Any, helping: bool = False) -> dict[str, str]:
+    """The options of a config that do nothing in it, by the names of their fields, and where each of them acts.
+
+    helping: without those that help tells of.
+    """
     listed = [acts for owner in type(config).__mro__ for acts in vars(owner).get("acts", ())]
-    return {name: acts.where for acts in listed if not acts.holds(config) for name in acts.those}
+    still = [acts for acts in listed if not (acts.holds(config) or (helping and acts.told))]
+    return {name: acts.where for acts in still for name in acts.those}
 
 
 def written(config: Any, name: str) -> str:
@@ -53,7 +59,7 @@ def shown(config: Any, helping: bool) -> tuple[Any, str]:
     The fields that a class has of its own are a group, named by the class; those of the config's own class stand before
     all groups. What was inherited keeps its place, and has the newest text.
     """
-    asleep = idle(config) if helping else {}
+    asleep = idle(config, helping=True) if helping else {}
     entries: list[Entry] = []
     for owner, names in _by_class(type(config)):
         plain = [name for name in names if not dataclasses.is_dataclass(getattr(config, name))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -21,6 +22,8 @@ __all__ = ["command", "tell"]
 LONGEST = 40
 """Rows of what was found that a terminal is given; the rest is in summary.json."""
 
+_LEFT = {"model": "colmap", "ply": "points.ply", "lens": "*-opencv.yml"}
+"""What a run leaves for other programs, by kind: a model with its lens, points with cameras, a camera for OpenCV."""
 _UNITS = {"px": "px", "deg": "deg", "seconds": "s"}
 
 
@@ -31,7 +34,10 @@ def command(main: Callable[[C], dict[str, Any] | None], description: str | None,
     the second of a training by several, says nothing; torchrun, which takes any other code for a crash, is told 0.
     """
     config = cli(description, presets)
-    summary = main(config)
+    try:
+        summary = main(config)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command with --resume goes on from the last checkpoint, if there is one.")
     if summary is not None:
         tell(summary, config.folder(summary["experiment"]).as_posix())
     missed = summary is not None and not summary["converged"] and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -63,6 +69,9 @@ def tell(summary: Mapping[str, Any], folder: str, console: Console | None = None
         console.print(escape(f"Left out: {name} ({why})"))
     if summary["note"]:
         console.print(escape(f"Note: {summary['note']}"))
+    for kind, pattern in _LEFT.items():
+        for path in sorted(Path(folder).glob(pattern)):
+            console.print(escape(f"{kind:5} {path.as_posix()}"), soft_wrap=True)
     console.print(escape(f"page  {folder}/index.html"), soft_wrap=True)
     console.print(escape(f"view  python -m experiments.view {folder}"), soft_wrap=True)
 

@@ -291,7 +291,7 @@ def given_lens(options: SceneOptions) -> Lens | None:
     numbers = torch.tensor([options.intrinsics], dtype=torch.float64)
     sizes = [k for k in (0, 2, 4, 5, 8, 12) if k >= numbers.shape[1] - 4]
     if numbers.shape[1] < 4 or not sizes:
-        raise ValueError(f"intrinsics: fx fy cx cy and up to 12 coefficients wanted, found {numbers.shape[1]} numbers")
+        raise ValueError(f"--intrinsics: fx fy cx cy and up to 12 coefficients wanted, found {numbers.shape[1]} in all")
     return matrix_from_intrinsics(numbers[:, :4]), torch.nn.functional.pad(
         numbers, (0, 4 + sizes[0] - numbers.shape[1])
     )[:, 4:]

@@ -34,6 +34,9 @@ def test_only_a_known_set_is_absent_and_any_other_path_is_mistyped(tmp_path, mon
         assert not isinstance(raised.value, AbsentDataError)
     (tmp_path / "data" / "bal" / "some.txt").touch()
     assert locate("bal/some.txt").is_file()
+    (tmp_path / "my_photos").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"my_fotos: .* found nothing; did you mean my_photos\?$"):
+        locate("my_fotos")
 
 
 def test_images_of_a_folder_are_its_visible_files_each_once(tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
-from experiments.paper.calibrations import Board, undetermined, views_table
+from experiments.paper.calibrations import Board, CalibrationConfig, read_views, undetermined, views_table
 from geometry import project, se3
 from geometry.reconstruction import calibrate_rig
 
@@ -94,6 +94,14 @@ def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path) -> N
     table = (folder / "both-2-320x240-views.md").read_text()
     assert table == views_table(results[0])
     assert "| 0 | blank.png |  | 0 | no: no part" in table
+
+
+def test_a_lens_has_as_many_coefficients_as_its_model_unless_it_is_told() -> None:
+    models = {"radtan": 5, "fisheye": 4, "fov": 1}
+    assert {model: Board(model=model).coefficients for model in models} == models
+    assert Board(model="fisheye", distortion=2).coefficients == 2
+    with pytest.raises(ValueError, match=r"--board\.model fisheye takes --board\.distortion 0 to 4, got 5"):
+        read_views(CalibrationConfig(board=Board(("nowhere",), model="fisheye", distortion=5)))
 
 
 @pytest.mark.slow

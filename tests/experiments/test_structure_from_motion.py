@@ -181,7 +181,7 @@ def test_a_turntable_says_f_but_not_where_its_axis_lies(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("numbers", [(700.0, 700.0, 320.0), tuple(range(17))])
 def test_intrinsics_are_four_numbers_and_a_lens(tmp_path: Path, numbers: tuple[float, ...]) -> None:
     config = replace(structure_from_motion.PRESETS["real"], scene=str(tmp_path), intrinsics=numbers)
-    with pytest.raises(SystemExit, match=f"fx fy cx cy and up to 12 coefficients wanted, found {len(numbers)} numbers"):
+    with pytest.raises(SystemExit, match=f"fx fy cx cy and up to 12 coefficients wanted, found {len(numbers)} in all"):
         structure_from_motion.main(replace(config, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

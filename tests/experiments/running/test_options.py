@@ -108,6 +108,7 @@ def test_help_has_groups_and_says_where_the_rest_acts(
     ("arguments", "sentence"),
     [
         ("newton --rate 0.5", "--rate does nothing here: it acts with --method adam"),
+        ("newton --rate 0.1", "--rate does nothing here: it acts with --method adam"),  # though it is the default
         ("newton --beta 2", "--beta does nothing here: it acts with --method adam"),
         ("newton --lens.k1 2", "--lens.k1 does nothing here: it acts with --method adam"),
         ("adam --scene a --no-masked", "--no-masked does nothing here: it acts with a --scene of points"),
