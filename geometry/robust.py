@@ -26,6 +26,7 @@ from geometry.checks import function, positive
 __all__ = [
     "Kernel",
     "RobustKernel",
+    "applied",
     "barron",
     "cauchy",
     "check_kernel",
@@ -126,15 +127,24 @@ def check_kernel(kernel: Any) -> None:
     function("kernel", kernel, such_as="geometry.huber(scale)")
 
 
+def applied(kernel: Kernel, s: Tensor) -> Tensor:
+    """rho(s); ValueError for a kernel that does not return a number for each of s."""
+    rho = kernel(s)
+    if not isinstance(rho, Tensor) or rho.shape != s.shape:
+        found = tuple(rho.shape) if isinstance(rho, Tensor) else type(rho).__name__
+        raise ValueError(f"kernel must return the shape that it is given, {tuple(s.shape)}, got {found}")
+    return rho
+
+
 def kernel_derivatives(kernel: Kernel | None, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """rho(s), rho'(s), rho''(s), element by element; the identity where kernel is None."""
     if kernel is None:
         return s, torch.ones_like(s), torch.zeros_like(s)
     if isinstance(kernel, RobustKernel):
         return kernel.derivatives(s)
-    one = torch.ones_like(s)
+    rho, one = applied(kernel, s), torch.ones_like(s)
     first, second = directional(lambda a: directional(kernel, a, one)[1], s, one)
-    return kernel(s), first, second
+    return rho, first, second
 
 
 def widened(kernel: Kernel, factor: float) -> Kernel:

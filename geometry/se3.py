@@ -189,8 +189,11 @@ def step_from(pose: Tensor, place: Tensor) -> Tensor:
 def retract(pose: Tensor, step: Tensor) -> Tensor:
     """Move a pose by a step (omega, v): R <- exp(omega) R, t <- t + v. (…,4,4), (…,6) -> (…,4,4).
 
-    Raises ValueError for a step of another length, as of a `Problem` with another dof: v alone would be broadcast.
+    Raises ValueError for what is no pose, and for a step of another length, as of a `Problem` with another dof: v alone
+    would be broadcast.
     """
+    if pose.shape[-2:] != (4, 4):
+        raise ValueError(f"pose must have shape (…,4,4), got {tuple(pose.shape)}")
     if step.shape[-1] != 6:
         raise ValueError(f"step must have shape (…,6), got {tuple(step.shape)}")
     return make(exp(step[..., :3]) @ pose[..., :3, :3], pose[..., :3, 3] + step[..., 3:])

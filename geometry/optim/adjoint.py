@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from geometry.checks import one_of
+from geometry.checks import boolean, one_of
 from geometry.optim.captured import constant
 from geometry.optim.descent import levenberg_marquardt, minimize, search
+from geometry.optim.instance import check_addition, checked
 from geometry.optim.linear import ADJOINT, solve_spd
 from geometry.optim.problem import (
     Problem,
@@ -78,9 +79,11 @@ def attach_gradient(
 ) -> State:
     """Make a minimiser x of `problem` differentiable in every tensor of `data`; its value does not change.
 
-    ok (B,) marks the problems that may be trusted; the others get a gradient of zero, as do those whose Hessian is
-    singular (`geometry.optim.linear`). gradient="gauss_newton" replaces the exact Hessian by J^T J, which is wrong by
-    the curvature of the residual (0.2 % at 1 px of noise for PnP with 12 points, 2 % at 10 px).
+    x is taken to be stationary, a minimum in the data as they are given: no check of it is made, and of another x the
+    gradient means nothing. ok (B,) bool, as `Solution.converged`, marks the problems that may be trusted; the others
+    get a gradient of zero, as do those whose Hessian is singular (`geometry.optim.linear`). gradient="gauss_newton"
+    replaces the exact Hessian by J^T J, which is wrong by the curvature of the residual (0.2 % at 1 px of noise for PnP
+    with 12 points, 2 % at 10 px).
 
     >>> b = torch.tensor([[1.0, 2.0, 6.0]], requires_grad=True)
     >>> found_elsewhere = torch.tensor([[3.0]])
@@ -92,18 +95,25 @@ def attach_gradient(
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
     _constant(problem)
-    x, data = batch_data(x, data)
+    if isinstance(x, Tensor):
+        check_addition(problem, x, "x")
+    x, data = batch_data(x, data, "x", problem.residual)
     x = map_state(lambda a: a.detach(), x)
     if len(data[0]) == 0:
         return _of_nothing(x, data)
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
+    if ok is not None:
+        boolean("ok", ok)
+        if ok.shape != (len(data[0]),):
+            raise ValueError(f"ok must have shape ({len(data[0])},), got {tuple(ok.shape)}")
     trusted = torch.ones(len(data[0]), dtype=torch.bool, device=data[0].device) if ok is None else ok
 
     first, single = 1 + len(parts), isinstance(x, Tensor)
 
     def given(*tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
-        found = tensors[1:first]
-        return found[0] if single else found, (tensors[0].clone(),)
+        x = tensors[1] if single else tensors[1:first]
+        with checked(problem, x, tensors[first:]):
+            return x, (tensors[0].clone(),)
 
     equation = _Minimum(problem, given, first, gradient == "exact", 1.0 if ok is None else ADJOINT)
     return implicit(equation, trusted, *parts, *data)[0]

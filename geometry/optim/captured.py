@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from geometry.checks import breaks_graphs
 
-__all__ = ["constant", "refuse_captured"]
+__all__ = ["constant", "refuse_captured", "wrapped"]
 
 
 def refuse_captured(what: Any) -> None:
@@ -47,11 +47,14 @@ def constant(**functions: Any) -> None:
                 )
 
 
+def wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func has wrapped the tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _followed(tensor: Tensor) -> bool:
-    """Whether a transform of torch has wrapped the tensor."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return True
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    """Whether a transform of torch has wrapped the tensor, or made it a dual number."""
+    return wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _held(what: Any) -> Iterator[tuple[str, Tensor]]:

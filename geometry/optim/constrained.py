@@ -22,6 +22,7 @@ from torch.func import grad, jacrev, vmap
 from geometry.checks import function, whole
 from geometry.optim.captured import constant
 from geometry.optim.descent import minimize
+from geometry.optim.instance import check_addition, checked, copies, explained, unchanged, versions
 from geometry.optim.linear import ADJOINT, margin, solve_spd
 from geometry.optim.problem import Linearization, Problem, batch_data, exact_hessian, linearize, singular_below
 from geometry.optim.solution import ConstrainedSolution, State, Status
@@ -40,7 +41,7 @@ class Constrained:
     whose x and multipliers are differentiable in all data, A and b included. gradient="unrolled" is not offered.
     Status: SINGULAR where the constraints depend on each other (INFEASIBLE if they then cannot be met), or where the
     cost has no strict minimum on them; otherwise as `minimize` says of the free problem.
-    Raises ValueError for an x0 or constraints of another form.
+    Raises ValueError for an x0 or constraints of another form, such as equations that are not affine.
 
     >>> nearest = Constrained(Problem(lambda x, y: x - y, dof=2), equality=lambda x, y: x.sum()[None] - 1)
     >>> argmin(nearest, torch.zeros(1, 2), torch.tensor([[1.0, 2.0]])).x.sum(1).round(decimals=6)
@@ -78,10 +79,12 @@ class Constrained:
         dof = self.problem.dof
         if self.problem.retract is not Problem.retract:
             raise ValueError("problem must move x by addition to be constrained, got one with a retract of its own")
+        if isinstance(x0, Tensor) and x0.ndim < 2:
+            check_addition(self.problem, x0, "x0")
         if not isinstance(x0, Tensor) or x0.ndim != 2 or x0.shape[1] != dof:
             shape = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"x0 must be one tensor of shape (B,{dof}), got {shape}")
-        x0, data = batch_data(x0, data, "x0")
+        x0, data = batch_data(x0, data, "x0", self.problem.residual)
         return x0.detach(), *data
 
     def solve(self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int) -> ConstrainedSolution:
@@ -91,10 +94,33 @@ class Constrained:
             found = minimize(problem, x0, *data)
             empty = x0.new_zeros(0, 0)
             return ConstrainedSolution(x0, found.cost, found.status, found.steps, empty, empty)
+        with checked(problem, x0, data, "x0"), explained(equality=equality):
+            self._check_equality(x0, data)
+            return self._solve(x0, data, max_steps, polish)
+
+    def _check_equality(self, x0: Tensor, data: tuple[Tensor, ...]) -> None:
+        """Raise ValueError where the first instance has constraints that are not affine in x."""
+        one, given = x0[0].clone(), copies(data)
+        before = versions((one, *given))
+        c = self.equality(one, *given)
+        unchanged("equality", self.equality, (one, *given), before)
+        if not isinstance(c, Tensor) or c.ndim != 1 or len(c) >= self.problem.dof:
+            found = tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__
+            wanted = f"(q,) with q below the number of unknowns {self.problem.dof}"
+            raise ValueError(f"equality must return shape {wanted}, got {found}")
+        # on the other side of zero, and there of another size in every number
+        other = -one - torch.where(one < 0, -1, 1) * torch.linspace(0.7, 1.9, len(one)).to(one)
+        here, there = (jacrev(self.equality)(x, *given).detach() for x in (one, other))
+        size = torch.maximum(here.abs().amax(), there.abs().amax()) if len(c) else 0.0
+        if ((here - there).abs() > torch.finfo(one.dtype).eps ** 0.5 * size).any():
+            raise ValueError(
+                "equality must be affine in x, A x - b: nonlinear equations are not offered, got a Jacobian that "
+                f"changes with x, {here.tolist()} and {there.tolist()}"
+            )
+
+    def _solve(self, x0: Tensor, data: tuple[Tensor, ...], max_steps: int, polish: int) -> ConstrainedSolution:
+        problem, equality = self.problem, self.equality
         c, C = vmap(equality)(x0, *data), vmap(jacrev(equality))(x0, *data)
-        if c.ndim != 2 or not c.shape[1] < problem.dof:
-            wanted = f"(q,) with q below the number of unknowns {problem.dof}"
-            raise ValueError(f"equality must return shape {wanted}, got {tuple(c.shape[1:])}")
         surface = _surface(C)
 
         def retract(state: tuple[Tensor, Tensor], step: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,13 @@ from geometry.compiled.constants import (
     SAME_STEP,
     SHORT_STEP,
 )
+from geometry.optim.instance import check_addition, checked, started
 from geometry.optim.linear import damped_step, determined, margin
 from geometry.optim.problem import (
     Linearization,
     Problem,
     Program,
     batch_data,
-    check_addition,
-    check_instance,
     check_program,
     linearize,
     map_state,
@@ -306,14 +305,9 @@ class Search:
     def find(self, *tensors: Tensor) -> tuple[State, tuple[Tensor, ...]]:
         """x, and whether it converged (B,), cost (B,), status (B,) and steps (B,)."""
         given, data = tensors[: self.first], tensors[self.first :]
-        x0 = (given[0] if self.single else given) if self.start is None else self.start(*data)
-        check_addition(self.problem, x0)
-        try:
+        x0 = (given[0] if self.single else given) if self.start is None else started(self.problem, self.start, data)
+        with checked(self.problem, x0, data, "x0"):
             found = _least_squares(self.problem, x0, data, self.max_steps, self.polish, self.enough)
-        except Exception:
-            if len(data) and len(data[0]):
-                check_instance(self.problem, x0, data)
-            raise
         return found.x, (found.converged, found.cost, found.status, found.steps)
 
 
@@ -335,7 +329,9 @@ def search(
             raise ValueError("data must hold a tensor where x0 is a function of them, got none")
         batch = next((d for d in data if len(d) != 1), data[0])
         return Search(problem, x0, 0, True, max_steps, polish, enough), batch_data(batch, data, "data")[1]
-    x0, data = batch_data(x0, data, "x0")
+    if isinstance(x0, Tensor):
+        check_addition(problem, x0, "x0")
+    x0, data = batch_data(x0, data, "x0", problem.residual)
     parts = (x0,) if isinstance(x0, Tensor) else tuple(x0)
     one = Search(problem, None, len(parts), isinstance(x0, Tensor), max_steps, polish, enough)
     return one, (*(a.detach() for a in parts), *data)

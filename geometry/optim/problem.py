@@ -6,6 +6,7 @@ A `Problem` is written for ONE instance; everything here runs B of them at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -123,68 +124,51 @@ def select(condition: Tensor, a: State, b: State) -> State:
     return map_state(lambda u, v: torch.where(condition.view(-1, *[1] * (u.ndim - 1)), u, v), a, b)
 
 
-def batch_data(x: State, data: tuple[Tensor, ...], name: str = "x") -> tuple[State, tuple[Tensor, ...]]:
+def argument(function: Any, i: int) -> str | None:
+    """What a function calls its argument number i, or None where nobody knows."""
+    try:
+        parameters = list(signature(function).parameters.values())[: i + 1]
+    except (TypeError, ValueError):
+        return None
+    plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return parameters[i].name if plain and len(parameters) > i else None
+
+
+def batch_data(
+    x: State, data: tuple[Tensor, ...], name: str = "x", residual: Callable[..., Tensor] | None = None
+) -> tuple[State, tuple[Tensor, ...]]:
     """x and the data, what is shared (leading size 1) expanded to the batch; ValueError for a leading size that fits
     neither.
 
     Also for an x (`name`) that is no tensor (B,…) of floating-point numbers nor a tuple of such, and data that are no
-    tensors.
+    tensors. residual: whose names of the data are said in messages.
     """
     parts = (
         {name: x}
         if isinstance(x, Tensor) or not isinstance(x, (tuple, list))
         else {f"{name}[{i}]": part for i, part in enumerate(x)}
     )
+    for i, d in enumerate(data):
+        if isinstance(d, (bool, int, float)):
+            raise ValueError(f"data[{i}] must be a torch.Tensor, got {d}: torch.tensor([{float(d)}]) is shared by all")
     check_tensors(**parts)
     check_tensors(False, **{f"data[{i}]": d for i, d in enumerate(data)})
     if not parts:
         raise ValueError(f"{name} must hold at least one tensor, got none")
     every = parts | {f"data[{i}]": d for i, d in enumerate(data)}
-    size = next((len(value) for value in every.values() if value.ndim > 0 and len(value) != 1), 1)
-    for part, value in every.items():
+    like, size = next(((k, len(v)) for k, v in every.items() if v.ndim > 0 and len(v) != 1), ("", 1))
+    for i, (part, value) in enumerate(every.items()):
         if value.ndim == 0 or len(value) not in (1, size):
-            raise ValueError(f"{part} must have leading size 1 or {size} (the batch), got {tuple(value.shape)}")
+            known = argument(residual, i - len(parts) + 1) if residual and i >= len(parts) else None
+            raise ValueError(
+                f"{part} must have leading size 1 or {size} (the batch{like and f', as of {like}'}), "
+                f"got {tuple(value.shape)}: {known or part}[None] is shared by all"
+            )
 
     def whole_batch(value: Tensor) -> Tensor:
         return value.expand(size, *value.shape[1:])
 
     return map_state(whole_batch, x), tuple(whole_batch(d) for d in data)
-
-
-def check_addition(problem: Problem, x: State) -> None:
-    """Raise ValueError where x + step would be no step of `dof` numbers, but broadcast. No operation, no wait."""
-    if problem.retract is not _add:
-        return
-    if not isinstance(x, Tensor) or x.ndim != 2:
-        found = [shape[1:] for shape in _shapes(x)]
-        raise ValueError(f"retract must be given unless x is a vector, which x + step moves, got x of {found}")
-    if x.shape[1] != problem.dof:
-        raise ValueError(f"dof must be the length of x, {x.shape[1]}, where x + step moves it, got {problem.dof}")
-
-
-def check_instance(problem: Problem, x: State, data: tuple[Tensor, ...]) -> None:
-    """Raise ValueError where `dof`, `retract` and `residual` do not fit each other, by the first instance of a batch.
-
-    To be asked once a solver has failed: what does not fit ends as some error of torch's from within.
-    """
-    one, step = map_state(lambda a: a[0], x), zero_step(problem, x)[0]
-    shapes = _shapes(one)
-    try:
-        moved = _shapes(problem.retract(one, step))
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"retract must move x of {shapes} by a step of shape ({problem.dof},), as dof says, got {error}"
-        ) from error
-    if moved != shapes:
-        raise ValueError(f"retract must return the shapes of x, {shapes}, got {moved}")
-    r = problem.residual(one, *(d[0] for d in data))
-    if not isinstance(r, Tensor) or r.ndim not in (1, 2):
-        found = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
-        raise ValueError(f"residual must return shape (M,) or (M,k), a row for each observation, got {found}")
-
-
-def _shapes(x: State) -> list[tuple[int, ...]]:
-    return [tuple(part.shape) for part in ((x,) if isinstance(x, Tensor) else x)]
 
 
 def move(problem: Problem, x: State, step: Tensor) -> State:

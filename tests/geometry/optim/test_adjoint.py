@@ -190,6 +190,13 @@ def test_errors_name_the_argument() -> None:
         attach_gradient(DECAY, x0, time, value, gradient="unrolled")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data\[1\] must have leading size"):
         attach_gradient(DECAY, x0, time, value[:2])
+    for ok, said in (
+        (torch.zeros(3, dtype=torch.int8), "ok must be of dtype torch.bool, got torch.int8: ok != 0"),
+        (torch.ones(2, dtype=torch.bool), r"ok must have shape \(3,\), got \(2,\)"),
+        (True, "ok must be a torch.Tensor, got True"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            attach_gradient(DECAY, x0, time, value, ok=ok)  # type: ignore[arg-type]
 
 
 def test_covariance_of_a_line_is_the_textbook_s() -> None:

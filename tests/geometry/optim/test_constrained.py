@@ -1,5 +1,6 @@
 """Least squares under linear equalities: the optimum is one on the constraints, and the adjoint is that of the KKT."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -203,3 +204,21 @@ def test_a_far_start_leaves_none_of_its_rounding_in_the_constraints(far: float) 
     plane = Constrained(Problem(lambda x, y, A, b: x - y, dof=3), equality=lambda x, y, A, b: A @ x - b)
     found = minimize(plane, far * torch.tensor([[1.0, -2.0, 0.7]], **DOUBLE), y, A, b, throw=True)
     close(found.x, y - (y.sum() - 1) / 3, 1e-14)
+
+
+@pytest.mark.parametrize(
+    "equality",
+    [
+        lambda x, y: x[:1] * x[1:2] - 1,
+        lambda x, y: x[:1].abs() - 1,
+        lambda x, y: x[:1].sin() - 0.5,
+        lambda x, y: x[:1].square() - y[:1],
+    ],
+)
+@pytest.mark.parametrize("start", [0.0, 1.0, -0.3])
+def test_equations_that_are_not_affine_are_refused(equality: Callable[..., Tensor], start: float) -> None:
+    program = Constrained(Problem(lambda x, y: x - y, dof=2), equality)
+    x0, y = torch.full((1, 2), start, **DOUBLE), torch.tensor([[1.0, 2.0]], **DOUBLE)
+    for solve in (minimize, argmin):
+        with pytest.raises(ValueError, match=r"^equality must be affine in x.* got a Jacobian that changes"):
+            solve(program, x0, y)

@@ -168,7 +168,9 @@ def test_shared_data_have_leading_size_one() -> None:
     time, value, start = decay_data(4)
     a, b = minimize(DECAY, start, time[:1], value), minimize(DECAY, start, time, value)
     close(a.x, b.x, 0)
-    with pytest.raises(ValueError, match=r"data\[1\] must have leading size 1 or 4 \(the batch\), got \(3, 15\)"):
+    with pytest.raises(
+        ValueError, match=r"data\[1\] must have leading size 1 or 4 \(the batch, as of x0\[0\]\), got \(3, 15\): value"
+    ):
         minimize(DECAY, start, time, value[:3])
     with pytest.raises(ValueError, match=r"data\[0\] must have leading size .* got \(\)"):
         batch_data(start, (torch.tensor(1.0),))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry import Problem, argmin, huber, minimize, se3
+from geometry import Problem, argmin, attach_gradient, huber, minimize, se3
 from tests.numbers import DOUBLE, normal
 
 POSES = torch.eye(4, **DOUBLE).expand(2, 4, 4)
@@ -31,6 +31,15 @@ WRONG: list[tuple[Problem, Any, Any, str]] = [
         Problem(lambda T, y: T[:3, 3] - y, dof=4, retract=se3.retract), POSES, Y,
         r"retract must move x of \[\(4, 4\)\] by a step of shape \(4,\), as dof says, got step must have shape",
     ),
+    (
+        Problem(lambda R, y: R[0] - y, dof=6, retract=se3.retract), torch.eye(3, **DOUBLE).expand(2, 3, 3), Y,
+        r"retract must move x of \[\(3, 3\)\] .* got pose must have shape \(…,4,4\), got \(3, 3\)",
+    ),
+    (
+        Problem(difference, dof=3, retract=lambda x, step: 0.9 * x + step), X, Y,
+        "retract must leave x where it is at a step of zeros, got one that moves",
+    ),
+    (Problem(difference, dof=3, kernel=lambda s: s.sum()), X, Y, r"kernel must return .* \(3,\), got \(\)"),
     (
         Problem(difference, dof=2, retract=lambda x, step: x + step), X, Y,
         r"retract must move x of \[\(3,\)\] by a step of shape \(2,\), as dof says, got The size of tensor",
@@ -59,6 +68,74 @@ def test_what_does_not_fit_is_named(problem: Problem, x0: Any, y: Tensor, said: 
             argmin(problem, x0, y, gradient=gradient)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"^{said}"):
         vmap(lambda y: minimize(problem, x0, y).cost)(y.expand(3, *y.shape))
+
+
+WRITES: list[tuple[str, dict[str, Any], str]] = [
+    ("residual", {"residual": lambda x, y: y.sub_(y.mean()) - x}, "y"),
+    ("residual", {"residual": lambda x, y: x.mul_(2) - y}, "x"),
+    ("retract", {"retract": lambda x, step: x.add_(step)}, "x"),
+    ("kernel", {"kernel": lambda s: s.clamp_(max=1)}, "s"),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "argument"), WRITES)
+def test_what_writes_into_its_arguments_is_named_and_nothing_is_changed(
+    name: str, part: dict[str, Any], argument: str
+) -> None:
+    x0, y = torch.zeros(2, 3, **DOUBLE), Y + 2
+    problem = Problem(**{"residual": difference, "dof": 3, **part})
+    for solve in (minimize, argmin, attach_gradient):
+        with pytest.raises(ValueError, match=f"^{name} must not change its arguments in place .* into {argument}$"):
+            solve(problem, x0, y)
+    assert (x0 == 0).all()
+    assert (y == Y + 2).all()
+
+
+def test_a_start_that_writes_into_the_data_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^x0 must not change its arguments in place .* into y$"):
+        minimize(Problem(difference, dof=3), lambda y: y.sub_(1.0), Y.clone())
+
+
+UNBATCHED: list[tuple[Problem, Any, tuple[Any, ...], str]] = [
+    (Problem(difference, dof=2), X[0, :2], (Y[:, :2],), r"x0 must have a leading .* got shape \(2,\): x0\[None\]"),
+    (
+        Problem(lambda T, y: T[:3, 3] - y, dof=6, retract=se3.retract), POSES[0], (Y[:1],),
+        r"x0 must have a leading batch dimension, got shape \(4, 4\): x0\[None\]",
+    ),
+    (
+        Problem(difference, dof=3), lambda y: y[0], (Y,),
+        r"x0\(\*data\) must have a leading batch dimension, got shape \(3,\): x0\(\*data\)\[None\]",
+    ),
+    (
+        Problem(difference, dof=3), lambda y: y[[0, 0, 0]], (Y,),
+        r"x0\(\*data\) must have leading size 1 or 2 \(the batch\), got \(3, 3\)",
+    ),
+    (
+        Problem(difference, dof=3), X, (Y[0],),
+        r"data\[0\] must have leading size 1 or 2 \(the batch, as of x0\), got \(3,\): y\[None\] is shared by all",
+    ),
+    (Problem(difference, dof=3), X, (Y[0, 0],), r"data\[0\] must have .* got \(\): y\[None\]"),
+    (Problem(difference, dof=3), X, (2,), r"data\[0\] must be a torch.Tensor, got 2: torch.tensor\(\[2.0\]\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("problem", "x0", "data", "said"), UNBATCHED)
+def test_a_missing_batch_dimension_is_told(problem: Problem, x0: Any, data: Any, said: str) -> None:
+    for solve in (minimize, argmin):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            solve(problem, x0, *data)
+
+
+def test_a_start_may_lie_off_the_manifold() -> None:
+    def retract(x: Tensor, step: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(x + step, dim=0)
+
+    solution = minimize(Problem(lambda x, y: torch.cat([x - y, 0 * x]), dof=3, retract=retract), X + 5, Y)
+    assert (solution.x.norm(dim=1) - 1).abs().max() < 1e-12
+
+
+def test_one_start_made_of_the_data_is_shared() -> None:
+    assert minimize(Problem(difference, dof=3), lambda y: y[:1], Y).converged.all()
 
 
 def test_a_solution_is_printed_with_the_names_of_its_statuses() -> None:
