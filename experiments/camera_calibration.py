@@ -91,6 +91,7 @@ def cube(run: Run, config: Config) -> dict:
         world_to_camera_gt=pose_gt,
         image_size=torch.tensor([800, 600]),
         targets={"loss": config.threshold, **dict(zip(NAMES, truth.tolist(), strict=True))},
+        units={"loss": "px²", **dict.fromkeys(NAMES, "px")},
     )
     learning = (by_sgd if config.method == "sgd" else by_gauss_newton)(config, run, points2d, points3d)
     losses, history, pose = learning.losses, learning.history, learning.poses

@@ -245,16 +245,20 @@ class Trainer:
     def _validation_score(self) -> float:
         """Mean share of poses that place the keypoints, symmetries aside, within 0.02, 0.05 and 0.1 diameters."""
         instances, errors = self.data.validation, []
-        position = {number: i for i, number in enumerate(self.estimator.objects)}
         estimates = self.estimator.estimate(instances, views=1, precision=self.config.objective.precision)
         for some, found in zip(instances, estimates, strict=True):
-            i = position[some.object]
-            points3d = self.estimator.keypoints3d[i].cpu().numpy()
-            poses = some.pose @ self.estimator.symmetries[i].cpu().numpy()
-            error = _placed(found.estimate.pose, points3d) - _placed(poses, points3d)
-            distance = np.linalg.norm(error, axis=-1).mean(-1).min() / self.estimator.diameters[i].item()
+            distance = _off(self.estimator, some, found.estimate.pose)
             errors.append(distance if np.isfinite(distance) else np.inf)
         return float(np.mean([np.mean(np.array(errors) < limit) for limit in (0.02, 0.05, 0.1)]))
+
+
+def _off(estimator: PoseEstimator, some: Instance, pose: np.ndarray) -> float:
+    """How far a pose places the keypoints from where they are, symmetries aside, in diameters."""
+    i = estimator.objects.index(some.object)
+    points3d = estimator.keypoints3d[i].cpu().numpy()
+    poses = some.pose @ estimator.symmetries[i].cpu().numpy()
+    error = _placed(pose, points3d) - _placed(poses, points3d)
+    return float(np.linalg.norm(error, axis=-1).mean(-1).min() / estimator.diameters[i].item())
 
 
 def _placed(poses: np.ndarray, points3d: np.ndarray) -> np.ndarray:
@@ -276,7 +280,9 @@ def overlays(trainer: Trainer, instances: Sequence[Instance], columns: int = 4) 
         model = trainer.data.models[some.object]
         picture = read_image(some.path)
         pictures.append(overlay(picture, model, found.estimate.pose, some.K, some.pose, found.keypoints2d))
-        captions.append(f"object {some.object}, picture {some.image}")
+        off = _off(trainer.estimator, some, found.estimate.pose)
+        told = f"{100 * off:.2g} % of its size off" if np.isfinite(off) else "no pose found"
+        captions.append(f"object {some.object}, {told}")
     return sheet(pictures, captions, columns)
 
 

@@ -341,12 +341,13 @@ def curves(outcomes: list[Outcome], over: Literal["seconds", "iterations"]) -> F
                 axes.plot(x[-1], y[-1], "o", color=COLORS[route], markersize=3)
         axes.set(xscale="log", yscale="log", title=outcome.regime.replace("_", " "))
         axes.axhline(NEAR * outcome.best, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("s" if over == "seconds" else "iteration, counted from 1")
+        axes.set_xlabel("seconds" if over == "seconds" else "iteration, counted from 1")
     for axes in grid[len(outcomes) :]:
         axes.set_visible(False)
     grid[0].set_ylabel("cost - lowest, px$^2$")
     handles = [grid[0].plot([], [], color=COLORS[route], label=route)[0] for route in ROUTES]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    handles += grid[0].plot([], [], color=GREY, linewidth=0.8, linestyle=":", label=f"{NEAR:g} of the lowest: arrived")
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 

@@ -308,8 +308,12 @@ def race_figure(races: Sequence[dict[str, Any]]) -> Figure:
             shown = (excess > 1e-7) & (seconds > 0)
             style = {"color": COLORS[row["solver"]], "linewidth": 2.4 if row["solver"] == "ours" else 1.2}
             axes.plot(seconds[shown], excess[shown], "o-", markersize=3, label=row["solver"], **style)
-        for share in WITHIN.values():
+        for text, share in WITHIN.items():
             axes.axhline(share, color=GREY, linewidth=0.8, linestyle=":")
+            axes.annotate(
+                f"{text} above", (1, share), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                textcoords="offset points", ha="right", color=GREY, fontsize=8,
+            )  # fmt: skip
         tidy(axes, xlabel="seconds", ylabel="cost above the optimum, relative", title=found["title"])
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -44,5 +44,8 @@ def over(
             axes.set(xlabel="hypotheses")
     grid[0].set_ylabel(f"success ({success[0]:g}°, {success[1]:.0%})")
     labels = grid[0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside lower center", ncols=5 if len(panels) > 1 else 4, frameon=False)
+    figure.legend(
+        *labels, loc="outside lower center", ncols=5 if len(panels) > 1 else 4, frameon=False,
+        title="dotted: odds as they are; through: sharpened; dashed: no odds, and right matches alone",
+    )  # fmt: skip
     return figure

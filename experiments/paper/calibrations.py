@@ -8,7 +8,7 @@ Kalibr read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from datasets.images.targets import Target, charuco, chessboard, circles, tags
 from datasets.images.views import RigViews, Views, detect, detect_cameras, in_rig
 from datasets.reconstructions.camera_files import CameraFile, write_kalibr, write_opencv, write_ros
 from experiments.drawing.calibration import residuals_and_coverage
+from experiments.paper.descents import Lens, descent
 from experiments.paper.peers import opencv_calibration
 from experiments.records.files import write_json
 from experiments.records.quantities import Quantity
@@ -194,8 +195,8 @@ def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> di
     """Do the jobs in turn, and write what there is to say of them to calibrations.json."""
     saved = run.restore()
     results: list[dict] = saved["results"] if saved else []
-    for step in run.iterations(len(jobs)):
-        job = jobs[step]
+    steps = run.iterations(len(jobs) * (config.iterations + 2))
+    for job in jobs[len(results) :]:
         views, board = job.views, job.board
         solve = partial(
             calibrate_rig,
@@ -206,7 +207,7 @@ def calibrations(run: Run, config: CalibrationConfig, jobs: Sequence[Job]) -> di
         with told_in_a_sentence():  # options that do not go together
             found = solve(free=board.free or None)
         results.append({**describe(job, found, config.opencv), "undetermined": undetermined(found, solve)})
-        _show(run, step, job, found, results[-1])
+        step = _show(run, steps, config.iterations, len(results) - 1, job, found)
         _save(run, step, job, found, results[-1])
         write_json(run.folder / "calibrations.json", results)
         run.checkpoint(step, results=results)
@@ -239,20 +240,30 @@ def loose(found: JointCalibration) -> set[str]:
     }
 
 
-def _show(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:
-    """A stage and a frame: the first camera's first view."""
-    views, (K, distortion, _, poses) = job.views, found.x
-    v = int((views.mask[0].any(1) & ~found.left_out.cpu()).int().argmax())
-    there = views.mask[0, v]
+def _show(run: Run, steps: Iterator[int], most: int, number: int, job: Job, found: JointCalibration) -> int:
+    """A stage and a curve: the first camera as it learns, seen in the first of its views, and at the end as it was
+    found. Of a rig, and where intrinsics are held, the end alone. Returns the last step.
+    """
+    rig, board, (K, distortion, _, poses) = job.views, job.board, (part.cpu() for part in found.x)
+    seen = Views(rig.points2d[0], rig.mask[0], rig.points3d, rig.image_sizes[0], rig.names)
+    views = (~found.alone[0].left_out.cpu() & ~found.left_out.cpu()).nonzero()[:, 0]
+    first = int(views[0]) if len(views) else 0
+    there = seen.mask[first]
     run.stage(
-        step, name=job.name, points3d=views.points3d[there], points2d_gt=views.points2d[0, v, there],
-        image_size=torch.tensor(views.image_sizes[0]),
+        number, name=job.name, points3d=seen.points3d[there], points2d_gt=seen.points2d[first, there],
+        image_size=torch.tensor(seen.image_size), units={"loss": "px rms", **dict.fromkeys(NAMES, "px")},
     )  # fmt: skip
-    intrinsics = dict(zip(NAMES, intrinsics_from_matrix(K[0]).tolist(), strict=True))
-    run.log(step, loss=result["rms_px"], target=step, **intrinsics)
-    kept = poses[~found.left_out]
-    seen = project(views.points3d[there].to(poses), poses[v], K[0], distortion[0], model=job.board.model)
-    run.frame(step, world_to_camera=kept, K=K[0], points2d=seen)
+    shown = [Lens(K[0], distortion[0], poses[views], views)]
+    if len(job.cameras) == 1 and not board.free and len(views):
+        kernel = cauchy(board.robust_px) if board.robust_px else None
+        shown = [*descent(seen, views, board.model, board.coefficients, kernel, most), *shown]
+    for lens, step in zip(shown, steps, strict=False):
+        intrinsics = dict(zip(NAMES, intrinsics_from_matrix(lens.K).tolist(), strict=True))
+        run.log(step, loss=lens.rms_px(seen, board.model), **intrinsics)
+        points, pose = seen.points3d[there].to(lens.K), lens.world_to_camera[:1]
+        again = project(points, pose[0], lens.K, lens.distortion, model=board.model) if len(pose) else None
+        run.frame(step, world_to_camera=lens.world_to_camera, K=lens.K, points2d=again)
+    return step
 
 
 def _save(run: Run, step: int, job: Job, found: JointCalibration, result: dict) -> None:

@@ -55,7 +55,7 @@ class Stage:
     many views see the point. edges (E,2) int: pairs of points, or of image points, that a line connects.
     points3d_gt (N,3), world_to_camera_gt (V,4,4), points2d_gt (M,2): the truth, or what is aimed at; of frames with the
     same N, V, M. K (3,3) or (V,3,3), image_size (2,) = width, height: of the cameras.
-    targets: where columns of metrics.csv should end.
+    targets: where columns of metrics.csv should end; units: of them, as a person writes them, where they have one.
     """
 
     name: str = ""
@@ -69,6 +69,7 @@ class Stage:
     K: np.ndarray | None = None
     image_size: np.ndarray | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,13 @@ def _write(path: Path, kind: Any, values: dict[str, Any]) -> Any:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}/{key}": float(target) for key, target in value.items()}
+            flat |= {f"{name}/{key}": item if isinstance(item, str) else float(item) for key, item in value.items()}
         elif value is not None:
             flat[name] = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     clouds = [flat[name] for name in _IN_SPACE if name in flat]
     if clouds:
         flat["centre"] = _middle(np.concatenate(clouds))
-    flat = {name: value if isinstance(value, float) else _stored(name, value, flat) for name, value in flat.items()}
+    flat = {name: _stored(name, v, flat) if isinstance(v, np.ndarray) else v for name, v in flat.items()}
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
         np.savez(temporary, **flat)
@@ -242,7 +243,7 @@ def _made(kind: Any, flat: Mapping[str, Any]) -> Any:
             continue
         whole, _, key = name.partition("/")
         if key:
-            values.setdefault(whole, {})[key] = float(value)
+            values.setdefault(whole, {})[key] = value.item() if isinstance(value, np.ndarray) else value
         elif isinstance(value, np.ndarray):
             values[name] = value.item() if value.ndim == 0 else _widened(value)
             if name in _IN_SPACE:

@@ -147,6 +147,7 @@ def _stage(arrays: _Arrays, stage: Stage, centre: np.ndarray, stride: int) -> di
         "points2d_truth": arrays.add(stage.points2d_gt, "<f4"),
         "image_size": stage.image_size,
         "targets": stage.targets,
+        "units": stage.units,
     }
 
 

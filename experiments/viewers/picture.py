@@ -166,7 +166,8 @@ def _draw(axes: Axes, seen: Scene, view: View, framed: Scene, legend: bool = Tru
         return
     style: dict[str, Any] = {"fontsize": 9, "transform": axes.transAxes, "va": "bottom", "zorder": 5}
     style["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
-    axes.text(0.975, 0.03, f"one square = {width:g}", color=GREY, ha="right", **style)
+    unit = "scene unit" if width == 1 else "scene units"
+    axes.text(0.975, 0.03, f"one square = {width:g} {unit}", color=GREY, ha="right", **style)
     if len(seen.truth) or len(seen.cameras_gt):
         axes.text(0.025, 0.03, "orange: the truth", color=ORANGE, ha="left", **style)
 

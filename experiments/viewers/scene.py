@@ -103,7 +103,7 @@ def caption(recording: Recording, index: int) -> str:
 def _error(recording: Recording, frame: Frame) -> list[str]:
     stage, points = recording.stages[frame.stage], recording.points3d(frame)
     if stage.points3d_gt is not None and stage.points3d_gt.shape == points.shape and np.isfinite(points).all(1).any():
-        return [f"rms distance to the truth {_rms(points - stage.points3d_gt):.3g}"]
+        return [f"rms distance to the truth {_rms(points - stage.points3d_gt):.3g} scene units"]
     if frame.points2d is not None and stage.points2d_gt is not None and stage.points2d_gt.shape == frame.points2d.shape:
         return [f"rms distance to the target {_rms(frame.points2d - stage.points2d_gt):.3g} px"]
     if frame.error_px is not None and np.isfinite(frame.error_px).any():

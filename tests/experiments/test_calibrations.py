@@ -17,6 +17,7 @@ from torch import Tensor
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
 from experiments.paper.calibrations import Board, CalibrationConfig, read_views, undetermined, views_table
+from experiments.records.recording import read_run
 from geometry import project, se3
 from geometry.reconstruction import calibrate_rig
 
@@ -65,7 +66,7 @@ CHARUCO: dict[str, Any] = {"kind": "charuco", "corners": (5, 4), "square": 1.0, 
 
 
 @pytest.mark.slow
-def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path) -> None:
+def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path, interrupted: Callable[..., None]) -> None:
     summary, results, folder = calibrated(tmp_path, source=(str(images / "both"),), **CHARUCO)
     assert summary["converged"]
     assert [r["name"] for r in results] == ["both-2-320x240", "both-2-280x220"]
@@ -94,6 +95,30 @@ def test_a_folder_of_two_sizes_is_two_cameras(images: Path, tmp_path: Path) -> N
     table = (folder / "both-2-320x240-views.md").read_text()
     assert table == views_table(results[0])
     assert "| 0 | blank.png |  | 0 | no: no part" in table
+
+    # each camera is a stage with a curve: from what is known before any view to what was found
+    recording = read_run(folder)
+    assert [stage.name for stage in recording.stages] == [r["name"] for r in results]
+    assert recording.stages[1].units == {"loss": "px rms", "fx": "px", "fy": "px", "cx": "px", "cy": "px"}
+    assert [frame.step for frame in recording.frames] == recording.metrics["step"].tolist()
+    for number, result in enumerate(results):
+        own = [frame.stage == number for frame in recording.frames]
+        curve = recording.metrics["loss"][own]
+        assert len(curve) > 4
+        assert curve[0] > 10 * curve[-1]
+        assert curve[-1] == pytest.approx(result["rms_px"])
+        assert curve[-2] == pytest.approx(result["rms_px"])  # the descent ends in what the search found
+        last = recording.frames[np.flatnonzero(own)[-1]]
+        assert len(last.world_to_camera) == result["views"]
+        stage = recording.stages[number]
+        assert np.linalg.norm(last.points2d - stage.points2d_gt, axis=-1).max() < 0.5
+    config = replace(camera_calibration.PRESETS["real"], board=Board(source=(str(images / "both"),), **CHARUCO))
+    middle = next(frame.step for frame in recording.frames if frame.stage == 1) + 2
+    interrupted(camera_calibration.main, replace(config, out=tmp_path / "cut"), at=middle)
+    camera_calibration.main(replace(config, out=tmp_path / "cut", resume=True))
+    again = tmp_path / "cut" / "camera_calibration" / "real-seed0"
+    assert (again / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+    assert [f.step for f in read_run(again).frames] == [f.step for f in recording.frames]
 
 
 def test_a_lens_has_as_many_coefficients_as_its_model_unless_it_is_told() -> None:

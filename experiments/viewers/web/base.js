@@ -51,6 +51,14 @@ export function short(value, digits = 4) {
   return rounded.toLocaleString("en", { maximumFractionDigits: 12 });
 }
 
+/** The unit that the end of a name states, as it is written; "" where it states none. */
+export function unitOf(name) {
+  const [, end] = name.match(/[_ ](px|deg|seconds)$/) ?? [name, name];
+  return { px: "px", deg: "°", seconds: "s" }[end] ?? "";
+}
+
+export const withUnit = (number, unit) => number + (unit && unit !== "°" ? ` ${unit}` : unit);
+
 export const plural = (count, word) => `${short(count)} ${word}${count === 1 ? "" : "s"}`;
 
 /** The least of ... 1, 2, 5, 10 ... that is no less. */

@@ -1,7 +1,7 @@
 // The columns of metrics.csv as curves.
 
 import { uPlot } from "./libraries.js";
-import { clamp, colors, element, short } from "./base.js";
+import { clamp, colors, element, short, withUnit } from "./base.js";
 
 const INTRINSICS = /^(f|fx|fy|cx|cy|skew|focal\w*|[kpd]\d)$/;
 
@@ -21,6 +21,7 @@ export class Chart {
   xs = [0, 1];
   log = false;
   goal = NaN;
+  unit = "";
 
   constructor(name, onStep) {
     this.name = name;
@@ -179,7 +180,7 @@ export class Chart {
     const shown = hovered ? row : this.step === undefined ? this.steps.length - 1 : this.row(this.step);
     const value = this.values[shown];
     this.value.textContent =
-      value === undefined ? "" : `${hovered ? `at ${short(this.steps[shown])}: ` : ""}${short(value)}`;
+      value === undefined ? "" : `${hovered ? `at ${short(this.steps[shown])}: ` : ""}${withUnit(short(value), this.unit)}`;
     this.value.classList.toggle("past", hovered);
   }
 }

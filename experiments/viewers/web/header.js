@@ -1,8 +1,8 @@
 // What came of the run, in words and numbers.
 
-import { $, element, plural, short } from "./base.js";
+import { $, element, plural, short, unitOf, withUnit } from "./base.js";
 
-const FACTS = 12; // that are seen at once; the others unfold
+const FACTS = 8; // that are seen at once; the others unfold
 
 export function describe(data) {
   const { summary } = data;
@@ -40,17 +40,10 @@ export function describe(data) {
   const all = [
     ...found,
     ...facts.map(([name, value, text]) => {
-      const unit =
-        name.endsWith("_px") || name.endsWith(" px")
-          ? " px"
-          : name.endsWith("_deg")
-            ? "°"
-            : name === "seconds"
-              ? " s"
-              : "";
-      const label = name === "seconds" ? "time" : name.replace(/_(px|deg)$/, "").replaceAll("_", " ");
+      const unit = name === "loss" ? (data.stages[0]?.units.loss ?? "") : unitOf(name);
+      const label = name === "seconds" ? "time" : name.replace(/[_ ](px|deg|seconds)$/, "").replaceAll("_", " ");
       const shown = element("dd");
-      if (value !== undefined) shown.append(short(value) + unit);
+      if (value !== undefined) shown.append(withUnit(short(value), unit));
       if (text !== undefined) shown.append(element("span", { class: "reference" }, `reference ${short(text)}`));
       return element("div", {}, element("dt", {}, label), shown);
     }),

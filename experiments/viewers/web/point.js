@@ -16,11 +16,11 @@ export function hover(n) {
   const [x, y] = space.onCanvas(...place);
   const lines = [
     `point ${short(i * stage.stride)}`,
-    place.map((value, axis) => `${AXES[axis]} ${short(value + stage.centre[axis])}`).join("  "),
+    `${place.map((value, axis) => `${AXES[axis]} ${short(value + stage.centre[axis])}`).join("  ")}  scene units`,
   ];
   if (frame.error) {
     const name = frame.error_unit ? "reprojection error" : "distance to truth";
-    lines.push(`${name} ${short(frame.error[i], 3)} ${frame.error_unit}`.trim());
+    lines.push(`${name} ${short(frame.error[i], 3)} ${frame.error_unit || "scene units"}`);
   }
   if (stage.views?.length * 3 === frame.points.length) lines.push(`seen in ${plural(stage.views[i], "view")}`);
   $("tip").textContent = lines.join("\n");

@@ -1,6 +1,6 @@
 // What ties everything together: the data and the frame that are shown.
 
-import { $, clamp, colors, element, plural, rgb, short } from "./base.js";
+import { $, clamp, colors, element, plural, rgb, short, unitOf } from "./base.js";
 import { centres, frusta, joined, studied } from "./data.js";
 import { COLORINGS, showBar } from "./colors.js";
 import { drawImage, legend } from "./image.js";
@@ -139,13 +139,26 @@ function plot(data) {
 /** Give the curves their data, and the targets of a stage. */
 function target(stage) {
   const { metrics, frames } = state.data;
-  const steps = metrics.step ?? new Float64Array();
-  const ends = [steps[0], steps.at(-1), frames[0]?.step, frames.at(-1)?.step].filter(Number.isFinite);
+  const [from, to] = rows(stage);
+  const steps = (metrics.step ?? new Float64Array()).subarray(from, to);
+  const own = state.data.stages.length > 1 && stage?.frames.length ? stage.frames : frames;
+  const ends = [steps[0], steps.at(-1), own[0]?.step, own.at(-1)?.step].filter(Number.isFinite);
   const xs = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
   for (const [name, chart] of charts) {
-    chart.update(steps, metrics[name], xs, Number(stage?.targets[name] ?? NaN));
+    chart.unit = stage?.units[name] ?? unitOf(name);
+    chart.update(steps, metrics[name].subarray(from, to), xs, Number(stage?.targets[name] ?? NaN));
     chart.mark(undefined);
   }
+}
+
+/** The rows of the metrics, from … to, that are a stage's: up to where another one begins. */
+function rows(stage) {
+  const { metrics, frames, stages } = state.data;
+  const steps = metrics.step ?? [];
+  if (stages.length < 2 || !stage?.frames.length) return [0, steps.length];
+  const next = frames[frames.indexOf(stage.frames.at(-1)) + 1];
+  const before = (step) => steps.filter((other) => other < step).length;
+  return [before(stage.frames[0].step), next ? before(next.step) : steps.length];
 }
 
 /** Show the frame closest to this iteration. */
@@ -275,7 +288,7 @@ function fill(frame, stage) {
     );
   if (stage.stride > 1) words.push(`one of ${stage.stride} shown`);
   if (cameras) words.push(plural(cameras, "camera"));
-  if (isOn("grid")) words.push(`grid ${short(state.unit)}`);
+  if (isOn("grid")) words.push(`grid ${short(state.unit)} scene ${state.unit === 1 ? "unit" : "units"}`);
   $("counts").textContent = words.join(" · ");
   hover(null);
   space.redraw();

@@ -91,7 +91,7 @@ def test_cameras_far_away_come_nearer_on_their_lines_of_sight() -> None:
 @pytest.mark.parametrize(
     ("recording", "index", "says"),
     [
-        (sphere(), -1, "iteration 19, 300 points, 6 cameras, rms distance to the truth 0"),
+        (sphere(), -1, "iteration 19, 300 points, 6 cameras, rms distance to the truth 0 scene units"),
         (keypoints(), 0, "iteration 0, 8 points, 1 camera, rms distance to the target 191 px"),
         (cloud(normal(3000)), 0, "3,000 points"),
         (replace(cloud(normal(3)), frames=(Frame(0, points3d=normal(3), error_px=np.array([1, 2, np.nan])),)), 0,
