@@ -169,7 +169,9 @@ def _draw(axes: Axes, seen: Scene, view: View, framed: Scene, legend: bool = Tru
     unit = "scene unit" if width == 1 else "scene units"
     axes.text(0.975, 0.03, f"one square = {width:g} {unit}", color=GREY, ha="right", **style)
     if len(seen.truth) or len(seen.cameras_gt):
-        axes.text(0.025, 0.03, "orange: the truth", color=ORANGE, ha="left", **style)
+        axes.text(0.025, 0.03, "orange: the truth, where it differs", color=ORANGE, ha="left", **style)
+    if len(seen.cameras):
+        axes.text(0.025, 0.07, "blue: the cameras found", color=BLUE, ha="left", **style)
 
 
 def _squares(view: View) -> tuple[np.ndarray, float]:

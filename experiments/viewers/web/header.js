@@ -2,7 +2,7 @@
 
 import { $, element, plural, short, unitOf, withUnit } from "./base.js";
 
-const FACTS = 8; // that are seen at once; the others unfold
+const FACTS = 10; // that are seen at once; the others unfold
 
 export function describe(data) {
   const { summary } = data;

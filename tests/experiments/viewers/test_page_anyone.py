@@ -92,12 +92,12 @@ def test_what_a_phone_folds_a_desk_shows(at: Callable[..., Any]) -> None:
     assert at(390, 844).get_by_label("Truth", exact=True).is_hidden()
     tab = at(1100, 700)
     assert tab.get_by_label("Truth", exact=True).is_visible()
-    assert tab.locator("#facts dt").count() == 8
-    assert tab.locator("#more dt").count() == 3 + len(MANY) - 8
+    assert tab.locator("#facts dt").count() == 10
+    assert tab.locator("#more dt").count() == 3 + len(MANY) - 10
     assert tab.locator("#more dd").first.is_hidden()
-    tab.get_by_text("15 more figures").click()
+    tab.get_by_text("13 more figures").click()
     assert tab.locator("#more dd").first.is_visible()
-    tab.get_by_text("15 more figures").click()
+    tab.get_by_text("13 more figures").click()
 
 
 def test_the_canvas_takes_the_keyboard(at: Callable[..., Any]) -> None:

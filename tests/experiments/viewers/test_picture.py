@@ -178,7 +178,7 @@ def test_estimates_are_blue_and_truth_is_orange() -> None:
     assert ORANGE not in end
     for index, told in ((0, True), (-1, False)):
         texts = [text.get_text() for text in picture(sphere(), index).axes[0].texts]
-        assert ("orange: the truth" in texts) == told
+        assert ("orange: the truth, where it differs" in texts) == told
 
 
 @pytest.mark.slow
