@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "machine": machine()}
         over_seeds = sweeps(runs)
         seeds = [sweep.as_json() for sweep in over_seeds]
-        write_json(out / "summary.json", {"ok": ok, **made, "runs": runs, "over_seeds": seeds})
+        command = ["python", "run_all.py", *map(str, sys.argv[1:] if arguments is None else arguments)]
+        write_json(out / "summary.json", {"ok": ok, "command": command, **made, "runs": runs, "over_seeds": seeds})
         write_text(out / "summary.md", report(runs, over_seeds))
         from experiments.viewers.index import write_index  # here: it needs jinja2
 

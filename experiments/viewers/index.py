@@ -184,7 +184,7 @@ def write_index(results: Path) -> Path:
     entries: dict[Path, Entry | None] = {folder: _read(folder) for folder in _run_folders(results)}
     for run in runs:
         folder = results / run["experiment"] / f"{run['preset']}-seed{run['seed']}"
-        entries[folder] = _merged(run, entries.get(folder), _is_newer(folder, results))
+        entries[folder] = _merged(run, entries.get(folder), _is_newer(folder, results), told.get("command", ()))
     # run_all.py's order is the one to read in; what it did not run comes after
     order = list(dict.fromkeys((run["experiment"], run["preset"]) for run in runs))
     rank = {key: place for place, key in enumerate(order)}
@@ -303,8 +303,14 @@ def _resume(folder: Path, config: Mapping[str, Any]) -> str:
         return ""
     name = [] if folder.name == f"{preset}-seed{seed}" else ["--name", folder.name]
     driver = ["python", "-m", f"experiments.{folder.parent.name}", preset, "--seed", str(seed), "--out", "results"]
-    words = [_public(str(word)) for word in typed or (*driver, *name)]
-    return shlex.join([*(word for word in words if word not in ("--resume", "--overwrite")), "--resume"])
+    return _again(typed or (*driver, *name))
+
+
+def _again(words: Sequence[object]) -> str:
+    """The command that continues what a command of these words began. Paths here are told as from here."""
+    here = str(Path.cwd()) + os.sep
+    told = [_public(str(word).removeprefix(here)) for word in words]
+    return shlex.join([*(word for word in told if word not in ("--resume", "--overwrite")), "--resume"])
 
 
 def _href(path: Path, root: Path) -> str:
@@ -334,8 +340,10 @@ def _told(path: Path) -> tuple[dict[str, Any], str]:
     return told, ""
 
 
-def _merged(run: Mapping[str, Any], entry: Entry | None, is_newer: bool) -> Entry | None:
-    """What is to be said of a run that run_all.py tells of and that has, or has not, a folder.
+def _merged(
+    run: Mapping[str, Any], entry: Entry | None, is_newer: bool, command: Sequence[object] = ()
+) -> Entry | None:
+    """What is to be said of a run that run_all.py, begun by that command, tells of and that has, or has not, a folder.
 
     The folder knows better, unless the run failed and left nothing newer. One that has been deleted is gone.
     """
@@ -348,7 +356,7 @@ def _merged(run: Mapping[str, Any], entry: Entry | None, is_newer: bool) -> Entr
     if entry:
         said = replace(entry, goal="", undetermined=(), measured={}, errors={}, reference={}, page="", picture=None)
         return replace(said, state=state, message=message)
-    resume = "python run_all.py --resume" if state == "not run" else ""
+    resume = _again(command or ("python", "run_all.py")) if state == "not run" else ""
     return Entry(run["experiment"], run["preset"], run["seed"], state, message, resume=resume)
 
 

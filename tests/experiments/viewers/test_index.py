@@ -294,6 +294,7 @@ def test_what_has_no_folder_comes_from_run_all(tmp_path: Path, visit: Callable[.
         ("camera_calibration", "real", 0, "converged", ""),  # its folder has been deleted
         date="2026-11-03",
         machine={"torch": "2.13", "cpu": "A processor", "gpu": "A card"},
+        command=["python", "run_all.py", "--seeds", "0", "1", "--out", str(Path.cwd() / "mine")],
     )
     page = visit(write_index(tmp_path))
     said = page.locator("body").inner_text()
@@ -305,7 +306,7 @@ def test_what_has_no_folder_comes_from_run_all(tmp_path: Path, visit: Callable[.
     assert "secret" not in page.content()
     assert "3 November 2026 · torch 2.13, A processor\n" in said  # nothing ran on the card
     assert "1 of 4 runs reached the goal, 1 skipped, 1 not run, 1 failed" in said
-    assert "python run_all.py --resume" in said
+    assert "python run_all.py --seeds 0 1 --out mine --resume" in said
 
 
 def test_no_name_of_a_person_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
