@@ -23,7 +23,7 @@ from datasets.reconstructions.model import Reconstruction
 from datasets.reconstructions.read import read_reconstruction
 from experiments.drawing.figures import loss_curve
 from experiments.records.quantities import Quantity
-from experiments.running.config import RunConfig, told_in_a_sentence
+from experiments.running.config import RunConfig, at_least, told_in_a_sentence
 from experiments.running.determined import LOOSE, is_loose, undetermined_names
 from experiments.running.mistyped import check_names
 from experiments.running.run import Run, experiment
@@ -49,6 +49,10 @@ class Config(RunConfig):
     """Keeps the first camera where it is (fixed), or all of them on the whole (free)."""
     max_steps: int = 200
     """Limits the number of steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "robust_px")
 
 
 SCENE = ("poses", "points", "sensors")

@@ -26,7 +26,7 @@ from experiments.drawing.figures import loss_curve, value_colors
 from experiments.paper.learning import Descent
 from experiments.paper.vgg import ConstantVgg11
 from experiments.records.quantities import Quantity
-from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig, at_least
 from experiments.running.options import Acts
 from experiments.running.run import Run, experiment
 from experiments.running.telling import command
@@ -79,8 +79,8 @@ class Config(SceneOptions, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.candidates, self.search_points) < 1:
-            raise ValueError("candidates and search_points must be at least 1")
+        at_least(self, 1, "candidates", "search_points")
+        at_least(self, 0, "robust_px", "inlier_px")
 
 
 EXACT = 1e-8

@@ -171,11 +171,14 @@ def misshapen(name: str, value: Tensor, wanted: str, fits: Callable[[tuple[int, 
     """
     *leading, rows, columns = shape = (1,) * (2 - value.ndim) + tuple(value.shape)
     turned = (*leading, columns, rows)
-    others = ((".mT", turned), ("[None]", (1, *value.shape)), (".mT[None]", (1, *turned)))
+    others = [(".mT", turned), ("[None]", (1, *value.shape)), (".mT[None]", (1, *turned))]
+    others += [("[..., None]", (*value.shape, 1)), *([("[..., 0]", tuple(value.shape[:-1]))] if columns == 1 else [])]
     remedy = next((f": {name}{how}" for how, other in others if value.ndim > 1 and other != shape and fits(other)), "")
     for matrix, numbers, made in (("4,4)", 6, "se3.from_rotvec_t"), ("3,3)", 4, "camera.matrix_from_intrinsics")):
         if wanted.endswith(matrix) and value.ndim and value.shape[-1] == numbers:
             remedy = remedy or f": {made}({name})"
+    if name == "points2d" and columns == 3 and wanted.endswith("2)"):
+        remedy = remedy or ": pixels come before points3d here"
     return ValueError(f"{name} must have shape {wanted}, got {tuple(value.shape)}{remedy}")
 
 

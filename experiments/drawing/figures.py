@@ -123,7 +123,8 @@ def weighted_fit(observed: Any, weights: Any, fitted: Any, title: str, unit: str
     axes.scatter(observed[:, 0], observed[:, 1], s=34, color=ORANGE, alpha=shades)
     axes.plot([], [], "o", color=ORANGE, label="observed, pale where it hardly counts")
     axes.plot(*fitted.T, "+", color=BLUE, markersize=9, label="solution")
-    axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})", title=title)
+    of = f" ({unit})" if unit else ""
+    axes.set(xlabel=f"x{of}", ylabel=f"y{of}", title=title)
     axes.set_aspect("equal", adjustable="datalim")
     if unit == "px":
         axes.invert_yaxis()

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -338,6 +339,22 @@ def test_both_back_ends_of_pnp_ask_the_same_of_a_pose() -> None:
         assert found[0] == found[1]
         refused.append(found[0])
     assert 10 < sum(refused) < 50
+
+
+@pytest.mark.parametrize(
+    ("changed", "remedy"),
+    [
+        ({"init": torch.zeros(V, 6, **DOUBLE)}, ": se3.from_rotvec_t(init)"),
+        ({"K": torch.ones(V, 4, **DOUBLE)}, ": camera.matrix_from_intrinsics(K)"),
+        ({"weights": ONES[:, :, None]}, ": weights[..., 0]"),
+        ({"points2d": POINTS.expand(V, N, 3)}, ": pixels come before points3d here"),
+        ({"points2d": PIXELS.mT}, ": points2d.mT"),
+    ],
+)
+def test_a_shape_that_is_not_wanted_comes_with_what_to_write(changed: dict[str, torch.Tensor], remedy: str) -> None:
+    given = {"points2d": PIXELS, "points3d": POINTS, "K": K, "init": POSES}
+    with pytest.raises(ValueError, match=rf"{re.escape(remedy)}$"):
+        pnp(**{**given, **changed})
 
 
 def test_numbers_are_batched_as_tensors_are() -> None:
