@@ -106,6 +106,9 @@ class Board:
         return min(5, most) if self.distortion is None else self.distortion
 
 
+COARSE_PX = 1.0
+"""Above this rms a fit is no matter of how exactly marks are found: of the shared pictures all are below 0.3 px, and a
+fisheye taken for a pinhole with five coefficients is at 5 px."""
 SHARED_BOARDS = (
     Board(("opencv_chess_left",), square=0.025, distortion=2),
     Board(("opencv_chess_left",), square=0.025),
@@ -352,6 +355,12 @@ def told(result: dict) -> list[str]:
     """What a person should know of a calibration besides its figures."""
     name = result["name"]
     notes = [f"{name}: {note}" for note in result["notes"]]
+    if result["rms_px"] > COARSE_PX:
+        notes.insert(
+            0,
+            f"{name}: THE LENS DOES NOT FIT: the rms is {result['rms_px']:.3g} px, where marks are found to a few "
+            "tenths; another --board.model (fisheye), more --board.distortion, or wrong marks (--board.robust-px)",
+        )
     if result["worst"]:
         view, rms = result["worst"]["view"], result["worst"]["rms_px"]
         notes.append(f"{name}: worst view {view}, {rms:.3f} px; the rms of all is {result['rms_px']:.3f} px")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
-from experiments.paper.calibrations import Board, CalibrationConfig, read_views, undetermined, views_table
+from experiments.paper.calibrations import Board, CalibrationConfig, read_views, told, undetermined, views_table
 from experiments.records.recording import read_run
 from geometry import project, se3
 from geometry.reconstruction import calibrate_rig
@@ -127,6 +127,14 @@ def test_a_lens_has_as_many_coefficients_as_its_model_unless_it_is_told() -> Non
     assert Board(model="fisheye", distortion=2).coefficients == 2
     with pytest.raises(ValueError, match=r"--board\.model fisheye takes --board\.distortion 0 to 4, got 5"):
         read_views(CalibrationConfig(board=Board(("nowhere",), model="fisheye", distortion=5)))
+
+
+def test_a_fit_that_is_no_matter_of_marks_is_told() -> None:
+    result = {"name": "mine-5", "notes": ["a note"], "worst": None}
+    assert told({**result, "rms_px": 0.3}) == ["mine-5: a note"]
+    first, last = told({**result, "rms_px": 4.8})
+    assert first.startswith("mine-5: THE LENS DOES NOT FIT: the rms is 4.8 px")
+    assert last == "mine-5: a note"
 
 
 @pytest.mark.slow
