@@ -27,7 +27,8 @@ from torch import Tensor
 from datasets.made.scenes import CUBE, CUBE_EDGES, PUBLISHED_POSE
 from experiments.drawing.figures import loss_curve, trajectories
 from experiments.gradients.published import with_published_gradient
-from experiments.paper.calibrations import NAMES, SHARED_BOARDS, CalibrationConfig, calibrations
+from experiments.paper.boards import SHARED_BOARDS, CalibrationConfig
+from experiments.paper.calibrations import NAMES, calibrations
 from experiments.paper.learning import Descent, GaussNewton, Learning
 from experiments.records.quantities import Quantity
 from experiments.running.options import Acts

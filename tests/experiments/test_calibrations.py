@@ -16,7 +16,8 @@ from torch import Tensor
 
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
-from experiments.paper.calibrations import Board, CalibrationConfig, read_views, told, undetermined, views_table
+from experiments.paper.boards import Board, CalibrationConfig
+from experiments.paper.calibrations import read_views, told, undetermined, views_table
 from experiments.records.recording import read_run
 from geometry import project, se3
 from geometry.reconstruction import calibrate_rig

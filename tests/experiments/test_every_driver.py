@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import experiments
-from experiments.paper.calibrations import Board
+from experiments.paper.boards import Board
 from experiments.records.files import EXIT_SKIPPED
 from experiments.running.config import RunConfig
 
