@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from datasets.made.scenes import CUBE, duck
 from experiments import camera_calibration, pose_estimation, structure_from_motion
-from experiments.paper import calibrations
+from experiments.paper.boards import SHARED_BOARDS
 from experiments.paper.peers import opencv_calibration
 from experiments.records.files import EXIT_SKIPPED
 from tests.experiments.summaries import without_times
@@ -241,7 +241,7 @@ def test_an_earlier_run_outlives_absent_data(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_a_real_camera_beside_opencv(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     real_data("sony_chess")
-    target = next(t for t in calibrations.SHARED_BOARDS if "sony" in t.source[0] and t.distortion == 2)
+    target = next(t for t in SHARED_BOARDS if "sony" in t.source[0] and t.distortion == 2)
     summary = camera_calibration.main(replace(camera_calibration.PRESETS["real"], boards=(target,), out=tmp_path))
     assert summary["converged"]
     assert summary["errors"]["rms_above_opencv_px"] < 1e-6
@@ -260,7 +260,7 @@ def test_a_real_camera_beside_opencv(real_data: Callable[[str], Path], tmp_path:
 
 def test_a_camera_beside_nothing() -> None:
     """OpenCV has no say where it does not fit the same lens."""
-    board = calibrations.SHARED_BOARDS[-1]
+    board = SHARED_BOARDS[-1]
     assert board.model == "fisheye"
     assert opencv_calibration(None, board.distortion, board.model) is None  # type: ignore[arg-type]
 
