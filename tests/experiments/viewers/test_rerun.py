@@ -12,9 +12,14 @@ from experiments import view
 from tests.experiments.viewers.recordings import keypoints, sphere, written
 
 
-def columns(path: Path) -> dict[str, Any]:
+@pytest.fixture
+def rerun() -> Any:
+    """The package, or the test is skipped."""
+    return pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+
+
+def columns(rerun: Any, path: Path) -> dict[str, Any]:
     """Every component of the file by "entity:component": its (iteration, value) rows, iteration None where static."""
-    rerun = pytest.importorskip("rerun", reason="rerun-sdk is not installed")
     found: dict[str, Any] = {}
     for chunk in rerun.experimental.RrdReader(path).stream().to_chunks():
         batch = chunk.to_record_batch()
@@ -27,11 +32,11 @@ def columns(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_rerun_gets_stages_points_cameras_and_curves(tmp_path: Path) -> None:
+def test_rerun_gets_stages_points_cameras_and_curves(rerun: Any, tmp_path: Path) -> None:
     recording = sphere(count=30, frames=5, views=3)
     run = written(recording, tmp_path / "toy" / "run")
     assert view.main([str(run), "--save", str(tmp_path / "run.rrd")]) == 0
-    found = columns(tmp_path / "run.rrd")
+    found = columns(rerun, tmp_path / "run.rrd")
     centre = recording.centre(0)
     points = dict(found["/world/points:Points3D:positions"])
     assert list(points) == list(range(5))  # a timeline of iterations
@@ -54,7 +59,7 @@ def test_rerun_gets_stages_points_cameras_and_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_follow_each_other_and_image_points_move(tmp_path: Path) -> None:
+def test_stages_follow_each_other_and_image_points_move(rerun: Any, tmp_path: Path) -> None:
     first = keypoints(frames=3)
     stages = (replace(first.stages[0], name="one"), replace(first.stages[0], name="two"))
     later = tuple(replace(frame, step=3 + frame.step, stage=1) for frame in first.frames)
@@ -62,7 +67,7 @@ def test_stages_follow_each_other_and_image_points_move(tmp_path: Path) -> None:
         replace(first, stages=stages, frames=first.frames + later, metrics={"step": np.arange(6.0)}), tmp_path
     )
     assert view.main([str(run), "--save", str(tmp_path / "run.rrd")]) == 0
-    found = columns(tmp_path / "run.rrd")
+    found = columns(rerun, tmp_path / "run.rrd")
     assert list(dict(found["/stages/one/image/points:Points2D:positions"])) == [0, 1, 2]
     assert list(dict(found["/stages/two/image/points:Points2D:positions"])) == [3, 4, 5]
     assert dict(found["/stages/one:Clear:is_recursive"]) == {3: [True]}  # the one is gone when the other begins
