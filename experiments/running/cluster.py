@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster"]
 
-DEFAULTS = {"local": {"timeout_min": 30 * 24 * 60}, "slurm": {"timeout_min": 60}}
+MINUTES = {"local": 30 * 24 * 60, "slurm": 60}
 """Minutes that submitit gives a job are 2 here and 5 there, where nothing is said."""
 GRACE = 120.0
 """Seconds after SLURM's SIGTERM in which it has ended whatever it meant to end, the job itself among it."""
@@ -51,7 +51,7 @@ class Cluster:
         folder = tempfile.mkdtemp(prefix=f"{time.strftime('%Y-%m-%d')}-", dir=out / "jobs")
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         python = shlex.join(["env", f"PYTHONPATH={paths}", sys.executable])
-        told = {"timeout_min": DEFAULTS[kind]["timeout_min"], **dict(map(_option, options))}
+        told = {"timeout_min": MINUTES[kind], **dict(map(_option, options))}
         try:
             self.executor = AutoExecutor(folder, kind, local_python=python, slurm_python=python)
             self.executor.update_parameters(**{f"{kind}_{name}": value for name, value in told.items()})
