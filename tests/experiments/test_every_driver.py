@@ -127,7 +127,7 @@ def test_a_device_of_no_name_is_told(tmp_path: Path) -> None:
         ("camera_calibration", "real", {"board": Board(("empty",))}, "empty: images (.bmp, .jpeg"),
         ("structure_from_motion", "real", {"scene": "orbitt"}, "did you mean orbit?"),
         ("structure_from_motion", "real", {"scene": "my.csv"}, "image_size: width and height in px wanted"),
-        ("structure_from_motion", "real", {"scene": "empty", "intrinsics": (1.0, 2.0)}, "found 2 numbers"),
+        ("structure_from_motion", "real", {"scene": "empty", "intrinsics": (1.0, 2.0)}, "found 2 in all"),
         ("keypoint_refinement", "smoke", {"photographs": "texts"}, "with cameras (*_par.txt) wanted, found texts"),
         ("robust_pose", "real", {"matches": Path("nowhere")}, "nowhere"),
         ("bundle_adjustment", "default", {"scene": "nowhere/at_all.txt"}, "nowhere"),
