@@ -152,7 +152,7 @@ def main(run: Run, config: Config, given: tuple[Reconstruction, tuple[str, ...]]
         goal="minimum of the reprojection error",
         iterations=len(costs) - 1,
         loss=found.cost.item(),
-        errors={"rms_before": rms(before), "rms_after": rms(r)},
+        errors={"rms_before_px": rms(before), "rms_after_px": rms(r)},
         note=found.message,
         undetermined=undetermined(found, free, solve) + loose(intrinsics),
         left_out={name: why for name, count, why in left_out if count},

@@ -318,7 +318,7 @@ def laid(config: Config, scene: Scene, learned: Learned) -> Found:
     elif kept != pair.better:
         note = f"{note}; the mirror image fits better: its loss ends at {other:.3g} (--finish takes it)".lstrip("; ")
     errors |= {"mirror_loss": other, "deviation_share": deviation}
-    errors["reprojection_rms"] = scene.reprojection_rms(points, poses)
+    errors["reprojection_rms_px"] = scene.reprojection_rms(points, poses)
     converged = loss < config.threshold and kept == pair.better and learned.columns is None
     points, poses = scene.laid_onto_truth(points, poses)
     return Found(replace(scene, note=note), points, poses, loss, converged, undetermined, errors)
@@ -337,7 +337,7 @@ def bundled(config: Config, run: Run, scene: Scene, learned: Learned) -> Found:
     scene = replace(scene, K=K, distortion=distortion, note=scene.note + refined.note)
     rms = scene.reprojection_rms(points, poses)
     converged = learned.converged and bool(refined.solution.converged.all())
-    errors = {**refined.errors, "learned_rms": learned_rms, "reprojection_rms": rms}
+    errors = {**refined.errors, "learned_rms_px": learned_rms, "reprojection_rms_px": rms}
     loss, undetermined = learned.losses[-1], refined.undetermined
     return Found(scene, points, poses, loss, converged, undetermined, errors, model.colors, refined.found)
 

@@ -123,12 +123,8 @@ def markdown(place: Place, found: Found, seconds: float) -> str:
             lines = lines[1:]
         empty = [""] * len(section.header)
         cells = [[name, *row.cells, *empty[len(row.cells) :]] for name, row in lines]
-        parts += [table(["", *section.header], [[_cell(c) for c in line] for line in cells])]
+        parts += [table(["", *section.header], cells)]
     return "\n".join(parts)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -120,7 +120,7 @@ CLAIMS = (
     ),
     Claim(
         "real", "structure_from_motion", "real",
-        (GOAL, *GANTRY, error("reprojection_rms", "rms of the reprojection, px")),
+        (GOAL, *GANTRY, error("reprojection_rms_px", "rms of the reprojection, px")),
     ),
     Claim(
         "real", "structure_from_motion", "self_calibrated",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from experiments.records.seeds import INTERVALS, Sweep, as_markdown
-from experiments.records.text import said, spread
+from experiments.records.text import said, spread, table
 
 __all__ = ["report", "tell"]
 
@@ -19,9 +19,8 @@ HEADER = (
 def report(runs: Sequence[dict[str, Any]], over_seeds: Sequence[Sweep]) -> str:
     """The runs as Markdown: one table, where the seeds of an experiment share a line, and what went wrong."""
     lines = ["# Experiments", "", "Over several seeds: median (range). Errors are against the truth.", ""]
-    lines += [_row(HEADER), _row(["---"] * len(HEADER))]
-    for (name, preset), group in groupby(runs, key=lambda run: (run["experiment"], run["preset"])):
-        lines.append(_row([name, preset, *_cells(list(group))]))
+    grouped = groupby(runs, key=lambda run: (run["experiment"], run["preset"]))
+    lines.append(table(HEADER, [[*names, *_cells(list(group))] for names, group in grouped]).rstrip())
     if over_seeds:
         lines += ["", "## Over seeds", "", INTERVALS, "", as_markdown(over_seeds).rstrip()]
     bad = ("failed", "not converged", "not run")
@@ -41,18 +40,18 @@ def tell(runs: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    table.add_column("run", no_wrap=True)
+    listed = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    listed.add_column("run", no_wrap=True)
     for column in ("reached", "seconds", "goal, and what was found"):
-        table.add_column(column)
+        listed.add_column(column)
     for (name, preset), group in groupby(runs, key=lambda run: (run["experiment"], run["preset"])):
         cells = dict(zip(HEADER[2:], _cells(some := list(group)), strict=True))
         seeds = f"seed{'s' if len(some) > 1 else ''} {cells['seeds']}"
         row = (f"{name}\n{preset}, {seeds}", cells["reached"], cells["seconds"], "\n".join(_lines(some)))
         good = all(run["status"] in ("converged", "skipped") for run in some)
-        table.add_row(*map(escape, row), style=None if good else "red")
+        listed.add_row(*map(escape, row), style=None if good else "red")
     console.print()
-    console.print(table)
+    console.print(listed)
     for run in runs:
         if run["status"] not in ("converged", "skipped"):
             last = run["message"].strip().rpartition("\n")[2]
@@ -86,10 +85,6 @@ def _lines(group: Sequence[dict[str, Any]], most: int = 3) -> list[str]:
         for name in names[:most]
     ]
     return [*dict.fromkeys(summary["goal"] for summary in summaries if summary["goal"]), *told]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _title(run: dict[str, Any]) -> str:

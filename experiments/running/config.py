@@ -107,7 +107,7 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
         raise SystemExit(2) from None
     typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
     for name, where in idle(config).items():
-        if (option := written(preset, name)) in typed:
+        if (option := written(preset)[name].option) in typed:
             raise SystemExit(f"{option} does nothing here: it acts {where}")
     if not isinstance(config, RunConfig):
         return config

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from experiments.records.text import nearest
 from experiments.running.catalogue import preset_mistyped
+from experiments.running.options import written
 
 __all__ = ["check_names", "mistyped", "option_mistyped", "options"]
 
@@ -56,21 +54,9 @@ def option_mistyped(driver: str, arguments: Sequence[str], config: Any) -> str:
     return ""
 
 
-def options(config: Any, prefix: str = "--") -> dict[str, tuple[str, ...]]:
+def options(config: Any) -> dict[str, tuple[str, ...]]:
     """Each option of a config, a dataclass or its type, and the names it takes; none if it takes other things, too."""
-    found: dict[str, tuple[str, ...]] = {}
-    hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
-    for field in fields(config):
-        hint, value, name = hints[field.name], getattr(config, field.name, None), field.name.replace("_", "-")
-        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        if {tyro.conf.Suppress, tyro.conf.Positional} & {*marks}:
-            continue
-        if is_dataclass(value):
-            inlined = any(getattr(mark, "name", None) == "" for mark in marks)
-            found |= options(value, prefix if inlined else f"{prefix}{name}.")
-        else:
-            found[f"{prefix}no-{name}" if value is True else f"{prefix}{name}"] = _names(hint)
-    return found
+    return {option: _names(hint) for option, hint in written(config).values()}
 
 
 def _names(hint: Any) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import docstring_parser
@@ -34,6 +33,13 @@ class Acts(NamedTuple):
     told: bool = False
 
 
+class Written(NamedTuple):
+    """An option as it is written on the command line, and the hint of its values."""
+
+    option: str
+    hint: Any
+
+
 def idle(config: Any, helping: bool = False) -> dict[str, str]:
     """The options of a config that do nothing in it, by the names of their fields, and where each of them acts.
 
@@ -44,11 +50,23 @@ def idle(config: Any, helping: bool = False) -> dict[str, str]:
     return {name: acts.where for acts in still for name in acts.those}
 
 
-def written(config: Any, name: str) -> str:
-    """How the option of a field is written on the command line."""
-    group, dot, rest = name.partition(".")
-    named = rest if dot and _inlined(get_type_hints(type(config), include_extras=True)[group]) else name
-    return ("--no-" if attrgetter(name)(config) is True else "--") + named.replace("_", "-")
+def written(config: Any, path: str = "", prefix: str = "--") -> dict[str, Written]:
+    """How each option of a config, a dataclass or its type, is written on the command line.
+
+    By the paths of their fields: of a nested config's with a dot. A field that is True is written to make it False.
+    """
+    found: dict[str, Written] = {}
+    hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        hint, value, name = hints[field.name], getattr(config, field.name, None), field.name.replace("_", "-")
+        if {tyro.conf.Suppress, tyro.conf.Positional} & {*getattr(hint, "__metadata__", ())}:
+            continue
+        if dataclasses.is_dataclass(value):
+            inner = prefix if _inlined(hint) else f"{prefix}{name}."
+            found |= written(value, f"{path}{field.name}.", inner)
+        else:
+            found[path + field.name] = Written(f"{prefix}no-{name}" if value is True else prefix + name, hint)
+    return found
 
 
 def shown(config: Any, helping: bool) -> tuple[Any, str]:
@@ -72,7 +90,7 @@ def shown(config: Any, helping: bool) -> tuple[Any, str]:
         entries += _entries(config, [name for name in names if name not in plain], asleep)  # groups by themselves
     hidden: dict[str, list[str]] = {}
     for name, where in asleep.items():
-        hidden.setdefault(where, []).append(written(config, name))
+        hidden.setdefault(where, []).append(written(config)[name].option)
     left_out = "\n\n".join(f"More options act {where}: {', '.join(names)}." for where, names in hidden.items())
     return _made(type(config), entries)(), left_out
 

@@ -25,7 +25,7 @@ def test_a_file_is_adjusted_and_saved(tmp_path: Path) -> None:
     # a minimum lies below the truth, by about half a squared pixel an unknown
     assert 0.5 * bundle_cost(truth) < summary["loss"] < bundle_cost(truth)
     rms = (2 * summary["loss"] / len(start.points2d)) ** 0.5
-    assert summary["errors"]["rms_after"] == pytest.approx(rms, rel=1e-12)
+    assert summary["errors"]["rms_after_px"] == pytest.approx(rms, rel=1e-12)
     saved = read_colmap(tmp_path / "bundle_adjustment" / "test-seed0" / "colmap")
     assert bundle_cost(saved) == pytest.approx(summary["loss"], rel=1e-9)
 

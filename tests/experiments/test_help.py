@@ -60,7 +60,7 @@ def test_every_preset_and_every_option_has_a_sentence(
         assert sentence in " ".join(printed.split())
         first = told(printed)
         config = presets[preset]
-        asleep = {written(config, name) for name in idle(config, helping=True)}
+        asleep = {written(config)[name].option for name in idle(config, helping=True)}
         assert asleep <= options(config).keys()
         assert first.keys() == options(config).keys() - asleep
         assert set(first.values()) <= VERBS, {key: word for key, word in first.items() if word not in VERBS}

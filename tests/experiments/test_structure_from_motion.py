@@ -129,8 +129,8 @@ def test_known_intrinsics_bundle_and_backprop_meet(tmp_path: Path, saved_models:
     summary = structure_from_motion.main(replace(ORBIT, out=tmp_path))
     assert summary["converged"]
     errors = summary["errors"]
-    assert errors["reprojection_rms"] == pytest.approx(errors["learned_rms"], rel=1e-6)
-    assert 0.4 < errors["reprojection_rms"] < 0.7
+    assert errors["reprojection_rms_px"] == pytest.approx(errors["learned_rms_px"], rel=1e-6)
+    assert 0.4 < errors["reprojection_rms_px"] < 0.7
     assert errors["largest_rotation_deg"] < 0.5
     assert summary["note"].startswith("12 of 12 views placed")
     assert errors["rms_share"] < 0.01
@@ -209,7 +209,7 @@ def test_tracks_of_a_text_with_a_lens_that_bends(tmp_path: Path) -> None:
     given = structure_from_motion.main(replace(config, name="given"))
     assert given["note"].startswith("5 of 5 views placed")
     assert "DOES NOT FIT" not in given["note"]
-    assert given["errors"]["reprojection_rms"] < 0.5
+    assert given["errors"]["reprojection_rms_px"] < 0.5
     assert given["errors"]["pattern_deviations"] < 3
     sought = structure_from_motion.main(replace(config, name="sought", intrinsics_known=False, candidates_f=2))
     assert "free are f, k1" in sought["note"]
@@ -290,7 +290,7 @@ def test_ladybug_by_its_own_name(real_data: Callable[[str], Path], tmp_path: Pat
     summary = structure_from_motion.main(replace(preset, scene="bal/problem-49-7776-pre.txt", out=tmp_path))
     assert summary["converged"]
     assert summary["loss"] == pytest.approx(2 * 16330.597, rel=1e-6)
-    assert summary["errors"]["reprojection_rms"] == pytest.approx(summary["errors"]["learned_rms"], rel=1e-7)
+    assert summary["errors"]["reprojection_rms_px"] == pytest.approx(summary["errors"]["learned_rms_px"], rel=1e-7)
     found = read_colmap(tmp_path / "structure_from_motion" / "real-seed0" / "colmap")
     assert found.world_to_camera.shape == (49, 4, 4)
     assert len(found.points2d) == 31812

@@ -19,6 +19,8 @@ class Lens:
     k1: float = 0.0
     """Sets the first coefficient,
     that of the cube."""
+    round: bool = True
+    """Has no tangential part."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class SceneOptions:
 @dataclass(frozen=True)
 class Config(SceneOptions, RunConfig):
     acts: ClassVar[tuple[Acts, ...]] = (
-        Acts("with --method adam", ("rate", "lens.k1", "loss.beta"), lambda config: config.method == "adam"),
+        Acts(
+            "with --method adam", ("rate", "lens.k1", "lens.round", "loss.beta"), lambda config: config.method == "adam"
+        ),
         Acts("with a --scene of points", ("points", "masked"), lambda config: config.scene == "duck"),
     )
 
@@ -91,7 +95,7 @@ def test_help_has_groups_and_says_where_the_rest_acts(
     printed = capsys.readouterr().out
     boxes = re.findall(r"^\W*((?:\w+ )?options)\W*$", printed, re.MULTILINE)
     assert boxes == ["options", "scene options", "run options"]  # of lens and loss nothing acts
-    assert "More options act with --method adam: --rate, --lens.k1, --beta." in printed
+    assert "More options act with --method adam: --rate, --lens.k1, --lens.no-round, --beta." in printed
     assert "--rate FLOAT" not in printed
     assert "Seeds everything. (default: 3)" in printed
     assert "CalibrationConfig" not in printed
@@ -111,6 +115,7 @@ def test_help_has_groups_and_says_where_the_rest_acts(
         ("newton --rate 0.1", "--rate does nothing here: it acts with --method adam"),  # though it is the default
         ("newton --beta 2", "--beta does nothing here: it acts with --method adam"),
         ("newton --lens.k1 2", "--lens.k1 does nothing here: it acts with --method adam"),
+        ("newton --lens.no-round", "--lens.no-round does nothing here: it acts with --method adam"),
         ("adam --scene a --no-masked", "--no-masked does nothing here: it acts with a --scene of points"),
         ("adam --method newton --rate 2", "--rate does nothing here: it acts with --method adam"),
     ],
@@ -122,5 +127,5 @@ def test_an_option_that_does_nothing_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_where_options_act_is_collected_from_all_classes() -> None:
-    assert idle(PRESETS["newton"]).keys() == {"rate", "lens.k1", "loss.beta"}
-    assert {written(PRESETS["adam"], name) for name in idle(PRESETS["adam"])} == {"--points", "--no-masked"}
+    assert idle(PRESETS["newton"]).keys() == {"rate", "lens.k1", "lens.round", "loss.beta"}
+    assert {written(PRESETS["adam"])[name].option for name in idle(PRESETS["adam"])} == {"--points", "--no-masked"}
