@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from geometry.bundle_adjustment.equations import NormalEquations, Tangent
+from geometry.bundle_adjustment.prior import Prior
 from geometry.bundle_adjustment.problem import BundleData, BundleProblem, State
 from geometry.optim import damped_step, descend
 
@@ -70,6 +71,8 @@ def settle(problem: BundleProblem, data: BundleData, state: State, floor: Tensor
 
     floor (): cost that rounding leaves.
     """
+    known = data.prior  # that of the cameras, which stand still, would be differentiated in every trial
+    data = data._replace(prior=Prior(points3d=known.points3d, point_weights=known.point_weights))
     for trials in (_ALL, _FEW):
         points = _Points(problem, data)
         cost = problem.point_costs(problem.compose(state, data.given), data)

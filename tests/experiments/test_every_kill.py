@@ -1,4 +1,4 @@
-"""Every driver that resumes, killed after each file it writes: what it says in the end is what one in one go says."""
+"""Every driver that resumes, killed where it writes: what it says in the end is what one in one go says."""
 
 import os
 import shutil
@@ -92,9 +92,10 @@ SHORT: dict[str, tuple[Main, Any]] = {
 def test_it_ends_the_same_wherever_it_was_killed(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main, config = SHORT[driver]
     whole = told(kills(main, replace(config, out=tmp_path / "whole"), tmp_path / "left", monkeypatch))
-    outs = sorted((tmp_path / "left").iterdir())
+    outs = sorted((tmp_path / "left").iterdir(), key=lambda out: int(out.name))
     assert len(outs) > 1
-    for out in outs:
+    some = outs if main is toy_driver.main else [outs[0], outs[len(outs) // 2], outs[-1]]
+    for out in dict.fromkeys(some):
         assert told(main(replace(config, out=out, resume=True))) == whole, out
 
 

@@ -22,7 +22,8 @@ HERE = Place("stand-in")
 @pytest.mark.slow
 def test_the_command_runs_without_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
-    wanted = [s.title for s in SECTIONS if not s.title.startswith("Right")]
+    # what the tests below solve is left out, and what is float64's in another precision
+    wanted = [s.title for s in SECTIONS if not s.title.startswith("Right") and not s.title.endswith("float32")]
     assert main(["--device", "stand-in", "--seconds", "10000", "--out", str(page), "--only", *wanted]) == 0
     text = page.read_text()
     assert text in capsys.readouterr().out
@@ -36,11 +37,14 @@ def test_the_command_runs_without_a_device(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", device_checks.PRECISION)
 def test_what_a_device_would_solve_is_what_the_cpu_solves(dtype: torch.dtype) -> None:
-    """Of the solvers that kernels run, every check; of the others, one."""
+    """Of the solvers that kernels run, every check, but for a search with each kernel; of the others, one."""
+    searches = {f"pnp, no start, {kernel}" for kernel in ("cauchy", "Geman-McClure", "Barron")}
+    checks = dict(device_checks.checks(HERE, {}, dtype))
+    assert searches < checks.keys()
     rows = {
         n: m()
-        for n, m in device_checks.checks(HERE, {}, dtype)
-        if n.startswith(("pnp", "BPnP", "pose", "linear", "hom"))
+        for n, m in checks.items()
+        if n.startswith(("pnp", "BPnP", "pose", "linear", "hom")) and n not in searches
     }
     assert len(rows) > 15
     assert not {name: row.cells for name, row in rows.items() if row.figures["failures"]}

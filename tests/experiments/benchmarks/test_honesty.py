@@ -52,7 +52,7 @@ def test_what_is_not_the_answer_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_the_table_of_a_few_problems_of_each_kind(tmp_path: Path) -> None:
-    found = main(replace(SMOKE, poses=400, ransacs=40, others=10, batch=20, out=tmp_path))
+    found = main(replace(SMOKE, poses=200, ransacs=20, others=5, batch=20, out=tmp_path))
     stored = json.loads((tmp_path / "benchmark_honesty" / "table.json").read_text())
     assert stored["families"] == found
     assert all(row["CONVERGED"] > 0 for row in found.values())

@@ -41,7 +41,7 @@ def short_tracks(seed: int, V: int = 10, N: int = 100, wrong: float = 0.2) -> Tr
 def test_it_ends_soon(kernel: str) -> None:
     """Gauss-Newton's steps alone take hundreds here: they fall short along the valleys of points."""
     taken = []
-    for seed in range(4):
+    for seed in range(2 if kernel == "own" else 4):  # one that runs in tensors takes ten times as long
         found = short_tracks(seed).solve(kernel=KERNELS[kernel], free=("poses", "points", "f"))
         assert found.converged, (seed, found.message)
         taken.append(int(found.steps))

@@ -223,7 +223,7 @@ def test_nothing_is_observed() -> None:
 @pytest.mark.parametrize("solver", ["dense", "iterative"])
 def test_bundles(solver: str) -> None:
     """The whole descent, and its gradient, in kernels: what is found is what the CPU finds."""
-    tracks = make_tracks(4, 11, cameras=2, noise=0.2, seen=1.0)
+    tracks = make_tracks(3, 8, cameras=1, noise=0.2, seen=1.0)
     options: dict[str, Any] = {"free": ("poses", "points", "f", "k1"), "kernel": huber(1.0), "solver": solver}
     expected, gradients = with_gradient(tracks, **options)
     assert expected.converged
