@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from geometry.checks import positive
+from geometry.optim.instance import check_addition, checked
 from geometry.optim.linear import inverse_spd
 from geometry.optim.problem import Problem, batch_data, exact_hessian, jacobian, linearize, singular_below
 from geometry.optim.solution import State
@@ -33,7 +34,8 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     With a kernel s A^-1 J^T J A^-1, A the exact Hessian and s the sum of |rho' r|^2 over the rows r of the residual,
     the observations, by M - P: wrong ones may be among them, if it can happen to all alike. What the kernel leaves of
     the noise no sigma tells: ValueError where there are both.
-    NaN where the data do not determine x, and with a kernel where x is no minimum.
+    NaN where the data do not determine x, and with a kernel where x is no minimum. Raises ValueError for an x or data of
+    another batch, and where the parts of the problem do not fit them.
 
     >>> mean, b = Problem(lambda x, b: x - b, dof=1), torch.tensor([[1.0, 2.0, 6.0]])
     >>> covariance(mean, b.mean(1, keepdim=True), b, sigma=1.0).round(decimals=6)
@@ -41,8 +43,9 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
+    check_addition(problem, x, "x")
     x, data = batch_data(x, data)
-    with torch.no_grad():
+    with torch.no_grad(), checked(problem, x, data):
         r = vmap(problem.residual)(x, *data)
         r = r[..., None] if r.ndim == 2 else r
         freedom = ((r != 0).sum((-1, -2)) - problem.dof).clamp_min(1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from geometry import Problem, argmin, attach_gradient, huber, minimize, se3
+from geometry import Problem, argmin, attach_gradient, covariance, huber, minimize, se3
 from tests.numbers import DOUBLE, normal
 
 POSES = torch.eye(4, **DOUBLE).expand(2, 4, 4)
@@ -66,6 +66,8 @@ def test_what_does_not_fit_is_named(problem: Problem, x0: Any, y: Tensor, said: 
     for gradient in ("exact", "gauss_newton", "unrolled"):
         with pytest.raises(ValueError, match=f"^{said}"):
             argmin(problem, x0, y, gradient=gradient)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"^{said.replace('x0', 'x')}"):
+        covariance(problem, x0, y)
     with pytest.raises(ValueError, match=f"^{said}"):
         vmap(lambda y: minimize(problem, x0, y).cost)(y.expand(3, *y.shape))
 
@@ -84,7 +86,7 @@ def test_what_writes_into_its_arguments_is_named_and_nothing_is_changed(
 ) -> None:
     x0, y = torch.zeros(2, 3, **DOUBLE), Y + 2
     problem = Problem(**{"residual": difference, "dof": 3, **part})
-    for solve in (minimize, argmin, attach_gradient):
+    for solve in (minimize, argmin, attach_gradient, covariance):
         with pytest.raises(ValueError, match=f"^{name} must not change its arguments in place .* into {argument}$"):
             solve(problem, x0, y)
     assert (x0 == 0).all()
