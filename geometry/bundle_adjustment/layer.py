@@ -224,7 +224,8 @@ class BundleSolution(Solution):
         points (n,): indices of the points wanted, None for none. Without a kernel sigma^2 (J^T J)^-1; sigma, the
         standard deviation of one weighted residual component, is estimated from the residuals where it is None. With
         a kernel A^-1 B A^-1 with the exact Hessian A, and no sigma. A prior is taken to be as exact as it says.
-        NaN where the data do not determine the cameras, and with a kernel where x is no minimum.
+        NaN where the data do not determine the cameras, where sigma is to be estimated from no more numbers than
+        unknowns, and with a kernel where x is no minimum.
         """
         if points is not None:
             indices("points", points)

@@ -47,7 +47,7 @@ def covariance(task: Task, state: State, points: Tensor | None, sigma: float | N
     problem, layout = task.problem, task.problem.layout
     gauge = task.gauge_at(state)
     s = problem.residual(problem.compose(state, task.data.given), task.data).square().sum(-1)
-    freedom = max(1, problem.redundancy(task.data) + task.freedom(state))
+    freedom = problem.redundancy(task.data) + task.freedom(state)
     variance = score_variance(s, freedom, problem.kernel, sigma)
     plain = problem.kernel is None and all(known is None for known in task.data.prior)  # B is but a multiple of A
     B = None if plain else _spread(task, state, variance)

@@ -14,7 +14,6 @@ the minimum their residuals are shorter than the noise (`experiments.benchmarks.
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from geometry.checks import positive
 from geometry.optim.instance import check_addition, checked
@@ -30,12 +29,14 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     """Covariance (B,P,P) of the tangent step at the minimum x, to first order in the noise.
 
     Without a kernel sigma^2 (J^T J)^-1, sigma being the standard deviation of one residual component; None estimates it
-    per problem from the residual, 2 cost / (M - P) with M the number of components that are not identically zero.
+    per problem from the residual, 2 cost / (M - P) with M the number of components that are not identically zero: of
+    weight zero are none of them, of a small weight all.
     With a kernel s A^-1 J^T J A^-1, A the exact Hessian and s the sum of |rho' r|^2 over the rows r of the residual,
     the observations, by M - P: wrong ones may be among them, if it can happen to all alike. What the kernel leaves of
     the noise no sigma tells: ValueError where there are both.
-    NaN where the data do not determine x, and with a kernel where x is no minimum. Raises ValueError for an x or data of
-    another batch, and where the parts of the problem do not fit them.
+    NaN where the data do not determine x, where sigma is to be estimated from no more numbers than unknowns (M = P),
+    and with a kernel where x is no minimum. Raises ValueError for an x or data of another batch, and where the parts of
+    the problem do not fit them.
 
     >>> mean, b = Problem(lambda x, b: x - b, dof=1), torch.tensor([[1.0, 2.0, 6.0]])
     >>> covariance(mean, b.mean(1, keepdim=True), b, sigma=1.0).round(decimals=6)
@@ -46,13 +47,12 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     check_addition(problem, x, "x")
     x, data = batch_data(x, data)
     with torch.no_grad(), checked(problem, x, data):
-        r = vmap(problem.residual)(x, *data)
-        r = r[..., None] if r.ndim == 2 else r
-        freedom = ((r != 0).sum((-1, -2)) - problem.dof).clamp_min(1)
-        variance = score_variance(r.square().sum(-1), freedom, problem.kernel, sigma)[:, None, None]
+        r, J = jacobian(problem, x, data)
+        numbers = ((r != 0) | (J != 0).any(-1)).sum((-1, -2))
+        variance = score_variance(r.square().sum(-1), numbers - problem.dof, problem.kernel, sigma)[:, None, None]
         if problem.kernel is None:
             return variance * laplace(problem, x, data)
-        J = jacobian(problem, x, data)[1].flatten(1, 2)
+        J = J.flatten(1, 2)
         inverse, ok = inverse_spd(exact_hessian(problem, x, data), singular_below(problem, x, data), problem.alike)
         return torch.where(ok[:, None, None], variance * inverse @ (J.mT @ J) @ inverse, torch.nan)
 
@@ -60,11 +60,13 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
 def score_variance(s: Tensor, freedom: Tensor | int, kernel: Kernel | None, sigma: float | None) -> Tensor:
     """Variance (…) of a number of rho' r, from the squared lengths s (…,M) of the rows r; or sigma^2 where it is given.
 
-    freedom: numbers less unknowns. Raises ValueError for a sigma that is not positive, or stands beside a kernel.
+    freedom: numbers less unknowns; where none are left, residuals are zero whatever the noise, and tell nothing: NaN.
+    Raises ValueError for a sigma that is not positive, or stands beside a kernel.
     """
     if sigma is None:
         slope = kernel_derivatives(kernel, s)[1]
-        return (slope.square() * s).sum(-1) / freedom
+        left = torch.as_tensor(freedom, dtype=s.dtype, device=s.device)
+        return (slope.square() * s).sum(-1) / torch.where(left > 0, left, torch.nan)
     positive("sigma", sigma)
     if kernel is not None:
         raise ValueError(f"sigma must be None where there is a kernel, which changes the noise, got {sigma}")

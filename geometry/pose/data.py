@@ -201,10 +201,11 @@ def prepare(
     *,
     init: Tensor | None = None,
     model: Model = "radtan",
+    fewest: int = 4,
 ) -> PnPData:
     """Check shapes, dtypes and devices, and give every argument its batch dimension, of size 1 where shared.
 
-    points2d (B,N,2) comes from `observed`.
+    points2d (B,N,2) comes from `observed`. fewest: how many points are wanted without init; with it, three.
     Nothing here looks at values or moves data. Weights become (B|1,N,2), or (1,1,1) where there are none, mask (1,1).
     """
     check_tensors(points3d=points3d, K=K)
@@ -235,7 +236,7 @@ def prepare(
     if init is not None:
         check_like("init", init, points2d)
         leading("init", init, B, (4, 4))
-    needed = 4 if init is None else 3
+    needed = fewest if init is None else 3
     if needed > N:
         start = "" if init is None else " with init"
         raise ValueError(f"points2d must hold at least {needed} points{start}, got N={N}")

@@ -214,14 +214,15 @@ def pose_covariance(
     want sigma=1. With a kernel, with which there is no sigma, the covariance of what the kernel makes of the noise.
     Arguments as for `pnp`; pose (B|1,4,4), the kernel that it was found with.
     Computed in float64, returned in the precision of points2d. No graph.
-    NaN where the points do not determine the pose, or lie behind the camera. Raises ValueError as `pnp` does.
+    NaN where the points do not determine the pose, or lie behind the camera, and where sigma is to be estimated from
+    three points, which any pose of theirs fits. Raises ValueError as `pnp` does.
 
     >>> pose_covariance(points2d, points3d, K, pnp(points2d, points3d, K).x).shape
     torch.Size([3, 6, 6])
     """
     check_options(model, kernel)
     points2d = observed(points2d, points3d, weights, mask, (K, 2), (distortion, 1), (pose, 2))
-    given = prepare(points2d, points3d, K, distortion, weights, mask, model=model).to(torch.float64)
+    given = prepare(points2d, points3d, K, distortion, weights, mask, model=model, fewest=3).to(torch.float64)
     data, frame = given.prepared().centred()
     pose = check_pose("pose", pose, points2d).detach().double()
     C = covariance(pnp_problem(model, kernel), frame.to_frame(pose), *data, sigma=sigma)

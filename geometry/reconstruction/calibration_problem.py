@@ -247,8 +247,8 @@ class CalibrationProblem:
         if len(self.mask) == 0:
             return nothing
         _, B, s = replace(self, kernel=None)._joint(theta, inner, exact=False)
-        variance = score_variance(s.flatten(), max(1, freedom), self.kernel, sigma)
-        if not self.determined(theta, self.reduced(theta, inner)).all() or (sigma is None and freedom <= 0):
+        variance = score_variance(s.flatten(), freedom, self.kernel, sigma)
+        if not self.determined(theta, self.reduced(theta, inner)).all():
             return nothing
         A = self._joint(theta, inner, exact=True)[1] if self.kernel is not None else B
         follow = _following(A, P)

@@ -163,3 +163,14 @@ def test_covariance_is_what_noise_does() -> None:
     r = torch.stack(poses)[:, 1:]
     distance = (r * torch.linalg.solve(covariance.cameras[1:, :3, :3], r[..., None]).squeeze(-1)).sum(-1).mean(0)
     assert (distance - 3).abs().max() < 4.5 * (6 / draws) ** 0.5
+
+
+def test_no_sigma_is_estimated_from_as_many_numbers_as_unknowns() -> None:
+    """Two views of five points: 20 coordinates, 20 unknowns."""
+    found = make_tracks(2, 5, seen=1.0, noise=0.3, seed=0).solve(gauge="fixed")
+    assert found.converged
+    assert found.cost < 1e-12
+    assert torch.isnan(found.covariance().cameras).all()
+    known = found.covariance(sigma=1.0).cameras
+    assert torch.isfinite(known).all()
+    assert (known[1].diagonal()[:3] > 0).all()

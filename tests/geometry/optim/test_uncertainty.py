@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 from torch.func import hessian
 
-from geometry import Problem, barron, cauchy, covariance, geman_mcclure, huber, minimize, pnp, pnp_problem, project, se3
+from geometry import (
+    Problem,
+    barron,
+    cauchy,
+    covariance,
+    geman_mcclure,
+    huber,
+    minimize,
+    pnp,
+    pnp_problem,
+    pose_covariance,
+    project,
+    se3,
+)
 from geometry.robust import Kernel
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -121,3 +134,36 @@ def test_deviations_are_those_of_noisy_poses(kernel: Kernel, wrong: int) -> None
     z2 = (off / deviation).square().mean(-1)
     # what first order leaves out, and that s is estimated, add up to 4 % with 40 points
     assert abs(z2.mean() - 1.04) < 3 * z2.std() / B**0.5 + 0.04
+
+
+def test_no_sigma_is_estimated_from_as_many_numbers_as_unknowns() -> None:
+    """Residuals are then zero whatever the noise; zeros of a perfect fit to more numbers are an estimate."""
+    y = noisy(3, 4)
+    y[1] = y[1, :1]
+    w = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]], **DOUBLE)
+    weighted = Problem(lambda x, y, w: w[:, None] * (x - y), dof=2)
+    x = minimize(weighted, torch.zeros(3, 2, **DOUBLE), y, w).x
+    assert isinstance(x, Tensor)
+    found = covariance(weighted, x, y, w)
+    assert (found[0].diagonal() > 0).all()
+    assert found[1].abs().max() < 1e-25
+    assert torch.isnan(found[2]).all()
+    assert torch.isfinite(covariance(weighted, x, y, w, sigma=1.0)).all()
+
+
+def test_of_three_points_a_pose_has_a_covariance_where_sigma_is_given() -> None:
+    g = torch.Generator().manual_seed(2)
+    K = torch.tensor([[800.0, 0, 320], [0, 800, 240], [0, 0, 1]], **DOUBLE)
+    points3d = 2 * torch.rand(10, 3, generator=g, **DOUBLE) - 1
+    pose = se3.from_rotvec_t(torch.tensor([0.2, 0.1, 0, 0, 0, 6.0], **DOUBLE))[None]
+    points2d = project(points3d, pose, K) + torch.randn(1, 10, 2, generator=g, **DOUBLE)
+    found = pnp(points2d[:, :3], points3d[:3], K, init=pose)
+    assert found.converged.all()
+    few = pose_covariance(points2d[:, :3], points3d[:3], K, found.x, sigma=1.0)
+    mask = torch.arange(10)[None] < 3
+    torch.testing.assert_close(few, pose_covariance(points2d, points3d, K, found.x, mask=mask, sigma=1.0))
+    assert (few[0].diagonal() > 0).all()
+    assert torch.isnan(pose_covariance(points2d[:, :3], points3d[:3], K, found.x)).all()
+    assert torch.isnan(pose_covariance(points2d, points3d, K, found.x, mask=mask)).all()
+    with pytest.raises(ValueError, match="points2d must hold at least 3 points, got N=2"):
+        pose_covariance(points2d[:, :2], points3d[:2], K, found.x, sigma=1.0)
