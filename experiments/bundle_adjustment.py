@@ -103,9 +103,11 @@ def main(run: Run, config: Config, given: tuple[Reconstruction, tuple[str, ...]]
     run.frame(0, points3d=scene.points3d, world_to_camera=scene.world_to_camera)
     costs: list[float] = []
 
+    steps = run.iterations(config.max_steps + 1)
+
     def tell(step: int, cost: float) -> None:
         costs.append(cost)
-        run.log(len(costs) - 1, loss=cost)
+        run.log(next(steps, len(costs) - 1), loss=cost)
 
     rigs = scene.rigs
     mounted: dict[str, Any] = {}
@@ -136,7 +138,7 @@ def main(run: Run, config: Config, given: tuple[Reconstruction, tuple[str, ...]]
     model = replace(scene, world_to_camera=poses, points3d=points, K=K, distortion=distortion, rigs=rigs)
     model = without_points(model, found.undetermined.cpu())
     points = torch.where(found.undetermined.cpu()[:, None], torch.nan, points)
-    run.frame(len(costs), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
+    run.frame(max(1, len(costs) - 1), points3d=points, world_to_camera=poses, K=K[scene.intrinsics_index])
     run.save_model("colmap", model)
     run.save_points("points", model.points3d, colors=model.colors, cameras=poses)
     run.figure("loss", len(costs), loss_curve(costs), final=True)

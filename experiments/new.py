@@ -57,7 +57,7 @@ def main() -> None:
     print(*(f"wrote {path}" for path in paths), sep="\n")
     name = paths[0].stem
     print(f"run it:  {sys.executable} -m experiments.tasks.{name} smoke, then default")
-    print(f"test it: {sys.executable} -m pytest -k {name}")
+    print(f"test it: {sys.executable} -m pytest {paths[-1]}")
 
 
 if __name__ == "__main__":

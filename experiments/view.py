@@ -149,7 +149,9 @@ def _save(source: Source, path: Path) -> None:
             EXPORTS[kind](recording, path)
         else:
             if not has_space(recording):
-                raise CannotViewError(f"{source.path} has nothing in space, only curves: --save them as .html")
+                raise CannotViewError(
+                    f"{source.path} has nothing in space to draw: --save it as .html, with its curves and figures"
+                )
             figure = picture(recording)
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=150)

@@ -218,12 +218,7 @@ def _finish(run: Run, results: Sequence[dict], complete: bool) -> dict:
     return run.finish(
         converged=complete and all(r["converged"] for r in results),
         goal="every camera at the minimum of its reprojection error",
-        undetermined=[
-            f"{r['name']}: the views do not tell {', '.join(r['undetermined'])}: tilt the board more, or name what "
-            "is sought in --board.free."
-            for r in results
-            if r["undetermined"]
-        ],
+        undetermined=[sentence for r in results for sentence in doubts(r)],
         iterations=sum(r["iterations"] for r in results),
         loss=max(r["rms_px"] for r in results),
         errors={
@@ -257,16 +252,32 @@ def found_in(result: dict, alone: bool) -> dict[str, Quantity]:
     return found
 
 
+def doubts(result: dict) -> list[str]:
+    """Why a calibration is not to be used, even at a minimum, a sentence each; none where it is."""
+    name, rms, peer, said = result["name"], result["rms_px"], result["opencv"], []
+    if result["undetermined"]:
+        said.append(
+            f"{name}: the views do not tell {', '.join(result['undetermined'])}: tilt the board more, or name what is "
+            "sought in --board.free."
+        )
+    if rms > COARSE_PX:
+        said.append(
+            f"{name}: THE LENS DOES NOT FIT: the rms is {rms:.3g} px, where marks are found to a few tenths; another "
+            "--board.model (fisheye), more --board.distortion, or wrong marks (--board.robust-px)."
+        )
+    if peer and rms - peer["rms_px"] > 1e-3 * rms:
+        said.append(f"{name}: OpenCV ends lower, at {peer['rms_px']:.3g} px: this is another minimum than the best.")
+    views, seen = len(result["table"]), result["views"]
+    if said and 2 * seen < views:  # the likely reason of all else
+        columns, rows = result["board"]["corners"]
+        said.insert(0, f"{name}: {seen} of {views} images show the board. Is it really one of {columns} x {rows}?")
+    return said
+
+
 def told(result: dict) -> list[str]:
     """What a person should know of a calibration besides its figures."""
     name = result["name"]
     notes = [f"{name}: {note}" for note in result["notes"]]
-    if result["rms_px"] > COARSE_PX:
-        notes.insert(
-            0,
-            f"{name}: THE LENS DOES NOT FIT: the rms is {result['rms_px']:.3g} px, where marks are found to a few "
-            "tenths; another --board.model (fisheye), more --board.distortion, or wrong marks (--board.robust-px)",
-        )
     if result["worst"]:
         view, rms = result["worst"]["view"], result["worst"]["rms_px"]
         notes.append(f"{name}: worst view {view}, {rms:.3f} px; the rms of all is {result['rms_px']:.3f} px")
@@ -319,7 +330,7 @@ def describe(job: Job, found: JointCalibration, opencv: bool) -> dict:
         "board": asdict(board),
         "status": Status(int(found.status)).name,
         "converged": bool(found.converged.all()),
-        "iterations": int(found.steps),
+        "iterations": int(found.steps) + sum(int(one.steps) for one in found.alone),
         "views": len(used),
         # sqrt(mean(dx^2 + dy^2))
         "rms_px": float(found.residual.cpu()[seen].square().sum(-1).mean().sqrt()),

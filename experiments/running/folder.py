@@ -85,8 +85,8 @@ def check(folder: Path, experiment: str, config: RunConfig) -> tuple[dict[str, A
     """The config that is stored in the folder, {} where there is none, and the one that is wanted.
 
     Raises FileExistsError where the folder holds what must not be replaced: files that are no run of this experiment,
-    or results of another config, unless config.overwrite. A run of the same config may be repeated, and fields that
-    only one of the configs has are of another version.
+    or results of another config, unless config.overwrite. A run of the same config may be repeated. Fields that are new
+    are of a later version; one that is gone had a value that nothing here has.
     """
     stored = _stored_config(folder, experiment)
     wanted = plain({"experiment": experiment, **asdict(config)})
@@ -103,10 +103,14 @@ def check(folder: Path, experiment: str, config: RunConfig) -> tuple[dict[str, A
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Each option that is in both and differs."""
+    """Each option that differs, or is gone."""
     if isinstance(was, dict) and isinstance(now, dict):
-        for key in sorted(was.keys() & now.keys()):
-            yield from _differences(was[key], now[key], f"{name}.{key}" if name else key)
+        for key in sorted(was):
+            path = f"{name}.{key}" if name else key
+            if key in now:
+                yield from _differences(was[key], now[key], path)
+            else:
+                yield f"{path} was {was[key]!r}, is no option now"
     elif was != now:
         yield f"{name} was {was!r}, is now {now!r}"
 

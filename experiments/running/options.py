@@ -137,7 +137,10 @@ def _entries(config: Any, names: Iterable[str], asleep: Iterable[str], inside: s
             group = _made(type(value), parts)
             entries.append(_group(name, group) if _inlined(hint) else (name, group, group()))
         else:
-            entries.append((name, Annotated[hint, tyro.conf.arg(help=texts.get(name, ""))], value))
+            # such an option is written --no-…, beside which the default True reads as its opposite
+            default = "(unless this is given)" if value is True else None
+            shown = tyro.conf.arg(help=texts.get(name, ""), help_behavior_hint=default)
+            entries.append((name, Annotated[hint, shown], value))
     return entries
 
 

@@ -87,11 +87,14 @@ def experiment(
     def called_with_config(body: Callable[..., dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
         @wraps(body)
         def main(config: Any) -> dict[str, Any]:
+            since = time.monotonic()
             with told_in_a_sentence():
                 check(config.folder(name), name, config)  # what is read may take minutes
                 device_of(config.device)
                 data = () if reads is None else (reads(config),)
+            spent = time.monotonic() - since
             with begun(name, config) as run:
+                run.spend(spent)
                 return run.finished or body(run, config, *data)
 
         return main
@@ -154,6 +157,7 @@ class Run:
         self._stage: recording.Stage | None = None
         self._spent = {"logging_seconds": 0.0, "drawing_seconds": 0.0}
         self._total = 0
+        self._clock = 0.0
         self._bar: tqdm | None = None
         self._made: list[Path] = []
         self._open = ExitStack()
@@ -207,6 +211,10 @@ class Run:
             with suppress(OSError):
                 for parent in self._made:
                     parent.rmdir()
+
+    def spend(self, seconds: float) -> None:
+        """Count what was spent before the run began, on reading, among its seconds."""
+        self._clock -= seconds
 
     # ---- the loop ----
 

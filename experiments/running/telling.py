@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +24,9 @@ LONGEST = 40
 
 _LEFT = {"model": "colmap", "ply": "points.ply", "lens": "*-opencv.yml"}
 """What a run leaves for other programs, by kind: a model with its lens, points with cameras, a camera for OpenCV."""
+_COLUMNS: Mapping[str, Literal["left", "right"]] = {
+    "": "left", "found": "right", "deviation": "right", "unit": "left", "truth or reference": "left",
+}  # fmt: skip
 _UNITS = {"px": "px", "deg": "deg", "seconds": "s"}
 
 
@@ -57,11 +60,12 @@ def tell(summary: Mapping[str, Any], folder: str, console: Console | None = None
     rows = _rows(summary)
     if rows:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column, justify in (("", "left"), ("found", "right"), ("deviation", "right"), ("unit", "left")):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        table.add_column("truth or reference")
+        said = [any(cells) for cells in zip(*rows, strict=True)]  # a column without any entry says nothing
+        for (column, justify), there in zip(_COLUMNS.items(), said, strict=True):
+            if there:
+                table.add_column(column, justify=justify)
         for row in rows[:LONGEST]:
-            table.add_row(*map(escape, row))
+            table.add_row(*(escape(cell) for cell, there in zip(row, said, strict=True) if there))
         console.print(table)
     if len(rows) > LONGEST:
         console.print(f"… and {len(rows) - LONGEST} more in summary.json")

@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets.made.boards import Camera, Conditions, charuco_print, poses, render
 from experiments import camera_calibration
 from experiments.paper.boards import Board, CalibrationConfig
-from experiments.paper.calibrations import read_views, told, undetermined, views_table
+from experiments.paper.calibrations import doubts, read_views, told, undetermined, views_table
 from experiments.records.recording import read_run
 from geometry import project, se3
 from geometry.reconstruction import calibrate_rig
@@ -130,12 +130,19 @@ def test_a_lens_has_as_many_coefficients_as_its_model_unless_it_is_told() -> Non
         read_views(CalibrationConfig(board=Board(("nowhere",), model="fisheye", distortion=5)))
 
 
-def test_a_fit_that_is_no_matter_of_marks_is_told() -> None:
-    result = {"name": "mine-5", "notes": ["a note"], "worst": None}
-    assert told({**result, "rms_px": 0.3}) == ["mine-5: a note"]
-    first, last = told({**result, "rms_px": 4.8})
-    assert first.startswith("mine-5: THE LENS DOES NOT FIT: the rms is 4.8 px")
-    assert last == "mine-5: a note"
+def test_a_calibration_that_is_not_to_be_used_says_why() -> None:
+    good = {
+        "name": "mine-5", "notes": ["a note"], "worst": None, "undetermined": [], "opencv": {"rms_px": 0.3},
+        "rms_px": 0.3, "views": 2, "table": [{}] * 9, "board": {"corners": (7, 5)},
+    }  # fmt: skip
+    assert told(good) == ["mine-5: a note"]
+    assert doubts(good) == []  # a board may be out of sight
+    shown, fits, lower = doubts(good | {"rms_px": 4.8, "opencv": {"rms_px": 3.6}})
+    assert shown == "mine-5: 2 of 9 images show the board. Is it really one of 7 x 5?"
+    assert fits.startswith("mine-5: THE LENS DOES NOT FIT: the rms is 4.8 px")
+    assert lower.startswith("mine-5: OpenCV ends lower, at 3.6 px")
+    (open_,) = doubts(good | {"undetermined": ["f"], "views": 9, "opencv": None})
+    assert open_.startswith("mine-5: the views do not tell f:")
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def test_a_damaged_ply_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_of_curves_has_a_page_but_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = written(CURVES, tmp_path / "curves")
-    assert "nothing in space, only curves" in said(capsys, run, "--save", run / "a.png")
+    assert "nothing in space to draw: --save it as .html" in said(capsys, run, "--save", run / "a.png")
     assert view.main([str(run), "--save", str(run / "a.html")]) == 0
 
 

@@ -43,7 +43,7 @@ def test_it_is_refused_before_anything_is_read(config: Config) -> None:
     assert read == []
 
 
-def test_what_has_no_results_and_fields_of_another_version_do_not_stand_in_the_way(config: Config) -> None:
+def test_what_has_no_results_and_new_fields_do_not_stand_in_the_way(config: Config) -> None:
     with pytest.raises(KeyboardInterrupt), Run("toy_driver", config):
         raise KeyboardInterrupt  # before there is a checkpoint
     with Run("toy_driver", replace(config, rate=0.2)) as run:
@@ -51,8 +51,21 @@ def test_what_has_no_results_and_fields_of_another_version_do_not_stand_in_the_w
     path = folder(config) / "config.json"
     stored = json.loads(path.read_text())
     del stored["noise"]
-    write_json(path, stored | {"gone": 3})
+    write_json(path, stored)
     with Run("toy_driver", replace(config, rate=0.2)) as run:
+        assert not run.finished
+
+
+def test_a_run_of_an_option_that_is_gone_or_renamed_is_not_replaced(config: Config) -> None:
+    with Run("toy_driver", config) as run:
+        run.finish(converged=True, goal="", iterations=1, loss=0, errors={})
+    path = folder(config) / "config.json"
+    stored = json.loads(path.read_text())
+    stored["sigma"] = stored.pop("noise")
+    write_json(path, stored)
+    with pytest.raises(FileExistsError, match=rf"sigma was {stored['sigma']}, is no option now"):
+        Run("toy_driver", config).__enter__()
+    with Run("toy_driver", replace(config, overwrite=True)) as run:
         assert not run.finished
 
 
