@@ -61,8 +61,10 @@ class SolverError(RuntimeError):
 class Solution:
     """What a solver found, and whether to trust it.
 
-    x: the minimiser, with the shapes of the start. cost (B,): half the robustified sum of squares. status (B,): int8
-    of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32. Printed, it says how many ended in which status.
+    x: the minimiser, with the shapes of the start; of a problem that did not converge it is where the search stood, or
+    NaN, and means nothing: a loss leaves it out, `torch.where(solution.converged, error, 0)`. cost (B,): half the
+    robustified sum of squares. status (B,): int8 of `Status`. steps (B,): accepted Levenberg-Marquardt steps, int32.
+    Printed, it says how many ended in which status.
 
     >>> mean = Problem(lambda x, y: x - y, dof=1)
     >>> minimize(mean, torch.zeros(2, 1), torch.ones(2, 3)).converged

@@ -29,8 +29,8 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     """Covariance (B,P,P) of the tangent step at the minimum x, to first order in the noise.
 
     Without a kernel sigma^2 (J^T J)^-1, sigma being the standard deviation of one residual component; None estimates it
-    per problem from the residual, 2 cost / (M - P) with M the number of components that are not identically zero: of
-    weight zero are none of them, of a small weight all.
+    per problem from the residual, 2 cost / (M - P) with M the number of components that are not identically zero: one
+    of weight zero does not count, one of a small weight does.
     With a kernel s A^-1 J^T J A^-1, A the exact Hessian and s the sum of |rho' r|^2 over the rows r of the residual,
     the observations, by M - P: wrong ones may be among them, if it can happen to all alike. What the kernel leaves of
     the noise no sigma tells: ValueError where there are both.
