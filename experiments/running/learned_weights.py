@@ -122,7 +122,7 @@ def learn_weights(run: Run, config: TaskConfig, task: Task) -> dict[str, Any]:
     less = bool(found < unweighted and not told["weight_wrong"] >= told["weight_right"])
     return run.finish(
         converged=less and bool(last.converged.all()),
-        goal="an error below that with all weights one, and a lower mean weight of wrong observations than of right ones",
+        goal="an error below that with all weights one, and wrong observations weigh less in the mean than right ones",
         iterations=config.iterations, loss=found.item(), errors=errors, picture="solution",
         undetermined=undetermined, note=FITTED if found < inliers else "",
     )  # fmt: skip
