@@ -411,7 +411,7 @@ def batched(least: int = 1, /, **arguments: tuple[Any, ...]) -> tuple[Tensor, ..
             either = f"({one}) or ({sizes.get('B', 'B')},{one})"
             raise misshapen(name, value, either, partial(_fits, ["B", *wanted], ndim, sizes))
         if sizes.get("N", least) < least:
-            raise ValueError(f"{name} must hold N >= {least} observations, got N={sizes['N']} in {tuple(value.shape)}")
+            raise ValueError(f"{name} must hold at least {least} observations, got N={sizes['N']}")
         if value.dtype != first.dtype or value.device != first.device:
             raise unlike(name, value, next(iter(arguments)), first)
         found.append(value[None] if single else value)

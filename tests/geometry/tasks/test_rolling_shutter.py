@@ -173,7 +173,7 @@ def test_what_the_times_do_not_tell_is_singular_and_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points2d": torch.rand(3, 5, 2, **DOUBLE)}, "points2d must hold N >= 6 observations, got N=5"),
+        ({"points2d": torch.rand(3, 5, 2, **DOUBLE)}, "points2d must hold at least 6 observations, got N=5"),
         ({"times": torch.rand(3, 4, **DOUBLE)}, r"times must have shape \(20\) or \(3,20\), got \(3, 4\)"),
         ({"times": torch.full((3, 20), torch.nan, **DOUBLE)}, "times must be finite"),
         ({"velocity": torch.zeros(3, **DOUBLE)}, r"velocity must have shape \(6\)"),
