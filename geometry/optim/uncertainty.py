@@ -44,8 +44,9 @@ def covariance(problem: Problem, x: State, *data: Tensor, sigma: float | None = 
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"problem must be a Problem, got {type(problem).__name__}")
-    check_addition(problem, x, "x")
-    x, data = batch_data(x, data)
+    if isinstance(x, Tensor):
+        check_addition(problem, x, "x")
+    x, data = batch_data(x, data, "x", problem.residual)
     with torch.no_grad(), checked(problem, x, data):
         r, J = jacobian(problem, x, data)
         numbers = ((r != 0) | (J != 0).any(-1)).sum((-1, -2))
