@@ -106,8 +106,9 @@ def cli(description: str | None, presets: Mapping[str, T], program: str = "", de
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    spelled = written(preset)
     for name, where in idle(config).items():
-        if (option := written(preset)[name].option) in typed:
+        if (option := spelled[name].option) in typed:
             raise SystemExit(f"{option} does nothing here: it acts {where}")
     if not isinstance(config, RunConfig):
         return config

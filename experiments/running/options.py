@@ -89,8 +89,9 @@ def shown(config: Any, helping: bool) -> tuple[Any, str]:
             entries.append(_group(title, _made(owner, some)))
         entries += _entries(config, [name for name in names if name not in plain], asleep)  # groups by themselves
     hidden: dict[str, list[str]] = {}
+    spelled = written(config)
     for name, where in asleep.items():
-        hidden.setdefault(where, []).append(written(config)[name].option)
+        hidden.setdefault(where, []).append(spelled[name].option)
     left_out = "\n\n".join(f"More options act {where}: {', '.join(names)}." for where, names in hidden.items())
     return _made(type(config), entries)(), left_out
 
@@ -139,8 +140,8 @@ def _entries(config: Any, names: Iterable[str], asleep: Iterable[str], inside: s
         else:
             # such an option is written --no-…, beside which the default True reads as its opposite
             default = "(unless this is given)" if value is True else None
-            shown = tyro.conf.arg(help=texts.get(name, ""), help_behavior_hint=default)
-            entries.append((name, Annotated[hint, shown], value))
+            argument = tyro.conf.arg(help=texts.get(name, ""), help_behavior_hint=default)
+            entries.append((name, Annotated[hint, argument], value))
     return entries
 
 
