@@ -6,6 +6,8 @@ operator  torch operators: gradients, vmap, compile     cpu, cuda how a device r
 problem   PnP as a Problem, in tensor operations        start     the global start in tensors
 rig       rig_pnp: several cameras, rigidly mounted     rig_data  what they and bearings are: a camera for every point
 form      the algebraic error that the start minimises  triples   starts from three points
+certificate  a proof that a minimum is the global one   basin   how far a minimum is the best around
+rotation_boxes                                          all rotations, and bounds of forms in them
 losses    losses that know the true pose                epro_pnp  those that see it as a distribution
 sampling  draws from such distributions
 ransac    pnp_ransac: a pose among wrong matches        ransac_tensors   its search in tensors

@@ -31,7 +31,7 @@ __all__ = ["certified"]
 
 _DIVISIONS = 10
 _NARROW = 3  # divisions from which on boxes have depths of their own
-_MOST = 512  # boxes of a problem that are looked at in a round
+_MOST = 128  # boxes of a problem that may be left after a division: more are those of one that is beaten
 _TOGETHER = 64, 4096  # problems, and points of these, that are looked at together: they fit into a cache
 _ROUNDING = 1e-11  # of the sum of all terms of a form
 _NEAR = 0.8  # cosine of half the angle to a minimum whose basin is asked
