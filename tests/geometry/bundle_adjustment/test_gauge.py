@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geometry import BundleSolution, Prior, align_similarity, cauchy, huber, project, se3
 from geometry.bundle_adjustment.gauge import Gauge
+from geometry.bundle_adjustment.prior import Known, _derivatives
 from geometry.bundle_adjustment.problem import State
 from tests.geometry.bundle_adjustment.scenes import (
     Tracks,
@@ -306,6 +307,31 @@ def test_residuals_of_a_prior() -> None:
     expected = 0.5 * (weights[0] * torch.cat([turn, centre], 1)).square().sum()
     expected += 0.5 * (weights[1] * (tracks.points3d - tracks.truth.points3d)).square().sum() + 0.5 * 5 * (0.7 * 3) ** 2
     assert abs(costs[True][0] - costs[False][0] - float(expected)) < 1e-9 * costs[True][0]
+
+
+@pytest.mark.parametrize("size", [1e-9, 0.3, 3.0])
+def test_derivatives_of_priors_of_poses(size: float) -> None:
+    """Against automatic differentiation, next to the prior and nearly half a turn away."""
+    g = torch.Generator().manual_seed(2)
+    pose = se3.from_rotvec_t(torch.randn(4, 6, generator=g, **DOUBLE))
+    axis = torch.nn.functional.normalize(torch.randn(4, 3, generator=g, **DOUBLE), dim=-1)
+    prior = se3.retract(pose, torch.cat([size * axis, torch.randn(4, 3, generator=g, **DOUBLE)], -1))
+    weights = torch.rand(4, 6, generator=g, **DOUBLE)
+    every = torch.arange(4)
+    known = Known(pose, prior, weights, 0, torch.ones(4, **DOUBLE), every)
+
+    def residual(step: Tensor, pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
+        moved = se3.retract(pose, step)
+        turn = se3.log(moved[:3, :3] @ prior[:3, :3].mT)
+        return weights * torch.cat([turn, torch.linalg.inv(moved)[:3, 3] - torch.linalg.inv(prior)[:3, 3]])
+
+    at = (torch.zeros(4, 6, **DOUBLE), pose, prior, weights)
+    r, J = torch.vmap(residual)(*at), torch.vmap(torch.func.jacfwd(residual))(*at)
+    for exact in (False, True):
+        slope, bend = _derivatives(known, exact)
+        assert relative(slope, (J.mT @ r[..., None])[..., 0]) < 1e-9
+        half_square = torch.func.hessian(lambda *a: 0.5 * residual(*a).square().sum())
+        assert relative(bend, torch.vmap(half_square)(*at) if exact else J.mT @ J) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["world_to_camera", "points3d", "theta"])
