@@ -18,6 +18,7 @@ Presets:
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,11 +65,20 @@ PRESETS = {
 
 
 class Problems(NamedTuple):
-    """points2d (B,N,2), points3d (B,N,3), K (B|1,3,3)."""
+    """points2d (B,N,2), points3d (B,N,3), K (B|1,3,3), weights (B|1,N)."""
 
     points2d: Tensor
     points3d: Tensor
     K: Tensor
+    weights: Tensor
+
+    def some(self, which: Tensor) -> "Problems":
+        """Those of a mask or of places."""
+        return Problems(*(each[which] if len(each) > 1 else each for each in self))
+
+    def solved(self, **options: Any) -> Any:
+        """What `pnp` returns."""
+        return pnp(self.points2d, self.points3d, self.K, weights=self.weights, **options)
 
 
 def objects(points: int, noise: float, flat: bool) -> Callable[[int, torch.Generator], Problems]:
@@ -83,17 +93,22 @@ def objects(points: int, noise: float, flat: bool) -> Callable[[int, torch.Gener
         depth = 3 + 5 * place[:, 2]
         aside = (place[:, :2] - 0.5) * torch.tensor([0.6, 0.4]) * depth[:, None]
         pixels = project(X, se3.make(R, torch.cat([aside, depth[:, None]], -1)), K)
-        return Problems(pixels + noise * torch.randn(B, points, 2, generator=g, **DOUBLE), X, K[None])
+        return Problems(
+            pixels + noise * torch.randn(B, points, 2, generator=g, **DOUBLE),
+            X,
+            K[None],
+            torch.ones(1, points, **DOUBLE),
+        )
 
     return draw
 
 
-def anything(B: int, g: torch.Generator) -> Problems:
-    """Draws problems of any unit, origin, focal length and shape, without a lens."""
+def anything(B: int, g: torch.Generator, weighted: bool = False) -> Problems:
+    """Draws problems of any unit, origin, focal length and shape, without a lens; weighted: from 1e-8 to 1e8."""
     while True:
-        views = pose_problem(B, g, fisheye=False, outliers=0.0, weighted=False).views
+        views = pose_problem(B, g, fisheye=False, outliers=0.0, weighted=weighted).views
         if not views.distortion.shape[1]:
-            return Problems(views.points2d, views.points3d, views.K)
+            return Problems(views.points2d, views.points3d, views.K, views.weights)
 
 
 def rows(config: Config) -> Iterator[tuple[str, str, str, int, Callable[[int, torch.Generator], Problems]]]:
@@ -103,6 +118,7 @@ def rows(config: Config) -> Iterator[tuple[str, str, str, int, Callable[[int, to
             for noise in (0.5, 2.0, 5.0):
                 yield name, str(points), f"{noise:g}", config.problems, objects(points, noise, flat)
     yield "any", "4 to 300", "0 to 3", config.any, anything
+    yield "any, weighted", "4 to 300", "0 to 3", config.problems, partial(anything, weighted=True)
 
 
 def descents(given: Problems, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -110,7 +126,7 @@ def descents(given: Problems, count: int, g: torch.Generator) -> tuple[Tensor, T
 
     They begin where the middle of the points is seen amid the pixels, at a distance that suits their sizes.
     """
-    x, X, camera = given
+    x, X, camera, _ = given
     B = len(x)
     middle, at = X.mean(1), x.mean(1)
     extent = (X - middle[:, None]).norm(dim=-1).amax(-1)
@@ -120,45 +136,26 @@ def descents(given: Problems, count: int, g: torch.Generator) -> tuple[Tensor, T
     ahead = torch.cat([(at - camera[:, :2, 2]) / f[:, None], torch.ones_like(at[:, :1])], -1) * depth[:, None]
     R = se3.rotation_from_quat_wxyz(torch.randn(B, count, 4, generator=g, **DOUBLE))
     t = ahead[:, None] - (R @ middle[:, None, :, None])[..., 0]
-    again = Problems(*(each.repeat_interleave(count, 0) if len(each) > 1 else each for each in given))
-    found = pnp(*again, init=se3.make(R, t).flatten(0, 1))
+    found = given.some(torch.arange(B).repeat_interleave(count)).solved(init=se3.make(R, t).flatten(0, 1))
     cost = torch.where(found.converged, found.cost, torch.inf)
     return found.x.unflatten(0, (B, count)), cost.view(B, count)
 
 
-class Counts(NamedTuple):
-    """Of the problems of a row. false: proofs of minima that are beaten; others: minima that were given to be proved
-    though they are beaten; seconds of `pnp` with and without."""
+def judged(given: Problems, starts: int, g: torch.Generator) -> dict[str, float]:
+    """Counts of a batch, and seconds of `pnp` without and with a proof.
 
-    problems: int = 0
-    converged: int = 0
-    certified: int = 0
-    clear: int = 0
-    clear_certified: int = 0
-    others: int = 0
-    false: int = 0
-    plain: float = 0.0
-    proof: float = 0.0
-
-    def plus(self, more: "Counts") -> "Counts":
-        """The counts of both."""
-        return Counts(*(a + b for a, b in zip(self, more, strict=True)))
-
-
-def judged(given: Problems, starts: int, g: torch.Generator) -> Counts:
-    """Counts of a batch."""
+    false: proofs of minima that are beaten; others: minima that were given to be proved though they are beaten.
+    """
     begin = time.process_time()
-    pnp(*given)
+    given.solved()
     middle = time.process_time()
-    found = pnp(*given, certify=True)
+    found = given.solved(certify=True)
     end = time.process_time()
     proved, ratio, second = found.certified, found.ratio, found.second
-    assert proved is not None
-    assert ratio is not None
-    assert second is not None
     minima, costs = descents(given, starts, g)
     lowest = torch.minimum(costs.amin(1), torch.where(found.converged, found.cost, torch.inf))
-    floor = 1e-9 * (given.points2d - given.points2d.mean(1, keepdim=True)).square().sum((1, 2))
+    apart = given.weights[..., None] * (given.points2d - given.points2d.mean(1, keepdim=True))
+    floor = 1e-9 * apart.square().sum((1, 2))
     beaten = found.cost > lowest * (1 + BETTER) + floor
     # minima that are beaten: the second, and the worst of the descents
     worst = torch.where(torch.isfinite(costs), costs, -torch.inf).max(1)
@@ -170,17 +167,16 @@ def judged(given: Problems, starts: int, g: torch.Generator) -> Counts:
     ):
         some = there & (cost > lowest * (1 + BETTER) + floor)
         if some.any():
-            part = Problems(*(each[some] if len(each) > 1 else each for each in given))
-            wrong = pnp(*part, init=pose[some], certify=True)
-            assert wrong.certified is not None
+            wrong = given.some(some).solved(init=pose[some], certify=True)
             still = wrong.cost > lowest[some] * (1 + BETTER) + floor[some]
             others += int(still.sum())
             false += int((wrong.certified & still).sum())
     clear = found.converged & (ratio < CLEAR)
-    return Counts(
-        len(proved), int(found.converged.sum()), int(proved.sum()), int(clear.sum()), int((proved & clear).sum()),
-        others, false, middle - begin, end - middle,
-    )  # fmt: skip
+    return {
+        "problems": len(proved), "certified": int(proved.sum()), "clear": int(clear.sum()),
+        "clear_certified": int((proved & clear).sum()), "others": others, "false": false,
+        "plain": middle - begin, "proof": end - middle,
+    }  # fmt: skip
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -192,17 +188,18 @@ def main(config: Config) -> list[dict[str, Any]]:
     ]  # fmt: skip
     found, lines = [], []
     for number, (name, points, noise, problems, draw) in enumerate(tqdm(list(rows(config)))):
-        total = Counts()
+        counts = []
         for i in range(0, problems, config.batch):
             g = torch.Generator().manual_seed(1_000_003 * (config.seed + 1) + 10_007 * number + i)
-            total = total.plus(judged(draw(min(config.batch, problems - i), g), config.starts, g))
-        found.append({"object": name, "points": points, "noise": noise, **total._asdict()})
-        share, clear = total.certified / total.problems, total.clear_certified / max(total.clear, 1)
+            counts.append(judged(draw(min(config.batch, problems - i), g), config.starts, g))
+        total = {key: sum(each[key] for each in counts) for key in counts[0]}
+        found.append({"object": name, "points": points, "noise": noise, **total})
+        share, clear = total["certified"] / problems, total["clear_certified"] / max(total["clear"], 1)
         lines.append(
             [
-                name, points, noise, f"{total.problems:,}", f"{share:.1%}", f"{total.clear / total.problems:.1%}",
-                f"{clear:.1%}", f"{1e3 * total.proof / total.problems:.2f}", f"{total.proof / total.plain:.0f}",
-                f"{total.others:,}", str(total.false),
+                name, points, noise, f"{problems:,}", f"{share:.1%}", f"{total['clear'] / problems:.1%}",
+                f"{clear:.1%}", f"{1e3 * total['proof'] / problems:.2f}", f"{total['proof'] / total['plain']:.0f}",
+                f"{total['others']:,}", str(total['false']),
             ]
         )  # fmt: skip
     print(text := table(header, lines))

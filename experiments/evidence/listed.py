@@ -171,6 +171,8 @@ ELSEWHERE = {
     "benchmark_from_nothing.md": ("benchmarks.from_nothing default --seed 200", "20 scenes a row"),
     "routes.md": ("structure_routes default", "a scene each, 16 random starts; the last scene: preset `real`"),
     "robust_pose.md": ("toy_study default", "5 seeds, 200 problems of each share and seed"),
+    "expert_selection.md": ("toy_study default", "5 seeds, 1,000 images of each"),
+    "benchmark_certificate.md": ("benchmarks.certificate default", "1,000 problems a row"),
     "benchmark_pnp.md": ("benchmarks.pnp full", "10,000 problems without a start; times: one seed, in turns"),
     "benchmark_ransac.md": ("benchmarks.ransac bar", "1,000 problems of seed 0"),
     "benchmark_ransac_flat.md": ("benchmarks.ransac flat --seed 1001", "2,000 problems, and 100, 200, 2,300"),

@@ -32,7 +32,7 @@ __all__ = ["certified"]
 _DIVISIONS = 10
 _NARROW = 3  # divisions from which on boxes have depths of their own
 _MOST = 128  # boxes of a problem that may be left after a division: more are those of one that is beaten
-_TOGETHER = 64, 4096  # problems, and points of these, that are looked at together: they fit into a cache
+_TOGETHER = 256, 32768  # problems, and points of these, that are looked at together
 _ROUNDING = 1e-11  # of the sum of all terms of a form
 _NEAR = 0.8  # cosine of half the angle to a minimum whose basin is asked
 
@@ -116,7 +116,7 @@ def certified(data: PnPData, pose: Tensor, second: Tensor | None, ratio: Tensor 
 
 
 def _certified(data: PnPData, pose: Tensor, second: Tensor, two: Tensor) -> Tensor:
-    """`certified`, of problems that fit into a cache."""
+    """`certified`, of problems that are looked at together."""
     data, frame = data.centred(scaled=True)
     views = _views(data)
     poses = torch.stack([frame.to_frame(pose), frame.to_frame(second)], 1)
