@@ -11,6 +11,7 @@ KERNELS = (
     "bundle_adjustment.observations",
     "bundle_adjustment.products",
     "consensus.rounds",
+    "program.solve",
 )
 
 

@@ -6,7 +6,7 @@ transforms   the implicit gradient of all solvers
 captured     what a residual may not take from around it
 uncertainty  covariance                                    linear       solve_spd, the rule of what is singular
 nested       outer unknowns, inner ones at their argmin    constrained  linear equations beside a cost
-quadratic, interior_point                                  quadratic_program: a QP layer
+quadratic, equations, interior_point, eliminated           quadratic_program: a QP layer, in tensors and compiled
 """
 
 from geometry.optim.adjoint import Gradient, argmin, attach_gradient, stop_gradient_where

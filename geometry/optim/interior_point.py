@@ -1,204 +1,18 @@
-"""The equations of a convex quadratic program, scaled, and their interior-point and active-set iterations.
+"""The interior-point and active-set iterations of a convex quadratic program.
 
 For `geometry.optim.quadratic`, which says what is solved and by which method.
 """
 
-from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["Equations", "Coefficients", "active_set", "curvature", "interior_point", "times", "transposed", "violation"]
+from geometry.optim.equations import Equations, largest, one_where_zero, times, transposed, violation
 
-
-class Coefficients(NamedTuple):
-    """Q (B|1,n,n) symmetric, p (B,n), C = [G; A] (B|1,m+q,n), d = [h; b] (B,m+q), and m."""
-
-    Q: Tensor
-    p: Tensor
-    C: Tensor
-    d: Tensor
-    m: int
-
-
-def _size(v: Tensor) -> Tensor:
-    """Largest magnitude (B,) of v (B,k); zero for k = 0."""
-    return pad(v, (0, 1)).abs().amax(-1)
-
-
-def times(M: Tensor, v: Tensor) -> Tensor:
-    """M v (B,i) of M (B|1,i,j) and v (B,j)."""
-    return v @ M[0].mT if len(M) == 1 else (M @ v[..., None])[..., 0]
-
-
-def transposed(M: Tensor, v: Tensor) -> Tensor:
-    """M^T v (B,j) of M (B|1,i,j) and v (B,i); several times faster than `times` where M is not shared."""
-    return v @ M[0] if len(M) == 1 else (v[:, None] @ M)[:, 0]
-
-
-def _one_where_zero(a: Tensor) -> Tensor:
-    return torch.where(a > 0, a, 1.0)
-
-
-@dataclass(frozen=True)
-class Equations:
-    """The program in x / (X Dx) and w / (Z Dc): kappa Dx Q Dx, Dx p / Z, Dc C Dx, Dc d / X with kappa = X / Z.
-
-    Dx and Dc bring the largest entry of every row and column of [Q C^T; C 0] near one (as Ruiz 2001 does, with the
-    root for Q, which is scaled from both sides); X and Z (B,1) are the sizes of x and w: as large as d and p and the
-    minimum without constraints ask for, or as they are given.
-
-    balance (B,1): the largest entry of kappa Q, one at most, which is what it is unless X is given. All proximal terms
-    are in proportion to it, so that the error that they leave does not depend on X.
-    """
-
-    Q: Tensor
-    p: Tensor
-    C: Tensor
-    d: Tensor
-    m: int
-    kappa: Tensor
-    unit_x: Tensor
-    unit_w: Tensor
-    unit_cost: Tensor
-    balance: Tensor
-    size: Tensor
-
-    @staticmethod
-    def of(program: Coefficients, size: Tensor | None = None, rounds: int = 2) -> "Equations":
-        Q, p, C, d, m = program
-        Dx, Dc, size_Q, size_C = torch.ones_like(Q[:, 0]), torch.ones_like(C[..., 0]), Q.abs(), C.abs()
-        for _ in range(rounds):
-            # rows first: the unit of a constraint says nothing about that of x
-            change = 1 / _one_where_zero(size_C.amax(-1))
-            Dc, size_C = change * Dc, change[..., None] * size_C
-            change = 1 / _one_where_zero(torch.maximum(size_Q.amax(-1).sqrt(), pad(size_C, (0, 0, 0, 1)).amax(-2)))
-            Dx, size_Q = change * Dx, change[..., :, None] * size_Q * change[..., None, :]
-            size_C = size_C * change[..., None, :]
-        Dx, Dc, size_Q = Dx.detach(), Dc.detach(), size_Q.detach()  # no solution depends on them
-        p, d, curvature = Dx * p, Dc * d, size_Q.amax((-2, -1))
-        cost = _one_where_zero(curvature)
-        curvature = curvature / cost  # zero where p says nothing about the size of x, else one
-        size_p, size_d = _size(p).detach(), _size(d).detach()
-        X = torch.maximum(size_d, curvature * size_p / cost) if size is None else size
-        Z = _one_where_zero(torch.maximum(size_p, curvature * (size_d if size is None else size) * cost))[:, None]
-        X = _one_where_zero(X)[:, None]
-        balance = torch.where(curvature[..., None] > 0, (X * cost[..., None] / Z).clamp_max(1), 1.0)
-        Q = Dx[..., :, None] * Q * Dx[..., None, :]
-        C = Dc[..., :, None] * C * Dx[..., None, :]
-        return Equations(Q, p / Z, C, d / X, m, X / Z, X * Dx, Z * Dc, X * Z, balance, X[:, 0])
-
-    def at(self, where: Tensor) -> "Equations":
-        """The equations of some problems of the batch."""
-        every = {f.name: getattr(self, f.name) for f in fields(self)}
-        own: dict[str, Any] = {k: t[where] for k, t in every.items() if isinstance(t, Tensor) and len(t) == len(self.p)}
-        return replace(self, **own)
-
-    @property
-    def proximity(self) -> tuple[Tensor, Tensor]:
-        """Weights (B,1) of the proximal terms of the multipliers, and of x where that may be left open.
-
-        The first is small beside one, and eps times its inverse too; times the second it is still far above eps.
-        """
-        eps = torch.finfo(self.p.dtype).eps
-        return eps**0.5 / self.balance, eps**0.4 * self.balance
-
-    def push(self, x: Tensor, w: Tensor) -> Tensor:
-        """The multipliers (B,1) up to which they may be rounding, of either sign."""
-        eps, Qx = torch.finfo(x.dtype).eps, self.kappa * transposed(self.Q.abs(), x.abs())
-        least = eps**0.8 * _size(Qx) + 64 * eps * torch.maximum(_size(self.p), _size(w))
-        return least[:, None] + torch.finfo(x.dtype).tiny
-
-    @property
-    def aim(self) -> float:
-        """The `violation` of rounding alone."""
-        return min(0.125, 8 * torch.finfo(self.p.dtype).eps ** 0.2)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """kappa Q + C^T diag(weight) C (B,n,n)."""
-        root = weight.sqrt()[..., None] * self.C
-        return (root.mT @ root).add_(self.kappa[..., None] * self.Q)  # two thirds of the time of baddbmm
-
-    def factor(self, weight: Tensor, rho: Tensor) -> Tensor:
-        """Cholesky factor of `matrix` with the proximal term rho of x; NaN where it is not positive definite."""
-        M = self.matrix(weight)
-        M.diagonal(dim1=-2, dim2=-1).add_(rho)
-        factor, info = torch.linalg.cholesky_ex(M.mT)  # the transpose is laid out as LAPACK wants it
-        factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info != 0)[:, None], torch.nan)
-        return factor
-
-    def solve(self, factor: Tensor, weight: Tensor, rx: Tensor, rw: Tensor) -> tuple[Tensor, Tensor]:
-        """dx, dw of (kappa Q + rho) dx + C^T dw = rx, C dx - dw / weight = rw; dw = 0 where the weight is zero."""
-        rhs = rx + transposed(self.C, weight * rw)
-        half = torch.linalg.solve_triangular(factor, rhs[..., None], upper=False)
-        dx = torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0]
-        return dx, weight * (times(self.C, dx) - rw)
-
-    @property
-    def least(self) -> Tensor:
-        """The smallest size (B,) that d, or p, would give to x: rounding beside it is none that one can see."""
-        curvature = (self.kappa[..., None] * self.Q).abs().amax((-2, -1))
-        sizes = torch.cat([self.d.abs(), (_size(self.p) / _one_where_zero(curvature))[:, None]], -1)
-        return torch.where(sizes > 0, sizes, 1.0).amin(-1).clamp_max(1)
-
-    def slope(self, x: Tensor, w: Tensor) -> Tensor:
-        """Gradient of the Lagrangian (B,n)."""
-        return self.kappa * transposed(self.Q, x) + self.p + transposed(self.C, w)
-
-    def refined(self, factor: Tensor, active: Tensor, rx: Tensor, rw: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-        """dx, dw of kappa Q dx + C^T dw = rx, C dx = rw on the active rows, dw = 0 on the others.
-
-        The factor is that of the proximal equations, whose error each round of the proximal method of multipliers
-        (Rockafellar 1976) reduces by about `proximity`.
-        """
-        dx, dw = torch.zeros_like(rx), torch.zeros_like(rw)
-        weight = active / self.proximity[0]
-        for _ in range(rounds):
-            left = rx - self.kappa * transposed(self.Q, dx) - transposed(self.C, dw)
-            more_x, more_w = self.solve(factor, weight, left, active * (rw - times(self.C, dx)))
-            dx, dw = dx + more_x, dw + more_w
-        return dx, dw
-
-
-def violation(equations: Equations, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest violation (B,) of the optimality conditions, in parts of what each is allowed, or infinite; and the
-    size (B,) of x and of the right sides that it violates.
-
-    Allowed is, row by row, eps^0.8 of the terms that meet in it, which is the same in all units, and the rounding of a
-    solution of this size. A gradient is seen beside Q x, however large p and the multipliers are: it is what moves x.
-    """
-    m, eps = equations.m, torch.finfo(x.dtype).eps
-    tolerance, rounding, tiny = eps**0.8, 64 * eps, torch.finfo(x.dtype).tiny
-    Q, C, d, p = equations.Q.abs(), equations.C.abs(), equations.d.abs(), equations.p
-    Qx, Ctw = equations.kappa * transposed(Q, x.abs()), transposed(C, w.abs())
-    size = torch.maximum(_size(x), equations.least)[:, None]
-    row = tolerance * (times(C, x.abs()) + d) + rounding * size * pad(C, (0, 1)).amax(-1) + tiny
-    # harder than that they push against each other, and slope and slack prove nothing
-    most = torch.maximum(_size(p), _size(Qx)) / eps**0.4
-    force = rounding * torch.maximum(_size(p), _size(Ctw).minimum(most))[:, None] + tiny
-    push = equations.push(x, w)
-    slack, z = equations.d - times(equations.C, x), w[:, :m]
-    held = torch.cat([torch.where(z > push, slack[:, :m].abs(), -slack[:, :m]), slack[:, m:].abs()], -1) / row
-    parts = [equations.slope(x, w).abs() / (tolerance * Qx + force), held.clamp_min(0), (-z / push).clamp_min(0)]
-    error = pad(torch.cat(parts, -1), (0, 1)).amax(-1)
-    seen = torch.maximum(size[:, 0], _size(torch.where(held > 1, d, 0.0)))
-    return torch.where(torch.isfinite(error), error, torch.inf), torch.where(torch.isfinite(seen), seen, 1.0)
-
-
-def curvature(equations: Equations, x: Tensor, w: Tensor, active: Tensor) -> Tensor:
-    """kappa Q + C^T C (B,n,n) over the active rows that push, in units in which x and the largest force on it are one.
-
-    What is left of a curvature of eps there lets rounding move x by all of its size.
-    """
-    forces = torch.cat([equations.p, equations.kappa * transposed(equations.Q.abs(), x.abs())], -1)
-    force = torch.maximum(_size(forces), _size(transposed(equations.C.abs(), w.abs())))
-    size = torch.maximum(_size(x), equations.least)
-    unit = torch.where((force > 0) & torch.isfinite(force), size / _one_where_zero(force), 1.0)
-    pushing = torch.cat([w[:, : equations.m] > equations.push(x, w), torch.ones_like(w[:, equations.m :]) > 0], -1)
-    return replace(equations, kappa=equations.kappa * unit[:, None]).matrix(active * pushing)
+__all__ = ["active_set", "interior_point"]
 
 
 def _longest(v: Tensor, dv: Tensor, fraction: Tensor | float) -> Tensor:
@@ -241,7 +55,7 @@ def _contradiction(equations: Equations, w: Tensor) -> Tensor:
     m, small = equations.m, torch.finfo(w.dtype).eps ** 0.4
     w = torch.cat([w[:, :m].clamp_min(0), w[:, m:]], -1)
     gain = -(equations.d * w).sum(-1)
-    return (gain > small * _size(w)) & (_size(transposed(equations.C, w)) <= small * gain)
+    return (gain > small * largest(w)) & (largest(transposed(equations.C, w)) <= small * gain)
 
 
 def _descent(equations: Equations, x: Tensor) -> Tensor:
@@ -249,7 +63,7 @@ def _descent(equations: Equations, x: Tensor) -> Tensor:
     m, small = equations.m, torch.finfo(x.dtype).eps ** 0.4
     fall, Cx = -(equations.p * x).sum(-1), times(equations.C, x)
     rise = torch.cat([equations.kappa * transposed(equations.Q, x), Cx[:, :m].clamp_min(0), Cx[:, m:]], -1)
-    return (fall > small * _size(x)) & (_size(rise) <= small * fall)
+    return (fall > small * largest(x)) & (largest(rise) <= small * fall)
 
 
 def interior_point(
@@ -277,7 +91,7 @@ def interior_point(
         rx, rw = -(Qx + p + Ctw), d - Cx
         rw = torch.cat([rw[:, :m] - s, rw[:, m:]], -1)
         mu = (s * z).sum(-1) / max(m, 1)
-        residual = torch.maximum(_size(rx), _size(rw / d.abs().clamp_min(1)))
+        residual = torch.maximum(largest(rx), largest(rw / d.abs().clamp_min(1)))
         error = torch.where(residual <= eps**0.75, mu, torch.maximum(residual, mu))
         better = running & (error < best)
         best = torch.where(better, error, best)
@@ -386,7 +200,7 @@ def _exchanges(equations: Equations, begun: _Point, most: int) -> _Point:
         here = _Point(x, goal, active, violation(equations, x, goal)[0])
         best = best.or_better(here, running)
         leaves = (active > 0) & inequality & (goal <= 0)
-        part = torch.where(leaves, w / _one_where_zero(w - goal), torch.inf)
+        part = torch.where(leaves, w / one_where_zero(w - goal), torch.inf)
         first = pad(part, (0, 1), value=1.0).amin(-1, keepdim=True)
         blocked = leaves.any(-1)
         leaves = leaves & (part <= first)

@@ -16,6 +16,9 @@ the proximal terms of Pougkakiotis and Gondzio (2021, IP-PMM), which are centred
 solution: Q may be singular and rows of A redundant. It ends with a few primal-dual active-set steps (Hintermüller, Ito
 and Kunisch 2002), after which the active constraints hold, and the multipliers of the others are zero, to rounding.
 Where they do not get there, rows are exchanged one by one (Lawson and Hanson 1974), which does from wherever it begins.
+On the CPU, in float64, x is eliminated first where Q is definite and constraints are few (`eliminated`): the same
+iterations of the multipliers alone. Where they lead to no minimum, or to none that is certainly unique, all that is
+said above follows.
 Backward: the adjoint of the same equations (Amos and Kolter 2017, OptNet, arXiv 1703.00443, eqs. 7 and 8).
 """
 
@@ -27,17 +30,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from geometry.checks import check_tensors, check_tensors_or_none, leading, whole
+from geometry.optim import eliminated
 from geometry.optim.adjoint import argmin
-from geometry.optim.interior_point import (
+from geometry.optim.equations import (
     Coefficients,
     Equations,
-    active_set,
+    Units,
+    certainly_unique,
     curvature,
-    interior_point,
+    judged,
     times,
     transposed,
     violation,
 )
+from geometry.optim.interior_point import active_set, interior_point
 from geometry.optim.linear import solve_spd
 from geometry.optim.solution import ConstrainedSolution, State, Status
 from geometry.optim.transforms import Batch, implicit, opaque
@@ -46,6 +52,9 @@ __all__ = ["QuadraticProgram", "quadratic_program"]
 
 _NARROWER = (0.0, 0.2, 0.1)
 """Powers of eps, by which proximal terms are narrower in the second to fourth attempt."""
+
+_SETTLED = 0.125
+"""The `violation` up to which nothing else is tried: far below the one that is allowed, and as far above rounding."""
 
 
 def quadratic_program(
@@ -218,15 +227,13 @@ class _Optimum:
         program = _without_rows(program, torch.isposinf(program.d[:, : self.m]))
         total = program.Q.sum((-2, -1)) + program.C.sum((-2, -1)) + program.p.sum(-1) + program.d.sum(-1)
         finite = torch.isfinite(total)
-        found = self.attempt(program, None, 0.0)
+        found = self.begin(program)
         hopeless = ~finite
         for narrow in _NARROWER:
             again = (~hopeless & ~found.infeasible & ~(found.optimal & found.unique)).nonzero()[:, 0]
             if len(again) == 0:
                 break
-            Q, p, C, d = (t[again] if len(t) == len(found.x) else t for t in program[:4])
-            part = Coefficients(Q, p, C, d, self.m)
-            found = found.improved(again, self.attempt(part, found.size[again], narrow))
+            found = found.improved(again, self.attempt(program.at(again), found.size[again], narrow))
             hopeless = hopeless | found.unbounded | found.optimal
         infeasible = found.infeasible | ~finite
         status = torch.where(found.optimal, Status.CONVERGED, Status.STALLED)
@@ -236,6 +243,27 @@ class _Optimum:
         x, w = torch.where(finite[:, None], found.x, torch.nan), found.w
         cost = (x * (0.5 * transposed(program.Q, x) + program.p)).sum(-1)
         return (x, w, found.active), (status == Status.CONVERGED, cost, status, found.steps)
+
+    def begin(self, program: Coefficients) -> "_Found":
+        """What is found in the units that the coefficients ask for, with x eliminated where that leads to a minimum."""
+        if not (self.polish and eliminated.fits(program)):
+            return self.attempt(program, None, 0.0)
+        units = Units.of(program)
+        x, w, active, steps, terms, pull = eliminated.minimum(program, units, self.max_steps, self.polish)
+        error, seen = judged(units, terms, x, w)
+        unique, solved = certainly_unique(units, terms, pull, x, eliminated.DEFINITE), error <= _SETTLED
+        doubtful = (solved & ~unique).nonzero()[:, 0]
+        if len(doubtful):
+            M = curvature(Equations.of(program.at(doubtful)), x[doubtful], w[doubtful], active[doubtful])
+            unique[doubtful] = solve_spd(M, torch.zeros_like(x[doubtful]))[1]
+        x, w, never = units.unit_x * x, units.unit_w * w, torch.zeros_like(unique)
+        found = _Found(x, w, active, steps, error <= 1, unique, never, never, units.size * seen)
+        left = (~unique | ~solved).nonzero()[:, 0]
+        if len(left) == 0:
+            return found
+        rest = self.attempt(program.at(left), None, 0.0)
+        rest = rest._replace(steps=rest.steps + steps[left])
+        return _Found(*(old.index_copy(0, left, new) for old, new in zip(found, rest, strict=True)))
 
     def attempt(self, program: Coefficients, size: Tensor | None, narrow: float) -> "_Found":
         """What the methods find in units of this size (B,) of x, or of what the coefficients ask for."""
@@ -248,9 +276,7 @@ class _Optimum:
         x, w, active = active_set(whole, x, w, infeasible | unbounded, self.polish)
         w = torch.cat([w[:, : self.m].clamp_min(0), w[:, self.m :]], -1)  # below zero is rounding, or no optimum
         error, seen = violation(whole, x, w)
-        M = curvature(whole, x, w, active)
-        M.diagonal(dim1=-2, dim2=-1).mul_(1 - eps**0.75)  # far above rounding, so that a singular one is seen
-        _, unique = solve_spd(M, torch.zeros_like(x))
+        _, unique = solve_spd(curvature(whole, x, w, active), torch.zeros_like(x))
         # an x that large may hide what p and the nearer rows say
         seen = torch.where((error <= 1) & ~unique, whole.least, seen)
         x, w = whole.unit_x * x, whole.unit_w * w
@@ -275,13 +301,34 @@ class _Optimum:
     def solve(self, state: State, tensors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
         x, _, active = state
         Q, p, C, d = tensors
-        equations = Equations.of(Coefficients(Q, p, C, torch.where(active > 0, d, 0.0), self.m))
-        with torch.no_grad():
-            delta, _ = equations.proximity
-            factor = equations.factor(active / delta, delta).detach()
+        program = Coefficients(Q, p, C, torch.where(active > 0, d, 0.0), self.m)
         bx, bw = b.split([x.shape[1], active.shape[1]], -1)
-        u, v = equations.refined(factor, active, equations.unit_x * bx, active * equations.unit_w * bw, rounds=6)
-        u, v = equations.unit_x * u / equations.unit_cost, equations.unit_w * v / equations.unit_cost
-        found = torch.cat([u, v], -1)
+        watched = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, b))
+        if watched or not eliminated.fits(program, b):
+            found = _saddle_point(program, active, bx, bw)
+        else:
+            units = Units.of(program)
+            u, v, good = eliminated.saddle_point(program, units, active, *_scaled(units, active, bx, bw))
+            found, left = _unscaled(units, u, v), (~good).nonzero()[:, 0]
+            if len(left):
+                found[left] = _saddle_point(program.at(left), active[left], bx[left], bw[left])
         good = torch.isfinite(found).all(-1)
         return torch.where(good[:, None], found, 0.0), good
+
+
+def _scaled(units: Units, active: Tensor, bx: Tensor, bw: Tensor) -> tuple[Tensor, Tensor]:
+    return units.unit_x * bx, active * units.unit_w * bw
+
+
+def _unscaled(units: Units, u: Tensor, v: Tensor) -> Tensor:
+    return torch.cat([units.unit_x * u / units.unit_cost, units.unit_w * v / units.unit_cost], -1)
+
+
+def _saddle_point(program: Coefficients, active: Tensor, bx: Tensor, bw: Tensor) -> Tensor:
+    """u, v (B,n+m+q) of Q u + C^T v = bx, C u = bw on the active rows, v = 0 on the others; differentiable."""
+    equations = Equations.of(program)
+    with torch.no_grad():
+        delta, _ = equations.proximity
+        factor = equations.factor(active / delta, delta).detach()
+    u, v = equations.refined(factor, active, *_scaled(equations, active, bx, bw), rounds=6)
+    return _unscaled(equations, u, v)
