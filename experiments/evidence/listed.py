@@ -173,6 +173,7 @@ ELSEWHERE = {
     "robust_pose.md": ("toy_study default", "5 seeds, 200 problems of each share and seed"),
     "expert_selection.md": ("toy_study default", "5 seeds, 1,000 images of each"),
     "benchmark_certificate.md": ("benchmarks.certificate default", "1,000 problems a row"),
+    "benchmark_pose_sets.md": ("benchmarks.pose_sets default", "2,000 views a row, and as many for the levels"),
     "benchmark_pnp.md": ("benchmarks.pnp full", "10,000 problems without a start; times: one seed, in turns"),
     "benchmark_ransac.md": ("benchmarks.ransac bar", "1,000 problems of seed 0"),
     "benchmark_ransac_flat.md": ("benchmarks.ransac flat --seed 1001", "2,000 problems, and 100, 200, 2,300"),

@@ -9,7 +9,7 @@ form      the algebraic error that the start minimises  triples   starts from th
 certificate  a proof that a minimum is the global one   basin   how far a minimum is the best around
 rotation_boxes                                          all rotations, and bounds of forms in them
 losses    losses that know the true pose                epro_pnp  those that see it as a distribution
-sampling  draws from such distributions
+sampling  draws from such distributions                 pose_sets  sets with the coverage that is asked for
 ransac    pnp_ransac: a pose among wrong matches        ransac_tensors   its search in tensors
 rig_ransac                                              rig_pnp_ransac
 """
@@ -28,6 +28,7 @@ from geometry.pose.losses import (
     linear_covariance_loss,
     pose_covariance,
 )
+from geometry.pose.pose_sets import PoseSet, conformal_level, pose_set
 from geometry.pose.problem import pnp_problem
 from geometry.pose.ransac import pnp_ransac
 from geometry.pose.rig import rig_pnp
@@ -40,9 +41,11 @@ __all__ = [
     "PoseLoss",
     "PoseProposal",
     "PoseSamples",
+    "PoseSet",
     "PoseSolution",
     "adaptive_huber_scale",
     "back_end",
+    "conformal_level",
     "derivative_regularisation_loss",
     "keypoint_likelihood_loss",
     "linear_covariance",
@@ -53,6 +56,7 @@ __all__ = [
     "pnp_problem",
     "pnp_ransac",
     "pose_covariance",
+    "pose_set",
     "rig_pnp",
     "rig_pnp_ransac",
     "sample_poses",

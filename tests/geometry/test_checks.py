@@ -72,6 +72,8 @@ RIGHT: dict[Callable, dict[str, Any]] = {
     geometry.adaptive_huber_scale: {"points2d": PIXELS, "weights": ONES, "mask": SEEN, "relative": 0.1},
     geometry.keypoint_likelihood_loss: LOSS,
     geometry.linear_covariance_loss: LOSS,
+    geometry.pose_set: PNP | {"model": "radtan", "kernel": None},
+    geometry.conformal_level: {"scores": torch.arange(20.0), "coverage": 0.9},
     geometry.pose_covariance: PNP | {"pose": POSES, "model": "radtan", "kernel": None, "sigma": 1.0},
     geometry.bundle: {
         "points2d": PIXELS.flatten(0, 1), "camera_index": VIEWS, "point_index": TRACKS, "world_to_camera": POSES,
@@ -166,6 +168,7 @@ MISTAKES: dict[str, Callable[[Any], list[Any]]] = {
     "object": lambda _: ["other", 1, np.ones(2)],
     "size": lambda _: [640, (640,), (0, 480), (640, "480"), None],
     "sizes": lambda _: [640, [640], [(640,)], [(0, 480)], [(640, "480")], None],
+    "share": lambda _: [0.0, 1.0, -0.5, math.nan, "0.9", True, None],
     "below two": lambda _: [2.0, math.nan, "1", None],
 }  # fmt: skip
 KINDS = {
@@ -199,6 +202,7 @@ KINDS = {
     "size": ("image_size",),
     "sizes": ("image_sizes",),
     "below two": ("alpha",),
+    "share": ("coverage",),
 }
 ROWS = {"points2d", "points3d", "source", "target", "points_a", "points_b", "bearings", "rays"}
 ALIKE = {"points3d", "K", "distortion", "target", "points_b", "K_a", "K_b", "camera", "covariance"}

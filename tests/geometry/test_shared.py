@@ -76,6 +76,11 @@ def seeded(function: Callable) -> Callable:
     return call
 
 
+def sizes_of_sets(points2d: Tensor, **options: Any) -> list[Tensor]:
+    sets = geometry.pose_set(points2d, **options)
+    return [sets.x, sets.excess(POSES), sets.log_volume(2.0)]
+
+
 def spoken(function: Callable, *by_place: str) -> Callable:
     """A function of a problem and its data, by the names of these."""
     return lambda **a: function(LINE, *(a.pop(name) for name in by_place), **a)
@@ -144,6 +149,7 @@ CALLS: dict[str, Call] = {
     "linear_covariance_loss": Call(geometry.linear_covariance_loss, {"points2d": PIXELS}, TRUTH),
     "keypoint_likelihood_loss": Call(geometry.keypoint_likelihood_loss, {"points2d": PIXELS}, TRUTH),
     "pose_covariance": Call(geometry.pose_covariance, {"points2d": PIXELS}, POSE | {"pose": POSES[0]}, gradients=False),
+    "pose_set": Call(sizes_of_sets, {"points2d": PIXELS}, POSE),
     "adaptive_huber_scale": Call(
         geometry.adaptive_huber_scale, {"points2d": PIXELS}, {"weights": WEIGHTS, "mask": MASK}
     ),
@@ -261,8 +267,8 @@ DATA: dict[str, Call] = {
 }  # fmt: skip
 
 WITHOUT = {  # what has no argument that problems could share
-    "barron", "cauchy", "draw_sets", "equirectangular_pixels", "equirectangular_rays", "geman_mcclure", "huber",
-    "relaxed_sets",
+    "barron", "cauchy", "conformal_level", "draw_sets", "equirectangular_pixels", "equirectangular_rays",
+    "geman_mcclure", "huber", "relaxed_sets",
 }  # fmt: skip
 
 
