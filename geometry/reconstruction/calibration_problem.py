@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jvp, vmap
 
 from geometry import se3
+from geometry._forward import one_at_a_time
 from geometry.alignment import Frame
 from geometry.camera import Model, matrix_from_intrinsics, project_camera_frame, projection_jacobian
 from geometry.lenses import LENSES
@@ -173,7 +174,8 @@ class CalibrationProblem:
         pixels, D = projection_jacobian(p, K[:, None], distortion[:, None], self.model)
         r = torch.where(mask, pixels - self.points2d, 0.0)
         turn = torch.linalg.cross(rotated[..., None, :].expand_as(D), D)
-        J = torch.cat([vmap(jacfwd(self._pixels))(theta, p), turn, D], -1)
+        with one_at_a_time():
+            J = torch.cat([vmap(jacfwd(self._pixels))(theta, p), turn, D], -1)
         s = r.square().sum(-1)
         slope = torch.where(self.mask, kernel_derivatives(self.kernel, s)[1], 0.0)
         weighted = (slope[..., None, None] * J).flatten(2, 3).mT
@@ -184,7 +186,8 @@ class CalibrationProblem:
         slope_at = grad(lambda step: self._costs(theta, pose, step, points2d, points).sum())
         columns = torch.eye(P + 6, dtype=theta.dtype, device=theta.device)[:, None, None].expand(-1, S, V, -1)
         none = torch.zeros_like(columns[0])
-        return gradient, vmap(lambda column: jvp(slope_at, (none,), (column,))[1], out_dims=-1)(columns), s
+        with one_at_a_time():
+            return gradient, vmap(lambda column: jvp(slope_at, (none,), (column,))[1], out_dims=-1)(columns), s
 
     def _pixels(self, theta: Tensor, p: Tensor) -> Tensor:
         return project_camera_frame(p, *self.unpack(theta), model=self.model)
