@@ -150,6 +150,16 @@ def test_ok_switches_gradients_off() -> None:
     assert (value.grad != 0).any(-1).tolist() == [True, False, True]  # type: ignore[union-attr]
 
 
+def test_a_singular_hessian_switches_gradients_off() -> None:
+    """Whatever `ok` says, of x that nothing in the data moves or that is no minimum."""
+    problem = Problem(lambda x, target: torch.stack([x[0] - target[0], target[1] * (x[1] - target[0])]), dof=2)
+    target = torch.tensor([[1.0, 2], [1, 0], [3, 1]], **DOUBLE).requires_grad_()
+    x = target.detach()[:, :1].expand(3, 2)
+    for ok in (None, torch.ones(3, dtype=torch.bool)):
+        (gradient,) = torch.autograd.grad(attach_gradient(problem, x, target, ok=ok).sum(), target)
+        close(gradient, torch.tensor([[2.0, 0], [0, 0], [2, 0]], **DOUBLE), 1e-12)
+
+
 def test_the_value_is_unchanged_and_x0_gets_no_gradient() -> None:
     x0, time, value = decay_data()
     x0 = (x0[0].requires_grad_(), x0[1])
