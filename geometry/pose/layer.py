@@ -83,7 +83,7 @@ def pnp(
     points left by the mask. A sample that did not converge has gradient zero and leaves the others untouched.
 
     certify: seek a proof that x is the global minimum among the poses with all points ahead (docs/certificate.md), in
-    tensor operations, about a millisecond a sample. Where `certified` is True no pose has a lower cost, but for
+    tensor operations, half a millisecond to two a sample. Where `certified` is True no pose has a lower cost, but for
     rounding (1e-9 of it); False says that there is no proof: the data are too few or too noisy, another minimum
     is as low, or x is a local minimum next to init. For cameras without distortion and costs without a robust kernel,
     with solve_dtype=torch.float64.

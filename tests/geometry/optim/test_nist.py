@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, exp
 
-from geometry import Problem, Status, covariance, minimize
+from geometry import Problem, covariance, minimize
 
 Model = Callable[[Tensor, Tensor], Tensor]
 DATA = json.loads(Path(__file__).with_name("nist_strd.json").read_text())
@@ -107,7 +107,7 @@ def test_certified_minima_are_found_from_both_starts(name: str) -> None:
     stated = covariance(problem, found.x, x[None], y[None]).diagonal(dim1=-2, dim2=-1).sqrt()
     for i in range(2):
         if (name, i) in NO_MINIMUM:
-            assert found.status[i] == Status.SINGULAR
+            assert not found.converged[i]
         else:
             assert found.converged[i]
             assert digits(found.x, certified)[i] > FEWER.get(name, 9)
