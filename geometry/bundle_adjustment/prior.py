@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import hessian, vmap
+from torch.func import hessian, jacfwd, vmap
 from torch.nn.functional import pad
 
 from geometry import se3
@@ -70,29 +70,14 @@ def _derivatives(known: Known, exact: bool) -> tuple[Tensor, Tensor]:
     if known.value.ndim == 2:
         return known.weights * vmap(_residual)(*inputs), torch.diag_embed(known.weights.square())
 
-    r, J = vmap(_residual)(*inputs), _by_step(known)
-    H = J.mT @ J
-    if exact:
+    def moved(step: Tensor, pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
+        return _residual(se3.retract(pose, step), prior, weights)
 
-        def half_square(step: Tensor, pose: Tensor, prior: Tensor, weights: Tensor) -> Tensor:
-            return 0.5 * _residual(se3.retract(pose, step), prior, weights).square().sum()
-
-        with one_at_a_time():
-            H = vmap(hessian(half_square))(known.weights.new_zeros(known.weights.shape), *inputs)
+    at = (known.weights.new_zeros(known.weights.shape), *inputs)
+    with one_at_a_time():
+        r, J = vmap(moved)(*at), vmap(jacfwd(moved))(*at)
+        H = vmap(hessian(lambda *a: 0.5 * moved(*a).square().sum()))(*at) if exact else J.mT @ J
     return (J.mT @ r[..., None]).squeeze(-1), H
-
-
-def _by_step(known: Known) -> Tensor:
-    """The derivative (n,6,6) of the residuals of poses by their steps (omega, v).
-
-    log(exp(omega) exp(phi)) = phi + J_l(phi)^-1 omega, with J_l the left Jacobian; the centre -R^T t moves by
-    -R^T hat(t) omega - R^T v.
-    """
-    pose, prior, weights = known[:3]
-    back = pose[:, :3, :3].mT
-    turn = torch.linalg.inv(se3.left_jacobian(se3.log(pose[:, :3, :3] @ prior[:, :3, :3].mT)))
-    shift = torch.cat([-back @ se3.hat(pose[:, :3, 3]), -back], -1)
-    return weights[..., None] * torch.cat([pad(turn, (0, 3)), shift], -2)
 
 
 def cost_of(known: Sequence[Known], like: Tensor) -> Tensor:
