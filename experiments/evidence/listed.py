@@ -172,6 +172,7 @@ ELSEWHERE = {
     "routes.md": ("structure_routes default", "a scene each, 16 random starts; the last scene: preset `real`"),
     "robust_pose.md": ("toy_study default", "5 seeds, 200 problems of each share and seed"),
     "expert_selection.md": ("toy_study default", "5 seeds, 1,000 images of each"),
+    "line_fitting.md": ("toy_study default", "5 seeds, and one of 50,000 steps; 1,000 images of each"),
     "benchmark_certificate.md": ("benchmarks.certificate default --seed 1", "1,000 problems a row, 10,000 of any kind"),
     "benchmark_pose_sets.md": ("benchmarks.pose_sets default", "2,000 views a row, and as many for the levels"),
     "benchmark_pnp.md": ("benchmarks.pnp full", "10,000 problems without a start; times: one seed, in turns"),
