@@ -403,4 +403,5 @@ def test_compiling_ahead_removes_what_is_older_than_the_sources(
         "pose.adjoint",
         "pose.solve",
         "pose.start",
+        "program.solve",
     ]
