@@ -109,7 +109,7 @@ def certified(data: PnPData, pose: Tensor, second: Tensor | None, ratio: Tensor 
             part = slice(begin, begin + size)
             some = PnPData(*(each[part] for each in full))
             parts.append(_certified(some, pose[part], second[part], ratio[part] > 0))
-        return torch.cat(parts), ()
+        return torch.cat(parts) if parts else full.mask.any(-1), ()
 
     proved, _ = opaque(find, pose, second, ratio, *data)
     return proved

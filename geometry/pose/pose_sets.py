@@ -20,6 +20,7 @@ from geometry.checks import check_tensors, positive
 from geometry.optim import Problem, Solution, jacobian, solve_spd, stop_gradient_where
 from geometry.pose.data import PnPData, check_pose
 from geometry.pose.layer import data_of, pnp
+from geometry.pose.losses import nothing_of
 from geometry.pose.problem import pnp_problem
 from geometry.robust import Kernel, kernel_derivatives
 
@@ -62,7 +63,7 @@ class PoseSet:
         """
         pose = check_pose("pose", pose, self.x)
         truth = self._frame.to_frame(pose.to(self._cost.dtype))
-        more = (self._problem.costs(truth, *self._data) - self._cost).clamp_min(0)
+        more = (_costs(self._problem, truth, self._data) - self._cost).clamp_min(0)
         return torch.where(self.converged, more, 0.0).to(self.x.dtype)
 
     def contains(self, pose: Tensor, level: Tensor | float) -> Tensor:
@@ -117,15 +118,27 @@ def pose_set(
     best = frame.to_frame(found.x.detach().double())
     data = PnPData(*stop_gradient_where(~found.converged, tuple(data)))
     # x is a minimum: by the envelope theorem its own derivative does not enter that of the cost
-    r, J = jacobian(problem, best, data)
-    _, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
-    H = J.flatten(1, 2).mT @ (slope[..., None, None] * J).flatten(1, 2)
+    H = _gauss_newton(problem, best, data)
     positive = found.converged & solve_spd(H.detach(), torch.zeros_like(H[..., 0]).detach())[1]
     eye = torch.eye(6, dtype=H.dtype, device=H.device)
     log_det = torch.linalg.slogdet(torch.where(positive[:, None, None], H, eye))[1]
     log_det = torch.where(positive, log_det, -torch.inf)
-    cost = problem.costs(best, *data)
+    cost = _costs(problem, best, data)
     return PoseSet(found.x.detach(), found.status, problem, data, frame, cost, log_det)
+
+
+def _costs(problem: Problem, pose: Tensor, data: PnPData) -> Tensor:
+    """Of poses (B,4,4), which may be none."""
+    return problem.costs(pose, *data) if len(pose) else nothing_of(data)
+
+
+def _gauss_newton(problem: Problem, pose: Tensor, data: PnPData) -> Tensor:
+    """J^T rho' J (B,6,6) at poses (B,4,4), differentiable in the data."""
+    if len(pose) == 0:
+        return pose.new_zeros(0, 6, 6)
+    r, J = jacobian(problem, pose, data)
+    _, slope, _ = kernel_derivatives(problem.kernel, r.square().sum(-1))
+    return J.flatten(1, 2).mT @ (slope[..., None, None] * J).flatten(1, 2)
 
 
 def conformal_level(scores: Tensor, coverage: float) -> Tensor:

@@ -118,6 +118,11 @@ def test_noise_free_and_hopeless_problems() -> None:
     assert not certified(project(line.expand(20, 8, 3), given.truth, K), line).any()
 
 
+def test_no_problem_is_no_proof() -> None:
+    given = problems(1, 8, 1.0)
+    assert certified(given.points2d[:0], given.points3d[:0]).shape == (0,)
+
+
 def test_a_bad_sample_leaves_the_others_certified() -> None:
     given = problems(5, 8, 1.0, seed=7)
     mask = torch.ones(5, 8, dtype=torch.bool)

@@ -148,6 +148,12 @@ def test_views_that_tell_no_pose_have_every_pose_and_leave_the_others() -> None:
     assert (sets.excess(behind)[[0, 2, 3]] == torch.inf).all()
 
 
+def test_no_views_have_no_sets() -> None:
+    given = views(1, 9)
+    sets = pose_set(given.points2d[:0], POINTS, K)
+    assert sets.log_volume(1.0).shape == sets.excess(given.pose[:0]).shape == (0,)
+
+
 def test_a_second_minimum_belongs_to_the_set() -> None:
     flat = POINTS * torch.tensor([1.0, 1, 0], **DOUBLE)
     pose = se3.from_rotvec_t(torch.tensor([[0.25, 0.1, 0, 0, 0, 25.0]], **DOUBLE))
