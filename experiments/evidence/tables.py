@@ -164,7 +164,14 @@ def _rows(claim: Claim, found: Found) -> list[list[str]]:
 
 def _first(claim: Claim, found: Found, row: int) -> list[str]:
     """What stands in the first of a claim's rows alone: command and seeds."""
-    return ["", ""] if row else [f"`{claim.name}`", f"{found.seeds[0]} to {found.seeds[-1]}"]
+    return ["", ""] if row else [f"`{claim.name}`", _ranges(found.seeds)]
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Seeds as `200 to 219, 1000 to 1004`."""
+    begins = [i for i, seed in enumerate(seeds) if i == 0 or seed != seeds[i - 1] + 1]
+    runs = [seeds[i:j] for i, j in zip(begins, [*begins[1:], len(seeds)], strict=True)]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def compared(claims: Sequence[Claim], reference: Reference, fresh: Mapping[str, Found], date: str) -> Report:

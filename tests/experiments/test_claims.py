@@ -157,7 +157,8 @@ def test_the_reference_is_of_the_claims_and_its_page_is_made_of_it() -> None:
     claims = {claim.name: claim for claim in CLAIMS}
     for name, found in reference.claims.items():
         claim = claims[name]
-        assert len(found.seeds) == claim.seeds >= 5
+        # seeds that were tried later are added: what is stated of the next is of all that were seen
+        assert len(found.seeds) >= claim.seeds >= 5
         assert list(found.values) == [measure.name for measure in claim.measures]
     assert (REFERENCE / "claims.md").read_text() == stated(CLAIMS, reference)
 
