@@ -68,8 +68,8 @@ class Config(CalibrationConfig):
             )
 
 
-PUBLISHED = {"iterations": "284 to 1039"}
-"""By the published formula, 20 seeds: results/reference/claims.md."""
+PUBLISHED = {"iterations": "260 to 1287"}
+"""By the published formula, 40 seeds: results/reference/claims.md."""
 PRESETS = {
     "default": Config(preset="default", log_every=5),
     "paper": Config(preset="paper", method="sgd", iterations=2000, log_every=100),

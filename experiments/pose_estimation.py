@@ -75,7 +75,7 @@ class Config(VideoConfig):
 
 PAPER = Config(preset="paper", method="vgg11_adam", iterations=2000, dtype="float32", log_every=100)
 PUBLISHED = {"iterations": "297 to 365"}
-"""By the published formula, 20 seeds: results/reference/claims.md."""
+"""By the published formula, 40 seeds: results/reference/claims.md."""
 PRESETS = {
     "default": Config(preset="default", log_every=5),
     "paper": PAPER,
