@@ -34,7 +34,9 @@ _NARROW = 3  # divisions from which on boxes have depths of their own
 _MOST = 128  # boxes of a problem that may be left after a division: more are those of one that is beaten
 _TOGETHER = 256, 32768  # problems, and points of these, that are looked at together
 _ROUNDING = 1e-11  # of the sum of all terms of a form
-_NEAR = 0.8  # cosine of half the angle to a minimum whose basin is asked
+# Cosine of half the angle to a minimum whose basin is asked: no box after so many divisions has corners as near to q
+# and to -q at once.
+_NEAR = 0.8
 
 
 class Form(NamedTuple):
