@@ -44,7 +44,7 @@ CLEAR = 0.5
 class Config:
     problems: int = 1000
     """Sets the number of problems a row."""
-    any: int = 1000
+    any: int = 10_000
     """Sets the number of problems of the row of any problem."""
     starts: int = 24
     """Sets from how many random rotations each problem is solved again."""
@@ -60,7 +60,7 @@ class Config:
 
 
 PRESETS = {
-    "default": Config(any=10_000),
+    "default": Config(),
     "million": Config(any=1_000_000),
     "smoke": Config(problems=20, any=20, starts=4, batch=20),
 }

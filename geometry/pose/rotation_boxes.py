@@ -19,19 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geometry import se3
+
 __all__ = ["Boxes", "Tables", "tables"]
 
 _PAIRS = tuple(itertools.combinations_with_replacement(range(4), 2))
 _SAME = [first == second for first, second in _PAIRS]
 _MONOMIALS = tuple(e for e in itertools.product(range(5), repeat=3) if sum(e) <= 4)
 _CORNERS = tuple(itertools.product((-1, 1), repeat=3))
-# R row after row and 1, times |q|^2, as sums of products (factor, i, j) of the entries of q = (w, x, y, z)
-_ENTRIES = (
-    ((1, 0, 0), (1, 1, 1), (-1, 2, 2), (-1, 3, 3)), ((2, 1, 2), (-2, 0, 3)), ((2, 1, 3), (2, 0, 2)),
-    ((2, 1, 2), (2, 0, 3)), ((1, 0, 0), (-1, 1, 1), (1, 2, 2), (-1, 3, 3)), ((2, 2, 3), (-2, 0, 1)),
-    ((2, 1, 3), (-2, 0, 2)), ((2, 2, 3), (2, 0, 1)), ((1, 0, 0), (-1, 1, 1), (-1, 2, 2), (1, 3, 3)),
-    ((1, 0, 0), (1, 1, 1), (1, 2, 2), (1, 3, 3)),
-)  # fmt: skip
 
 
 class Tables(NamedTuple):
@@ -54,10 +49,6 @@ class Tables(NamedTuple):
 @lru_cache(maxsize=8)
 def tables(device: torch.device) -> Tables:
     """The tables, made once a device."""
-    entries = torch.zeros(10, 10)
-    for row, terms in enumerate(_ENTRIES):
-        for factor, i, j in terms:
-            entries[row, _PAIRS.index((i, j))] += factor
     pairs = [_exponents(pair) for pair in _PAIRS]
     quartics = torch.zeros(100, 35)
     for row, (a, b) in enumerate(itertools.product(_PAIRS, repeat=2)):
@@ -72,10 +63,22 @@ def tables(device: torch.device) -> Tables:
 
     corners = torch.tensor(_CORNERS)
     made = (
-        entries, quartics, bernstein(pairs, 2), bernstein(_MONOMIALS, 4), halves(pairs), halves(_MONOMIALS), corners,
+        _entries(), quartics, bernstein(pairs, 2), bernstein(_MONOMIALS, 4), halves(pairs), halves(_MONOMIALS), corners,
     )  # fmt: skip
     with torch.inference_mode(False):
         return Tables(*(each.to(device, torch.float64, copy=True) for each in made))
+
+
+def _entries() -> Tensor:
+    """R row after row and 1, times |q|^2, by the products of two of q = (w, x, y, z): a quadratic map, polarised."""
+
+    def entries(q: Tensor) -> Tensor:
+        return torch.cat([se3.rotation_from_quat_wxyz(q).flatten(), q.new_ones(1)]) * q.square().sum()
+
+    one = torch.eye(4, dtype=torch.float64)
+    alone = [entries(q) for q in one]
+    columns = [alone[i] if i == j else entries(one[i] + one[j]) - alone[i] - alone[j] for i, j in _PAIRS]
+    return torch.stack(columns, -1)
 
 
 def _exponents(factors: tuple[int, ...]) -> tuple[int, ...]:
