@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geometry import se3
+from geometry.optim import Linearization
 
 __all__ = ["Basin", "Views", "basin", "slack"]
 
@@ -64,35 +65,27 @@ def slack(views: Views, squares: Tensor) -> Tensor:
     return _SLACK[0] * squares + _SLACK[1] * (views.whiten @ apart[..., None]).square().sum((1, 2, 3))
 
 
-def basin(pose: Tensor, views: Views) -> Basin:
-    """The basins of poses (B,4,4) in the frame of the views, by one Hessian and bounds of third derivatives."""
+def basin(pose: Tensor, views: Views, local: Linearization) -> Basin:
+    """The basins of poses (B,4,4) in the frame of the views, by bounds of third derivatives; local has the Hessian."""
     X, seen, W, visible = views
+    squares, gradient, gauss_newton, H = 2 * local.cost, local.gradient, local.gauss_newton, local.hessian
+    assert H is not None
+    # a pose with a point behind, or of no numbers, has no basin, and must not trouble the factors of the others
+    ahead = torch.isfinite(squares)
+    pose = torch.where(ahead[:, None, None], pose, torch.eye(4, dtype=X.dtype, device=X.device))
+    gauss_newton, H = (torch.where(ahead[:, None, None], each, 0.0) for each in (gauss_newton, H))
     R, t = pose[:, :3, :3], pose[:, None, :3, 3]
     turned = X @ R.mT
-    p = turned + t
-    z = torch.where(visible, p[..., 2], 1.0)
-    ahead = (z > 0).all(-1)
-    p, z = torch.where(visible[..., None], p, 1.0), z.clamp_min(torch.finfo(z.dtype).tiny)
+    p = torch.where((visible & ahead[:, None])[..., None], turned + t, 1.0)
+    z = p[..., 2]
     q = p[..., :2] / z[..., None]
     r = (W @ (q - seen)[..., None])[..., 0]
-    squares = r.square().sum((1, 2))
 
     eye2, eye3 = torch.eye(2, dtype=X.dtype, device=X.device), torch.eye(3, dtype=X.dtype, device=X.device)
     move = torch.cat([-se3.hat(turned), eye3.expand(*turned.shape, 3)], -1)  # of p, by d
     plane = torch.cat([eye2.expand(*q.shape, 2), -q[..., None]], -1) / z[..., None, None]
     flow = torch.where(visible[..., None, None], plane @ move, 0.0)  # of q
-    J = (W @ flow).flatten(1, 2)
     sink = torch.where(visible[..., None], move[..., 2, :] / z[..., None], 0.0)  # of z, over z
-    pull = (W.mT @ r[..., None])[..., 0]  # r . dr as a covector of q
-    gradient = (J * r.flatten(1)[..., None]).sum(1)
-    # q'' = (p''_xy - q p''_z - 2 q' p'_z) / z, with p'' = omega x (omega x R X) = omega (omega . R X) - R X |omega|^2
-    along = (pull[..., None] * flow).sum(-2)
-    H = J.mT @ J - along.mT @ sink - sink.mT @ along
-    arm = (plane.mT @ pull[..., None])[..., 0]
-    outer = arm.mT @ turned
-    bent = (outer + outer.mT) / 2 - outer.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] * eye3
-    H = H + torch.nn.functional.pad(bent, (0, 3, 0, 3))
-
     factor, info = torch.linalg.cholesky_ex(H)
     good = ahead & (info == 0) & torch.isfinite(factor).all(-1).all(-1)
     factor = torch.where(good[:, None, None], factor, torch.eye(6, dtype=X.dtype, device=X.device))
@@ -108,7 +101,7 @@ def basin(pose: Tensor, views: Views) -> Basin:
         arm=X.norm(dim=-1) / z,
         ray=(1 + (q.norm(dim=-1) + _STRAY).square()).sqrt(),
         weight=weight,
-        first=torch.linalg.eigvalsh(T.mT @ (J.mT @ J) @ T)[:, -1].clamp_min(0).sqrt(),
+        first=torch.linalg.eigvalsh(T.mT @ gauss_newton @ T)[:, -1].clamp_min(0).sqrt(),
         rest=squares.sqrt(),
     )
     radius = torch.where(good, _radius(bounds), 0.0)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from geometry import se3
-from geometry.optim import opaque
+from geometry.optim import linearize, opaque
 from geometry.pose.basin import Basin, Views, basin, slack
 from geometry.pose.data import PnPData
+from geometry.pose.problem import pnp_problem
 from geometry.pose.rotation_boxes import Boxes, tables
 
 __all__ = ["certified"]
@@ -121,9 +122,10 @@ def _certified(data: PnPData, pose: Tensor, second: Tensor, two: Tensor) -> Tens
     """`certified`, of problems that are looked at together."""
     data, frame = data.centred(scaled=True)
     views = _views(data)
-    poses = torch.stack([frame.to_frame(pose), frame.to_frame(second)], 1)
+    poses = torch.stack([frame.to_frame(pose), frame.to_frame(second)], 1).flatten(0, 1)
     each = torch.arange(len(pose), device=pose.device).repeat_interleave(2)
-    found = basin(poses.flatten(0, 1), views.at(each))
+    local = linearize(pnp_problem(), poses, tuple(part[each] for part in data), exact=True)
+    found = basin(poses, views.at(each), local)
     basins = Basin(*(part.unflatten(0, (-1, 2)) for part in found))
     # that nothing in a basin is better than its minimum tells nothing of a minimum that is better than the first
     other = two & (basins.squares[:, 1] >= basins.squares[:, 0])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry import huber, pnp, project, se3
+from geometry import huber, pnp, pnp_problem, project, se3
+from geometry.optim import linearize
 from geometry.pose.basin import Basin, Views, basin
 from geometry.pose.certificate import Form, Known, _coarse, _in_basin, _narrowed, _pairs, _views, _within
 from geometry.pose.data import prepare
@@ -47,6 +48,12 @@ def views_of(given: Problems, pose: Tensor) -> tuple[Views, Tensor]:
     """The views, and poses in their frame."""
     data, frame = prepare(given.points2d, given.points3d, K, None, None, None).masked().centred(scaled=True)
     return _views(data), frame.to_frame(pose)
+
+
+def basins_of(given: Problems, pose: Tensor) -> Basin:
+    """About poses in the frame of the views."""
+    data, _ = prepare(given.points2d, given.points3d, K, None, None, None).masked().centred(scaled=True)
+    return basin(pose, _views(data), linearize(pnp_problem(), pose, tuple(data), exact=True))
 
 
 def squares(pose: Tensor, views: Views) -> Tensor:
@@ -130,6 +137,13 @@ def test_a_bad_sample_leaves_the_others_certified() -> None:
     assert certified(given.points2d, given.points3d, mask=mask).tolist() == [True, True, False, True, True]
 
 
+def test_a_start_with_points_behind_troubles_no_other() -> None:
+    given = problems(3, 8, 1.0, seed=15)
+    init = given.truth.clone()
+    init[1, 2, 3] = -6
+    assert certified(given.points2d, given.points3d, init=init).tolist() == [True, False, True]
+
+
 def test_certificates_under_transforms_and_in_float32() -> None:
     given = problems(6, 10, 1.0, seed=8)
     mapped = torch.func.vmap(certified)(given.points2d.view(2, 3, 10, 2), given.points3d.view(2, 3, 10, 3))
@@ -210,7 +224,7 @@ def test_no_part_of_the_proof_excludes_a_pose_that_is_better() -> None:
     g = generator(11)
     given = problems(30, 6, 30.0, seed=12)
     views, minimum = views_of(given, pnp(given.points2d, given.points3d, K).x)
-    basins = Basin(*(torch.stack([each, each], 1) for each in basin(minimum, views)))
+    basins = Basin(*(torch.stack([each, each], 1) for each in basins_of(given, minimum)))
     looked = narrowed = 0
     for _ in range(60):
         # from next to the minimum to anywhere
@@ -252,7 +266,7 @@ def test_in_its_basin_a_minimum_is_the_best(flat: bool) -> None:
     given = problems(50, 8, 2.0, flat, seed=13)
     found = pnp(given.points2d, given.points3d, K)
     views, pose = views_of(given, found.x)
-    about = basin(pose, views)
+    about = basins_of(given, pose)
     assert (about.radius > 0).double().mean() > 0.9
     close(about.squares, 2 * found.cost, 1e-9)
 
@@ -272,4 +286,5 @@ def test_in_its_basin_a_minimum_is_the_best(flat: bool) -> None:
     gain = squares(moved, views) - about.squares[:, None]
     bound = 1e-3 * (share[..., 0] * about.radius).square().T
     assert (gain[about.radius > 0] >= 0.5 * bound[about.radius > 0]).all()
-    assert (basin(se3.retract(pose, 1e-3 * torch.randn(50, 6, generator=g, **DOUBLE)), views).radius == 0).all()
+    near = se3.retract(pose, 1e-3 * torch.randn(50, 6, generator=g, **DOUBLE))
+    assert (basins_of(given, near).radius == 0).all()
